@@ -1,0 +1,72 @@
+"""Configuration of every program: one frozen msgspec struct, a TOML file, and ``--set a.b=c``.
+
+An unknown key or a bad value refuses to start and is named. ``to_toml`` prints what is in force.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import tomli_w
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the key."""
+
+
+def load(kind: type[T], path: str | None = None, overrides: list[str] | None = None) -> T:
+    """``kind`` from defaults, then the file, then ``key.path=value`` overrides (values in TOML syntax).
+
+    Raises ConfigError.
+    """
+    data = _read(path) if path else {}
+    for override in overrides or []:
+        _apply(data, override)
+    try:
+        return msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path or 'configuration'}: {error}") from None
+
+
+def to_toml(config: msgspec.Struct) -> str:
+    """The effective configuration; keys without a value are left out, since TOML has no null."""
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: {parent} is not a table")
+    data[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
+    return value

@@ -1,0 +1,119 @@
+"""What an engine is asked to do in one step, and what it answers.
+
+The scheduler decides (which tokens, which blocks); an engine computes. It knows nothing of
+requests, caching or the network, and never allocates or frees a block.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Run(NamedTuple):
+    """Consecutive blocks of a sequence whose keys sit ``delta`` positions before where they are read.
+
+    An ordinary sequence is one run with delta 0. Attention rotates the query by -delta for a run.
+    """
+
+    blocks: tuple[int, ...]
+    delta: int = 0
+
+
+class Copy(NamedTuple):
+    """Copy one block's content inside the pool before the step computes (fork, private copy)."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose a token. Numbers come from Philox4x32-10 with key = seed, counter = (position, choice)."""
+
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int = 0
+    logprobs: int | None = None  # alternatives to report with each token; None: no logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sequence's share of a step: compute KV for ``token_ids`` at positions ``start`` and on.
+
+    Position p lives in slot p % block_size of the (p // block_size)-th block of the runs in order.
+    """
+
+    token_ids: tuple[int, ...]
+    start: int
+    runs: tuple[Run, ...]
+    root: bytes  # of the hash chain: what the KV means
+    sampling: Sampling | None = None  # sample after the last token; None: a prompt not finished yet
+    choices: tuple[int, ...] = (0,)  # one token is drawn for each
+    completion_position: int = 0  # of the token to be drawn: the sampler's counter
+    prompt_logprobs: int | None = None  # report every computed token but the chunk's first of the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One engine step: copies first, then all works as one batch."""
+
+    works: tuple[Work, ...]
+    copies: tuple[Copy, ...] = ()
+
+
+class Logprobs(NamedTuple):
+    """A token's own log-probability and the most likely alternatives, best first."""
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a Work yields. ``token_ids[i]`` belongs to ``choices[i]``; empty when nothing was sampled.
+
+    ``prompt_logprobs[i]`` scores the prompt token at position start + i + 1 (the chunk's last entry
+    scores the next chunk's first token and is absent at the prompt's end).
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One Drawn per Work, in order. The step counts as finished ``delay_s`` after execute returns."""
+
+    drawn: tuple[Drawn, ...]
+    delay_s: float = 0.0  # a simulated device's time; 0 for a real one
+
+
+class Engine(Protocol):
+    """A device with a pool of ``total_blocks`` KV blocks."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of what the KV means: canonical configuration and per-tensor digests."""
+    @property
+    def layout(self) -> bytes:
+        """Fingerprint of a stored copy: dtype, block size, layers, heads, head size."""
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+
+    def execute(self, plan: Plan) -> StepResult:
+        """Blocks the calling thread until the device has finished. All blocks written are readable after."""
