@@ -27,7 +27,7 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose a token. Numbers come from Philox4x32-10 with key = seed, counter = (position, choice)."""
+    """How to choose a token. Random numbers: Philox4x32-10, key = seed, counter = (position, choice)."""
 
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
@@ -101,9 +101,11 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of what the KV means: canonical configuration and per-tensor digests."""
+
     @property
     def layout(self) -> bytes:
         """Fingerprint of a stored copy: dtype, block size, layers, heads, head size."""
+
     @property
     def block_size(self) -> int: ...
     @property
