@@ -1,0 +1,128 @@
+"""What the router shows of itself: plain values for the admin page, the metrics and the log.
+
+Times are seconds on the router's monotonic clock, lengths are tokens unless the name says blocks.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class HitRate(NamedTuple):
+    """Prompt tokens found in a cache, of the prompt tokens asked."""
+
+    hit: int = 0
+    asked: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """0 to 1; None when nothing was asked."""
+        return self.hit / self.asked if self.asked else None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker as the router sees it now. What only its Status tells is empty while it is joining."""
+
+    worker: str  # its name; the address until it has told it
+    address: str
+    state: str  # joining, healthy, stuck, ejected, draining, lost
+    model: str
+    fingerprint: bytes
+    engine: str
+    epoch: int
+    block_size: int
+    total_blocks: int
+    held_blocks: int  # by the index, any tier
+    free_blocks: int
+    max_context: int
+    max_running: int
+    vocab_size: int
+    running: int
+    waiting: int
+    bookings: int  # alive on this router
+    hit_minute: HitRate
+    hit_total: HitRate  # since this router first saw the worker's epochs
+    ttft_p50_s: float | None  # of the last five minutes
+    ttft_p95_s: float | None
+    share: float  # of the fleet's placements in the last minute, 0 to 1
+    placements: int  # since start
+    dropped: int  # Finish(dropped) since start
+    ejections: int
+    recoveries: int  # replays and snapshots asked for since start
+    wait_s: float  # predicted queue of a new request
+    prefill_s_per_1k: float  # learned price of 1,000 uncached tokens without context
+    ttft_error: float | None  # learned mean of |measured - predicted| / measured
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementView:
+    """One past placement. Overlaps in tokens; None until known."""
+
+    at: float
+    booking: int
+    request_id: str
+    tenant: str
+    model: str
+    worker: str
+    policy: str
+    reason: str
+    price_s: float
+    terms: tuple[tuple[str, float], ...]
+    prompt_tokens: int
+    available: int  # largest overlap at any worker
+    expected: int  # overlap at the chosen worker
+    delivered: int | None  # tokens that the worker reports as cached
+    predicted_ttft_s: float
+    ttft_s: float | None
+    ending: str  # "" while alive, then ok, ignore, dropped, expired
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The fleet in one line."""
+
+    workers: int
+    healthy: int
+    usable: int  # by the next placement
+    panic: bool
+    total_blocks: int
+    held_blocks: int
+    running: int
+    waiting: int
+    bookings: int
+    hit_minute: HitRate
+    hit_total: HitRate
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+    policy: str
+    index_native: bool
+
+
+@dataclass(slots=True)
+class Counters:
+    """Events since start. Only ever grow."""
+
+    placements: int = 0
+    rejected: int = 0
+    bad_requests: int = 0
+    explained: int = 0
+    progress: int = 0
+    finished_ok: int = 0
+    finished_ignore: int = 0
+    finished_dropped: int = 0
+    finished_unknown: int = 0  # ended or expired before
+    expired: int = 0
+    panic: int = 0  # placements made while under half of the fleet was healthy
+    ejections: int = 0
+    kv_batches: int = 0
+    kv_duplicates: int = 0
+    kv_gaps: int = 0
+    kv_bad_digests: int = 0
+    kv_malformed: int = 0
+    kv_new_epochs: int = 0
+    kv_snapshots: int = 0
+    kv_held_dropped: int = 0  # batches let go because too many waited for a replay
+    expected_tokens: int = 0  # overlap at the chosen workers, sum over placements
+    available_tokens: int = 0
+    delivered_tokens: int = 0  # sum over requests that reached their first token
+    prompt_tokens: int = 0  # sum over placements
