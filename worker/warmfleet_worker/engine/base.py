@@ -51,7 +51,8 @@ class Work:
     sampling: Sampling | None = None  # sample after the last token; None: a prompt not finished yet
     choices: tuple[int, ...] = (0,)  # one token is drawn for each
     completion_position: int = 0  # of the token to be drawn: the sampler's counter
-    prompt_logprobs: int | None = None  # report every computed token but the chunk's first of the prompt
+    prompt_logprobs: int | None = None  # alternatives to report with each prompt token that this chunk scores
+    next_id: int | None = None  # the prompt's token after this chunk, so that prompt_logprobs can score it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Drawn:
     """What a Work yields. ``token_ids[i]`` belongs to ``choices[i]``; empty when nothing was sampled.
 
     ``prompt_logprobs[i]`` scores the prompt token at position start + i + 1 (the chunk's last entry
-    scores the next chunk's first token and is absent at the prompt's end).
+    scores ``Work.next_id``, the next chunk's first token, and is absent at the prompt's end).
     """
 
     token_ids: tuple[int, ...] = ()
