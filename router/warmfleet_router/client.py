@@ -61,7 +61,7 @@ class RemoteRouter:
     """The router at the other end of ``channel``; the caller closes the channel."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        self._stub: Any = router_pb2_grpc.RouterStub(channel)
+        self._stub: Any = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
@@ -92,7 +92,8 @@ async def _translated(call: Awaitable[T]) -> T:
 
 def from_status(error: grpc.aio.AioRpcError) -> WarmfleetError:
     """The exception that the other end raised, or Rejected when it could not be asked."""
-    known = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    metadata: Any = error.trailing_metadata() or ()
+    known = {str(key): str(value) for key, value in metadata}
     message = error.details() or "the router did not answer"
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT:
