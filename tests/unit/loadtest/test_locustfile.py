@@ -19,7 +19,7 @@ async def locust(url: str, statistics: Path, *more: str) -> str:
         f"--headless --host {url} --users 4 --spawn-rate 10 --run-time 3s --csv {statistics} --only-summary"
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *flags.split(), *more),
+        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *flags.split(), *load.split(), *more),
         cwd=LOCUSTFILE.parents[1],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -33,10 +33,10 @@ async def locust(url: str, statistics: Path, *more: str) -> str:
 async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path) -> None:
     stand_in = StandIn(gap_s=0.02)
     async with TestServer(stand_in.app()) as server:
-        output = await locust(
-            str(server.make_url("")).rstrip("/"), tmp_path / "run", "--longest-prefix", "600"
-        )
-    rows = {(r["Type"], r["Name"]): r for r in csv.DictReader((tmp_path / "run_stats.csv").open())}
+        url = str(server.make_url("")).rstrip("/")
+        output = await locust(url, tmp_path / "run", "--longest-prefix", "600")
+    statistics = (tmp_path / "run_stats.csv").read_text().splitlines()
+    rows = {(r["Type"], r["Name"]): r for r in csv.DictReader(statistics)}
     for name in ("chat", "agent"):
         answers, first, gaps = rows["POST", name], rows["TTFT", name], rows["ITL", name]
         assert int(answers["Failure Count"]) == 0
