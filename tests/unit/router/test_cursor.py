@@ -186,6 +186,16 @@ def test_wrong_digest_clears_and_asks_for_a_snapshot() -> None:
     assert mirror.present == source.present
 
 
+def test_snapshot_with_a_lost_part_is_refused() -> None:
+    source = Source(epoch=7)
+    source.store([1, 2, 3, 4, 5])
+    first, _, last = source.snapshot()
+    mirror = Mirror()
+    assert mirror.receive(first) == []
+    assert mirror.receive(last) == [Ask(0, 0)]
+    assert mirror.present == set()
+
+
 def test_repeated_seq_with_another_digest_is_noticed() -> None:
     source = Source(epoch=7)
     mirror = joined(source)
