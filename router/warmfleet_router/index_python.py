@@ -1,0 +1,355 @@
+"""The index in Python: the definition that ``_native.c`` is held equal to, and its stand-in.
+
+Which worker holds which block, in which tier. Blocks live in numbered *slots*; what is held of a
+block is one integer with three bits a *column*, one a tier. A column is a worker's place in those
+integers: a worker that leaves, or is cleared, leaves its column behind at once and gets another,
+and the bits of the old one are swept away later, in slices. Above the cap a block makes room: of
+the next ``WINDOW`` slots the one longest untouched goes, and of several such the deepest.
+
+Pure: no clock, no chance. One thread owns an index; nothing is locked.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from math import inf, isnan
+from typing import Final, NamedTuple
+
+from warmfleet_proto.limits import KEY_BYTES
+
+MAX_CAP: Final = 1 << 30  # blocks
+MAX_WORKERS: Final = 4096  # ids in use, those that wait for their sweep included
+MAX_COLUMNS: Final = 2 * MAX_WORKERS  # every worker may be cleared once more before a sweep is forced
+MAX_TOP: Final = 64
+MAX_DEPTH: Final = (1 << 24) - 1  # deeper blocks count as this deep
+TIERS: Final = 3  # device, host, disk: 1, 2, 3 as in worker.proto
+
+JUMP_ABOVE: Final = 2048  # blocks; longer chains are probed every STRIDE blocks
+STRIDE: Final = 64
+WINDOW: Final = 16  # slots looked at for one eviction
+NEW: Final = 1  # passes of the window that a new block survives
+TOUCHED: Final = 3  # ... and one that was stored again or looked up
+
+_COLUMN = (1 << TIERS) - 1
+
+
+class Overlap(NamedTuple):
+    """Leading blocks that a worker holds, and how many of them have each tier as their best."""
+
+    worker: int
+    blocks: int
+    device: int
+    host: int
+    disk: int
+
+
+_Runs = list[tuple[int, int]]  # (first position, what is held of the blocks from there on)
+
+
+class Index:
+    """Presence of blocks in the workers' tiers, bounded at ``cap`` blocks.
+
+    True below the cap; above it a subset of the truth, and ``gaps`` counts the blocks given up.
+    Workers are the small numbers that ``add_worker`` returns. ``keys`` are packed 8-byte keys.
+    ``ValueError`` for arguments out of their range, ``IndexError`` for a worker that is not there.
+    """
+
+    def __init__(self, cap: int = 1_000_000) -> None:
+        if not 1 <= cap <= MAX_CAP:
+            raise ValueError(f"cap must be from 1 to {MAX_CAP} blocks, not {cap}")
+        self.cap: Final = cap
+        self.gaps = 0
+        self._slots: dict[int, int] = {}  # key -> slot
+        self._keys = array("Q")  # by slot, as all below
+        self._holders: list[int] = []
+        self._depths = array("I")
+        self._ages = bytearray()
+        self._free: list[int] = []
+        self._hand = 0
+
+        self._columns: dict[int, int] = {}  # live worker -> its column
+        self._workers: dict[int, int] = {}  # column -> its live worker
+        self._held = [0] * MAX_COLUMNS  # by column
+        self._live = 0  # lowest bit of every live worker's column
+        self._ids = 0  # bit per worker id in use
+        self._taken = 0  # bit per column in use
+        self._dead: list[int] = []  # columns that the next sweep clears
+        self._sweeping: list[int] = []  # columns that the sweep under way clears
+        self._swept = 0  # slots it has done
+        self._leaving: dict[int, int] = {}  # dead column -> worker id that its sweep frees
+
+    def __len__(self) -> int:
+        """Distinct blocks, those of departed workers included until they are swept."""
+        return len(self._slots)
+
+    # ---- workers ------------------------------------------------------------------------------
+
+    def add_worker(self) -> int:
+        """A new worker's number: the lowest that is free."""
+        worker = _lowest_zero(self._ids)
+        if worker >= MAX_WORKERS:
+            raise ValueError(f"more than {MAX_WORKERS} workers, counting those not yet swept")
+        self._ids |= 1 << worker
+        self._seat(worker)
+        return worker
+
+    def remove_worker(self, worker: int) -> None:
+        """All that it holds disappears at once; its number is free again after a sweep."""
+        self._leaving[self._unseat(worker)] = worker
+
+    def clear(self, worker: int) -> None:
+        """All that it holds disappears at once; the worker stays."""
+        if self.held(worker):
+            self._unseat(worker)
+            self._seat(worker)
+
+    def held(self, worker: int) -> int:
+        """Distinct blocks that it holds in any tier."""
+        return self._held[self._column(worker)]
+
+    def sweep(self, budget: int) -> bool:
+        """Visits up to ``budget`` slots for what departed workers left; True when nothing is left."""
+        if budget < 1:
+            raise ValueError("budget must be at least 1 slot")
+        while budget and (self._sweeping or self._dead):
+            if not self._sweeping:
+                self._sweeping, self._dead, self._swept = self._dead, [], 0
+            start, self._swept = self._swept, min(self._swept + budget, len(self._keys))
+            budget -= max(self._swept - start, 1)
+            dead = sum(_COLUMN << TIERS * column for column in self._sweeping)
+            for slot in range(start, self._swept):
+                self._withdraw(slot, dead)
+            if self._swept == len(self._keys):
+                self._release()
+        return not (self._sweeping or self._dead)
+
+    def _column(self, worker: int) -> int:
+        column = self._columns.get(worker)
+        if column is None:
+            raise IndexError(f"no worker {worker}")
+        return column
+
+    def _seat(self, worker: int) -> None:
+        column = _lowest_zero(self._taken)
+        while column >= MAX_COLUMNS:
+            self.sweep(MAX_CAP)
+            column = _lowest_zero(self._taken)
+        self._taken |= 1 << column
+        self._held[column] = 0
+        self._columns[worker], self._workers[column] = column, worker
+        self._live |= 1 << TIERS * column
+
+    def _unseat(self, worker: int) -> int:
+        column = self._column(worker)
+        del self._columns[worker], self._workers[column]
+        self._live &= ~(1 << TIERS * column)
+        self._dead.append(column)
+        return column
+
+    def _release(self) -> None:
+        for column in self._sweeping:
+            self._taken &= ~(1 << column)
+            if (worker := self._leaving.pop(column, None)) is not None:
+                self._ids &= ~(1 << worker)
+        self._sweeping = []
+
+    # ---- presence -----------------------------------------------------------------------------
+
+    def store(self, worker: int, tier: int, depth: int, keys: bytes) -> None:
+        """The worker holds these blocks in this tier; ``keys[i]`` is at position ``depth + i``."""
+        column, shift = self._column(worker), _shift(tier)
+        if depth < 0:
+            raise ValueError("depth must not be negative")
+        bit, any_tier = 1 << TIERS * column + shift, _COLUMN << TIERS * column
+        for position, key in enumerate(_unpack(keys), depth):
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._insert(key, min(position, MAX_DEPTH))
+            else:
+                self._ages[slot] = TOUCHED
+            before = self._holders[slot]
+            self._held[column] += not before & any_tier
+            self._holders[slot] = before | bit
+
+    def remove(self, worker: int, tier: int, keys: bytes) -> None:
+        """The worker holds these blocks no longer in this tier; unknown blocks are passed over."""
+        column, shift = self._column(worker), _shift(tier)
+        bit = 1 << TIERS * column + shift
+        for key in _unpack(keys):
+            if (slot := self._slots.get(key)) is not None:
+                self._withdraw(slot, bit)
+
+    def _withdraw(self, slot: int, bits: int) -> None:
+        before = self._holders[slot]
+        after = self._holders[slot] = before & ~bits
+        if after == before:
+            return
+        for column in _columns(_lowest_bits(before, self._live) & ~_lowest_bits(after, self._live)):
+            self._held[column] -= 1
+        if not after:
+            self._discard(slot)
+
+    def _discard(self, slot: int) -> None:
+        del self._slots[self._keys[slot]]
+        self._holders[slot] = 0
+        self._free.append(slot)
+
+    def _insert(self, key: int, depth: int) -> int:
+        if len(self._slots) >= self.cap:
+            self._evict()
+        if self._free:
+            slot = self._free.pop()
+            self._keys[slot], self._depths[slot], self._ages[slot] = key, depth, NEW
+        else:
+            slot = len(self._keys)
+            self._keys.append(key)
+            self._depths.append(depth)
+            self._ages.append(NEW)
+            self._holders.append(0)
+        self._slots[key] = slot
+        return slot
+
+    def _evict(self) -> None:
+        """At the cap no slot is free: the window is full of blocks."""
+        victim, worst = -1, (False, 0, 0)
+        for slot in range(self._hand, self._hand + min(WINDOW, self.cap)):
+            slot %= self.cap
+            departed = not _lowest_bits(self._holders[slot], self._live)
+            claim = (departed, TOUCHED - self._ages[slot], self._depths[slot])
+            if victim < 0 or claim > worst:
+                victim, worst = slot, claim
+            self._ages[slot] = max(self._ages[slot] - 1, 0)
+        self._hand = (self._hand + WINDOW) % self.cap
+        self.gaps += not worst[0]
+        self._withdraw(victim, -1)
+
+    # ---- lookup -------------------------------------------------------------------------------
+
+    def lookup(self, keys: bytes, booked: Sequence[float], top: int = 16) -> list[Overlap]:
+        """What the ``top`` workers with most leading blocks hold, then the ``top`` least booked.
+
+        ``booked`` is each worker's load, by worker. Ties of overlap go to the less booked, ties of
+        load to the lower number; nobody appears twice. Up to ``JUMP_ABOVE`` blocks every figure is
+        exact. Longer chains are probed in strides: then the first worker's figures are exact and
+        nobody holds more, while the others' may miss a gap inside a stride.
+        """
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"top must be from 1 to {MAX_TOP}")
+        if self._columns and len(booked) <= max(self._columns):
+            raise ValueError(f"booked needs a load for each of {max(self._columns) + 1} workers")
+        chain = _unpack(keys)
+        blocks, runs = self._match(chain, STRIDE if len(chain) > JUMP_ABOVE else 1)
+        found = self._choose(blocks, booked, top)
+        own: _Runs | None = runs
+        if len(chain) > JUMP_ABOVE and found and blocks.get(found[0]):
+            own = self._verify(chain, found[0], blocks[found[0]])
+            if own is None:
+                blocks, own = self._match(chain, 1)
+                runs, found = own, self._choose(blocks, booked, top)
+        return [
+            Overlap(self._workers[column], *_tiers(column, blocks.get(column, 0), runs if i else own or runs))
+            for i, column in enumerate(found)
+        ]
+
+    def _match(self, chain: Sequence[int], stride: int) -> tuple[dict[int, int], _Runs]:
+        """Leading blocks by column, where there are any, and what was seen on the way."""
+        blocks: dict[int, int] = {}
+        runs: _Runs = []
+        alive = self._live
+        for low in range(0, len(chain), stride):
+            high = min(low + stride, len(chain))
+            alive = self._advance(chain, low, high, alive, blocks, runs)
+            if not alive:
+                break
+        blocks.update(dict.fromkeys(_columns(alive if chain else 0), len(chain)))
+        return blocks, runs
+
+    def _advance(
+        self, chain: Sequence[int], low: int, high: int, alive: int, blocks: dict[int, int], runs: _Runs
+    ) -> int:
+        """Who of ``alive`` holds the last of these blocks too; for the others, halves tell since when not."""
+        holders = self._touch(chain[high - 1])
+        still = _lowest_bits(holders, alive)
+        if still == alive:
+            runs.append((low, holders))
+            return alive
+        if high - low > 1:
+            middle = (low + high) // 2
+            alive = self._advance(chain, low, middle, alive, blocks, runs)
+            return self._advance(chain, middle, high, alive, blocks, runs) if alive else 0
+        if low:
+            blocks.update(dict.fromkeys(_columns(alive & ~still), low))
+        if still:
+            runs.append((low, holders))
+        return still
+
+    def _touch(self, key: int) -> int:
+        slot = self._slots.get(key)
+        if slot is None:
+            return 0
+        self._ages[slot] = TOUCHED
+        return self._holders[slot]
+
+    def _verify(self, chain: Sequence[int], column: int, blocks: int) -> _Runs | None:
+        """Every block that the column claims, probed: what is held of each, or None at a gap."""
+        runs: _Runs = []
+        for position in range(blocks):
+            holders = self._touch(chain[position])
+            if not holders >> TIERS * column & _COLUMN:
+                return None
+            runs.append((position, holders))
+        return runs
+
+    def _choose(self, blocks: dict[int, int], booked: Sequence[float], top: int) -> list[int]:
+        """Columns with most blocks, then the least booked."""
+        load = {c: (inf if isnan(booked[w]) else booked[w], w) for w, c in self._columns.items()}
+        found = sorted((c for c in blocks if blocks[c]), key=lambda c: (-blocks[c], load[c]))[:top]
+        idle = sorted(load, key=load.__getitem__)[:top]
+        return list(dict.fromkeys(found + idle))
+
+    def memory(self) -> int:
+        """Bytes that the blocks take, roughly."""
+        containers = (self._slots, self._keys, self._holders, self._depths, self._ages, self._free)
+        numbers = 2 * sys.getsizeof(1 << 60) * len(self._slots)  # keys and slots
+        return sum(map(sys.getsizeof, containers)) + numbers + sum(map(sys.getsizeof, self._holders))
+
+
+def _unpack(keys: bytes) -> list[int]:
+    view = memoryview(keys)
+    if view.nbytes % KEY_BYTES:
+        raise ValueError(f"keys must be packed {KEY_BYTES}-byte keys, not {view.nbytes} bytes")
+    return view.cast("B").cast("Q").tolist()
+
+
+def _shift(tier: int) -> int:
+    if not 1 <= tier <= TIERS:
+        raise ValueError(f"tier must be from 1 to {TIERS}, not {tier}")
+    return tier - 1
+
+
+def _lowest_zero(bits: int) -> int:
+    return (~bits & bits + 1).bit_length() - 1
+
+
+def _lowest_bits(holders: int, mask: int) -> int:
+    """Columns with anything held, as their lowest bits; ``mask`` leaves no other bits over."""
+    return (holders | holders >> 1 | holders >> 2) & mask
+
+
+def _columns(lowest_bits: int) -> Iterator[int]:
+    while lowest_bits:
+        bit = lowest_bits & -lowest_bits
+        yield (bit.bit_length() - 1) // TIERS
+        lowest_bits ^= bit
+
+
+def _tiers(column: int, blocks: int, runs: _Runs) -> tuple[int, int, int, int]:
+    """Blocks, and how many of them have device, host, disk as the best tier."""
+    best = [0] * TIERS
+    for i, (start, holders) in enumerate(runs):
+        if start >= blocks:
+            break
+        end = min(runs[i + 1][0], blocks) if i + 1 < len(runs) else blocks
+        held = holders >> TIERS * column & _COLUMN
+        best[(held & -held).bit_length() - 1] += end - start
+    return blocks, best[0], best[1], best[2]
