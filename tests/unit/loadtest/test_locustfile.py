@@ -15,9 +15,8 @@ LOCUSTFILE = Path(__file__).parents[3] / "loadtest" / "locustfile.py"
 
 async def locust(url: str, statistics: Path, *more: str) -> str:
     """What a headless run of 3 s printed; two users of each kind."""
-    flags = (
-        f"--headless --host {url} --users 4 --spawn-rate 10 --run-time 3s --csv {statistics} --only-summary"
-    )
+    flags = f"--headless --only-summary --host {url} --csv {statistics}"
+    load = "--users 4 --spawn-rate 10 --run-time 3s --stop-timeout 5s"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *flags.split(), *load.split(), *more),
         cwd=LOCUSTFILE.parents[1],
