@@ -1,0 +1,23 @@
+"""The inner loops of an engine over a paged KV pool: one function an operation, whatever the device.
+
+A pool is block-major, ``[blocks, layers, 2, kv_heads, block_size, head_dim]``: keys at index 0 of the
+third axis, values at 1. ``reference`` is the definition of correct; what is exported here may be faster
+and must agree with it. Nothing here knows of requests, models or caching.
+"""
+
+from warmfleet_kernels.batch import Batch, Segment, Sequence, prepare
+from warmfleet_kernels.paged import attention
+from warmfleet_kernels.reference import copy_blocks, write_kv
+from warmfleet_kernels.rotation import Rotation, rotate
+
+__all__ = [
+    "Batch",
+    "Rotation",
+    "Segment",
+    "Sequence",
+    "attention",
+    "copy_blocks",
+    "prepare",
+    "rotate",
+    "write_kv",
+]
