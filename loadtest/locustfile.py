@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import requests
 from locust import HttpUser, between, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -164,6 +165,16 @@ def _reset(**_: Any) -> None:
 
 @events.test_stop.add_listener
 def _report(environment: Environment, **_: Any) -> None:
-    """Prints the fleet's hit rate: by the answers' usage, and by the fleet's own count where it has one."""
-    prompt, cached = _tokens["prompt"], _tokens["cached"]
-    print(f"hit rate {cached / max(1, prompt):.3f}: {cached} of {prompt} prompt tokens came from a cache")
+    """Prints the fleet's hit rate: by the answers' usage, and as a Warmfleet counts it by worker."""
+    print(f"hit rate {share(_tokens['cached'], _tokens['prompt'])} by the answers' usage")
+    try:
+        shown = requests.get(f"{environment.host}/admin/workers", timeout=5).json()
+        nodes = {worker["worker"]: worker["total"] for worker in shown["workers"]}
+    except (requests.RequestException, ValueError, LookupError, TypeError):
+        return  # some other server, or its admin page has an address of its own
+    for name, total in nodes.items():
+        print(f"  {name}: {share(total['hit_tokens'], total['asked_tokens'])} since its start")
+
+
+def share(cached: int, prompt: int) -> str:
+    return f"{cached / max(1, prompt):.3f}: {cached} of {prompt} prompt tokens came from a cache"

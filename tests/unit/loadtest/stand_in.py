@@ -20,10 +20,15 @@ class StandIn:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/admin/workers", self.workers)
         return app
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "stand-in", "object": "model"}]})
+
+    async def workers(self, _: web.Request) -> web.Response:
+        total = {"hit_tokens": 3, "asked_tokens": 4}
+        return web.json_response({"fleet": {}, "workers": [{"worker": "w0", "total": total}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -44,6 +44,7 @@ async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path)
         assert 38 <= float(first["Median Response Time"]) <= float(answers["Median Response Time"])
         assert 15 <= float(gaps["Median Response Time"]) <= 60
     assert "hit rate 0." in output
+    assert "w0: 0.750: 3 of 4 prompt tokens" in output
     histories = [b["messages"] for b in stand_in.bodies if len(b["messages"]) > 2]
     assert histories
     assert all(m[2] == {"role": "assistant", "content": "warm is good"} for m in histories)
