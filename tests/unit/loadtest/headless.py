@@ -1,0 +1,42 @@
+"""Runs locust headless. It patches its whole process with gevent, so it has one of its own."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[3]
+LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
+
+
+class Run(NamedTuple):
+    output: str
+    rows: dict[tuple[str, str], dict[str, Any]]  # locust's own statistics by (request type, name)
+
+    def median_ms(self, kind: str, name: str) -> int:
+        times = sorted((int(ms), count) for ms, count in self.rows[kind, name]["response_times"].items())
+        half = self.rows[kind, name]["num_requests"] / 2
+        seen = 0
+        for ms, count in times:
+            seen += count
+            if seen >= half:
+                return ms
+        raise AssertionError(f"nothing of {kind} {name}")
+
+
+async def locust(url: str, report: Path, load: str) -> Run:
+    """``report`` is where its JSON goes. A failed request fails the run."""
+    flags = f"-m locust -f {LOCUSTFILE} --headless --only-summary --stop-timeout 10s"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *flags.split(), "--host", url, "--json-file", str(report), *load.split()),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    raw, _ = await process.communicate()
+    output = raw.decode(errors="replace")
+    assert process.returncode == 0, output
+    written = report if report.exists() else Path(f"{report}.json")
+    rows = {(row["method"], row["name"]): row for row in json.loads(written.read_bytes())}
+    return Run(output, rows)
