@@ -26,10 +26,18 @@ class Run(NamedTuple):
 
 
 async def locust(url: str, report: Path, load: str) -> Run:
-    """``report`` is where its JSON goes. A failed request fails the run."""
+    """``report`` (PATH.json) is where its statistics go. A failed request fails the run."""
     flags = f"-m locust -f {LOCUSTFILE} --headless --only-summary --stop-timeout 10s"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *flags.split(), "--host", url, "--json-file", str(report), *load.split()),
+        *(
+            sys.executable,
+            *flags.split(),
+            "--host",
+            url,
+            "--json-file",
+            str(report.with_suffix("")),
+            *load.split(),
+        ),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -37,6 +45,8 @@ async def locust(url: str, report: Path, load: str) -> Run:
     raw, _ = await process.communicate()
     output = raw.decode(errors="replace")
     assert process.returncode == 0, output
-    written = report if report.exists() else Path(f"{report}.json")
-    rows = {(row["method"], row["name"]): row for row in json.loads(written.read_bytes())}
-    return Run(output, rows)
+    return Run(output, rows(report))
+
+
+def rows(report: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["name"]): row for row in json.loads(report.read_bytes())}
