@@ -1,0 +1,83 @@
+"""What the admin page's JSON says: the core's views under names that carry their units. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
+
+
+def fleet(totals: Totals, workers: Sequence[WorkerView], placements: int, uptime_s: float) -> dict[str, Any]:
+    """The fleet in one object; ``placements`` since start."""
+    return {
+        "workers": totals.workers,
+        "healthy": totals.healthy,
+        "usable": totals.usable,
+        "panic": totals.panic,
+        "models": sorted({w.model for w in workers if w.model}),
+        "policy": totals.policy,
+        "uptime_s": uptime_s,
+        "placements": placements,
+        "bookings": totals.bookings,
+        "index_native": totals.index_native,
+        **_load(totals),
+    }
+
+
+def worker(view: WorkerView) -> dict[str, Any]:
+    return {
+        "worker": view.worker,
+        "address": view.address,
+        "state": view.state,
+        "model": view.model,
+        "engine": view.engine,
+        "epoch": f"{view.epoch:016x}",
+        "bookings": view.bookings,
+        "share": view.share,
+        "placements": view.placements,
+        "dropped": view.dropped,
+        "ejections": view.ejections,
+        "recoveries": view.recoveries,
+        "wait_s": view.wait_s,
+        "prefill_s_per_1k_tokens": view.prefill_s_per_1k,
+        "ttft_error": view.ttft_error,
+        **_load(view),
+    }
+
+
+def placement(view: PlacementView, now: float) -> dict[str, Any]:
+    """Times are ages: the clock behind ``view.at`` means nothing outside this process."""
+    return {
+        "booking": f"{view.booking:016x}",  # 64 bits: more than a JavaScript number holds
+        "request_id": view.request_id,
+        "age_s": max(0.0, now - view.at),
+        "tenant": view.tenant,
+        "model": view.model,
+        "worker": view.worker,
+        "policy": view.policy,
+        "reason": view.reason,
+        "price_s": view.price_s,
+        "terms": [{"name": name, "seconds": seconds} for name, seconds in view.terms],
+        "prompt_tokens": view.prompt_tokens,
+        "available_tokens": view.available,
+        "expected_tokens": view.expected,
+        "delivered_tokens": view.delivered,
+        "predicted_ttft_s": view.predicted_ttft_s,
+        "ttft_s": view.ttft_s,
+        "ending": view.ending,
+    }
+
+
+def _load(view: WorkerView | Totals) -> dict[str, Any]:
+    return {
+        "hit_rate": {"minute": _hits(view.hit_minute), "total": _hits(view.hit_total)},
+        "held_blocks": view.held_blocks,
+        "total_blocks": view.total_blocks,
+        "running": view.running,
+        "waiting": view.waiting,
+        "ttft_p50_s": view.ttft_p50_s,
+        "ttft_p95_s": view.ttft_p95_s,
+    }
+
+
+def _hits(hits: HitRate) -> dict[str, Any]:
+    return {"hit_tokens": hits.hit, "asked_tokens": hits.asked, "rate": hits.rate}

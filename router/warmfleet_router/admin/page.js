@@ -1,0 +1,285 @@
+// The admin page: asks the router for its figures once a second and shows them.
+// Whatever comes from the network becomes text, never markup.
+
+const PERIOD_MS = 1000;
+const HISTORY = 120; // polls that a sparkline shows
+const RATE_POLLS = 10; // polls that a rate is taken over
+const SVG = "http://www.w3.org/2000/svg";
+const history = new Map();
+
+function element(tag, className = "", ...children) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// ---- figures as words
+
+const count = (n) => Math.round(n).toLocaleString("en");
+const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
+const ratio = (part, whole) => (whole > 0 ? part / whole : null);
+const tokens = (hits) => `${short(hits.hit_tokens)} of ${short(hits.asked_tokens)} tokens`;
+
+function short(n) {
+  if (n < 10_000) return count(n);
+  return n < 1e6 ? `${(n / 1e3).toFixed(n < 1e5 ? 1 : 0)} k` : `${(n / 1e6).toFixed(n < 1e8 ? 1 : 0)} M`;
+}
+
+function seconds(s) {
+  if (s === null || s === undefined) return "–";
+  if (s < 0.01) return `${(s * 1e3).toFixed(1)} ms`;
+  return s < 1 ? `${Math.round(s * 1e3)} ms` : `${s.toFixed(2)} s`;
+}
+
+function age(s) {
+  if (s < 60) return `${Math.floor(s)} s`;
+  return s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
+}
+
+// ---- small drawings
+
+function sparkline() {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "spark");
+  svg.setAttribute("viewBox", `0 0 ${HISTORY - 1} 1`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  for (const name of ["area", "stroke"]) {
+    const path = document.createElementNS(SVG, "path");
+    path.setAttribute("class", name);
+    svg.append(path);
+  }
+  return svg;
+}
+
+function draw(svg, values, most) {
+  const top = Math.max(most ?? 0, ...values, 1e-9);
+  const first = HISTORY - values.length;
+  const line = values.map((v, i) => `${first + i} ${(0.97 - (0.92 * v) / top).toFixed(4)}`).join("L");
+  svg.children[0].setAttribute("d", line && `M${first} 1L${line}L${HISTORY - 1} 1Z`);
+  svg.children[1].setAttribute("d", line && `M${line}`);
+}
+
+function remember(key, value) {
+  const values = history.get(key) ?? [];
+  values.push(value);
+  if (values.length > HISTORY) values.shift();
+  history.set(key, values);
+  return values;
+}
+
+function bar(...kinds) {
+  return element("div", "bar", ...kinds.map((kind) => element("i", kind)));
+}
+
+function fill(node, share) {
+  node.style.width = `${Math.min(100, Math.max(0, 100 * share)).toFixed(1)}%`;
+}
+
+// ---- tables whose rows are kept and only changed where figures changed
+
+class Rows {
+  constructor(table, make, update) {
+    Object.assign(this, { body: table.tBodies[0], make, update, rows: new Map() });
+    this.empty = table.parentElement.querySelector(".empty");
+    this.labels = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+    this.table = table;
+  }
+
+  show(entries, keyOf) {
+    const kept = new Map();
+    for (const entry of entries) {
+      const row = this.rows.get(keyOf(entry)) ?? this.create();
+      this.update(row.parts, entry);
+      kept.set(keyOf(entry), row);
+    }
+    const order = [...kept.values()].map((row) => row.node);
+    if (order.length !== this.body.rows.length || order.some((node, i) => node !== this.body.rows[i])) {
+      this.body.replaceChildren(...order);
+    }
+    this.rows = kept;
+    this.table.hidden = order.length === 0;
+    this.empty.hidden = order.length > 0;
+  }
+
+  create() {
+    const parts = {};
+    const node = document.createElement("tr");
+    this.make(parts).forEach((cell, i) => {
+      cell.dataset.label = this.labels[i];
+      node.append(cell);
+    });
+    return { node, parts };
+  }
+}
+
+function cell(className, ...children) {
+  return element("td", className, element("div", "", ...children));
+}
+
+function meter(parts, name, drawing) {
+  parts[name] = drawing;
+  parts[`${name}Figure`] = element("span", "figure");
+  parts[`${name}Sub`] = element("span", "sub");
+  return cell("", element("div", "meter", parts[`${name}Figure`], drawing), parts[`${name}Sub`]);
+}
+
+function makeWorker(parts) {
+  for (const name of ["name", "state", "load", "ttft", "requests"]) parts[name] = element("span");
+  parts.name.className = "worker";
+  parts.address = element("span", "sub mono");
+  parts.ttftSub = element("span", "sub");
+  return [
+    cell("", parts.name, " ", parts.state, parts.address),
+    meter(parts, "minute", sparkline()),
+    meter(parts, "total", bar("fill")),
+    meter(parts, "blocks", bar("fill")),
+    cell("number", parts.load),
+    cell("number", parts.ttft),
+    meter(parts, "share", bar("fill")),
+  ];
+}
+
+function showWorker(parts, w) {
+  setText(parts.name, w.worker);
+  setText(parts.state, w.state);
+  parts.state.className = `state ${w.state}`;
+  setText(parts.address, w.address);
+  const { minute, total } = w.hit_rate;
+  setText(parts.minuteFigure, percent(minute.rate));
+  setText(parts.minuteSub, tokens(minute));
+  draw(parts.minute, remember(`worker ${w.worker}`, minute.rate ?? 0), 1);
+  setText(parts.totalFigure, percent(total.rate));
+  setText(parts.totalSub, tokens(total));
+  fill(parts.total.firstChild, total.rate ?? 0);
+  const held = ratio(w.held_blocks, w.total_blocks);
+  setText(parts.blocksFigure, percent(held));
+  setText(parts.blocksSub, `${count(w.held_blocks)} / ${count(w.total_blocks)}`);
+  fill(parts.blocks.firstChild, held ?? 0);
+  setText(parts.load, `${count(w.running)} + ${count(w.waiting)}`);
+  setText(parts.ttft, `${seconds(w.ttft_p50_s)} / ${seconds(w.ttft_p95_s)}`);
+  setText(parts.shareFigure, percent(w.share));
+  setText(parts.shareSub, `${count(w.placements)} placed`);
+  fill(parts.share.firstChild, w.share);
+}
+
+function makePlacement(parts) {
+  for (const name of ["when", "worker", "prompt", "reason", "ending"]) parts[name] = element("span");
+  parts.request = element("span", "mono");
+  for (const name of ["policy", "terms", "ttft", "overlapSub"]) parts[name] = element("span", "sub");
+  parts.overlap = bar("available", "expected", "delivered");
+  return [
+    cell("", parts.when),
+    cell("", parts.request),
+    cell("", parts.worker),
+    cell("number", parts.prompt),
+    cell("", parts.overlap, parts.overlapSub),
+    cell("", parts.reason, parts.terms),
+    cell("", parts.ending, parts.ttft),
+  ];
+}
+
+function showPlacement(parts, p) {
+  setText(parts.when, age(p.age_s));
+  setText(parts.request, p.request_id);
+  setText(parts.worker, p.worker);
+  setText(parts.prompt, count(p.prompt_tokens));
+  const overlaps = [p.available_tokens, p.expected_tokens, p.delivered_tokens ?? 0];
+  overlaps.forEach((n, i) => fill(parts.overlap.children[i], ratio(n, p.prompt_tokens) ?? 0));
+  const delivered = p.delivered_tokens === null ? "–" : count(p.delivered_tokens);
+  setText(parts.overlapSub, `${delivered} / ${count(p.expected_tokens)} / ${count(p.available_tokens)}`);
+  setText(parts.reason, p.reason);
+  const terms = p.terms.map((term) => `${term.name} ${seconds(term.seconds)}`);
+  setText(parts.terms, [p.policy, ...terms].join(" · "));
+  setText(parts.ending, p.ending || "running");
+  parts.ending.className = `ending ${p.ending}`;
+  setText(parts.ttft, p.ttft_s === null ? "" : `TTFT ${seconds(p.ttft_s)}`);
+}
+
+// ---- the fleet's tiles
+
+const tiles = new Map();
+
+function tile(name, value, detail, values, most) {
+  let parts = tiles.get(name);
+  if (!parts) {
+    parts = { value: element("div", "value"), detail: element("div", "detail"), spark: sparkline() };
+    tiles.set(name, parts);
+    const node = element("div", "tile", element("div", "name", name), parts.value, parts.detail, parts.spark);
+    document.getElementById("tiles").append(node);
+  }
+  setText(parts.value, value);
+  setText(parts.detail, detail);
+  draw(parts.spark, values, most);
+}
+
+function perSecond(placements) {
+  const now = performance.now() / 1e3;
+  const seen = remember("placements", [now, placements]);
+  const [then, before] = seen[Math.max(0, seen.length - 1 - RATE_POLLS)];
+  return now > then ? Math.max(0, placements - before) / (now - then) : 0;
+}
+
+function showFleet(f) {
+  const { minute, total } = f.hit_rate;
+  const busy = f.running + f.waiting;
+  const held = ratio(f.held_blocks, f.total_blocks);
+  const rate = perSecond(f.placements);
+  tile("hit rate, last minute", percent(minute.rate), tokens(minute), remember("minute", minute.rate ?? 0), 1);
+  tile("hit rate, since start", percent(total.rate), tokens(total), remember("total", total.rate ?? 0), 1);
+  tile("TTFT p50", seconds(f.ttft_p50_s), `p95 ${seconds(f.ttft_p95_s)}`, remember("ttft", f.ttft_p50_s ?? 0));
+  tile("requests a second", rate.toFixed(rate < 10 ? 1 : 0), `${count(f.placements)} placed`, remember("rate", rate));
+  tile("requests in flight", count(busy), `${count(f.running)} running, ${count(f.waiting)} waiting`,
+    remember("busy", busy));
+  tile("blocks held", percent(held), `${count(f.held_blocks)} of ${count(f.total_blocks)}`,
+    remember("held", held ?? 0), 1);
+  const models = f.models.length ? f.models.join(", ") : "no model yet";
+  const healthy = `${f.healthy} of ${f.workers} workers healthy${f.panic ? " (panic)" : ""}`;
+  setText(document.getElementById("about"),
+    `${models} · ${healthy} · policy ${f.policy} · up ${age(f.uptime_s)}`);
+}
+
+// ---- the loop
+
+const workers = new Rows(document.getElementById("workers"), makeWorker, showWorker);
+const placements = new Rows(document.getElementById("placements"), makePlacement, showPlacement);
+
+async function ask(path) {
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(3000) });
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+function showLink(live) {
+  const link = document.getElementById("link");
+  link.className = live ? "live" : "gone";
+  setText(link, live ? "live" : "disconnected");
+  document.body.classList.toggle("gone", !live);
+}
+
+async function refresh() {
+  try {
+    const [fleet, placed] = await Promise.all([ask("workers"), ask("placements")]);
+    showFleet(fleet.fleet);
+    workers.show(fleet.workers, (w) => w.worker);
+    placements.show(placed.placements, (p) => p.booking);
+    showLink(true);
+  } catch (error) {
+    console.warn(error);
+    showLink(false);
+  }
+}
+
+async function run() {
+  for (;;) {
+    if (!document.hidden) await refresh();
+    await new Promise((wake) => setTimeout(wake, PERIOD_MS));
+  }
+}
+
+run();
