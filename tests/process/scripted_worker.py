@@ -37,6 +37,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     async def Serve(self, requests: Any, context: Any) -> AsyncIterator[ServeResponse]:
         self.streams += 1
+        await context.send_initial_metadata(())
         answers = self._answers = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests))
         try:

@@ -1,6 +1,7 @@
 """The gateway's end of a Serve stream, over real gRPC, against a worker that does as it is told."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -8,6 +9,7 @@ import pytest
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 from warmfleet_proto.limits import FRAME_BYTES, STREAM_BACKLOG_BYTES
 from warmfleet_proto.worker_pb2 import Ending, Sampling, Submit
+from warmfleet_router.backends import connection
 from warmfleet_router.backends.attempt import Attempt
 from warmfleet_router.backends.worker import WorkerPool
 
@@ -116,7 +118,9 @@ async def test_what_had_no_answer_yet_is_submitted_again(
     assert await text(attempt) == [7]
 
 
-async def test_a_dead_worker_is_noticed_at_once(pool: WorkerPool) -> None:
+async def test_a_dead_worker_is_noticed_at_once(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server that shuts down in this process may still accept a connection and never serve it.
+    monkeypatch.setattr(connection, "REATTACH_S", 0.3)
     worker = ScriptedWorker()
     async with serving(worker) as address:
         attempt = pool.submit(address, submit(), PROMPT)
@@ -130,30 +134,25 @@ async def test_a_dead_worker_is_noticed_at_once(pool: WorkerPool) -> None:
     with pytest.raises(WorkerLost):
         await text(pool.submit(address, submit(), PROMPT))
     assert time.monotonic() - start < 1
-    async with serving(worker, int(address.rpartition(":")[2])):
-        attempt = await _until_accepted(pool, worker, address)
-        assert await text(attempt) == [3]
+    reborn = ScriptedWorker()
+    async with serving(reborn, int(address.rpartition(":")[2])):
+        answering = asyncio.create_task(_answer(reborn))
+        async with asyncio.timeout(3):
+            while await _lost(pool.submit(address, submit(), PROMPT)):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await answering
 
 
-async def _until_accepted(pool: WorkerPool, worker: ScriptedWorker, address: str) -> Attempt:
-    """A reborn worker is reachable again within a second."""
-    async with asyncio.timeout(3):
-        while True:
-            attempt = pool.submit(address, submit(), PROMPT)
-            request = asyncio.create_task(worker.received.get())
-            failed = asyncio.create_task(_failed(attempt))
-            done, _ = await asyncio.wait((request, failed), return_when=asyncio.FIRST_COMPLETED)
-            if request in done:
-                failed.cancel()
-                handle = (await worker.next("submit")).handle
-                worker.say(output(handle, 0, 3, end=Ending.STOP))
-                return attempt
-            request.cancel()
+async def _answer(worker: ScriptedWorker) -> None:
+    assert not (await worker.next("open")).reattach
+    worker.say(output((await worker.next("submit")).handle, 0, 3, end=Ending.STOP))
 
 
-async def _failed(attempt: Attempt) -> None:
-    with pytest.raises(WorkerLost):
-        await anext(attempt)
+async def _lost(attempt: Attempt) -> bool:
+    try:
+        return await text(attempt) != [3]
+    except WorkerLost:
+        return True
 
 
 @pytest.mark.parametrize(
@@ -196,6 +195,16 @@ async def test_a_reader_too_far_behind_is_cancelled(
     assert await text(quick) == [4]
     with pytest.raises(WorkerLost, match="stopped reading"):
         await text(slow)
+
+
+async def test_a_worker_that_accepts_and_never_serves(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "REATTACH_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(WorkerLost, match="no connection within"):
+            await text(pool.submit(address, submit(), PROMPT))
 
 
 async def test_nobody_listens(pool: WorkerPool) -> None:

@@ -121,8 +121,9 @@ class Connection:
         try:
             async with asyncio.timeout_at(self._mend_by):
                 await call.write(ServeRequest(open=self._open()))
-            self.connected = True
-            writer = asyncio.create_task(self._write(call))
+                self.connected = True
+                writer = asyncio.create_task(self._write(call))
+                await call.initial_metadata()  # a worker sends it at once; one that is going down never does
             await self._read(call)
             return "stream ended"
         except grpc.aio.AioRpcError as error:
