@@ -1,0 +1,152 @@
+"""The admin page over HTTP and in a real browser."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from warmfleet_router import admin
+from warmfleet_router.view import HitRate
+
+from tests.process.browser import needs_chromium, opened
+from tests.unit.router.views import PLACEMENT, WORKER, FixedCore
+
+EVIL = "<img src=x onerror=document.title='owned'>"
+NONE = "\u2013"  # the page's word for a figure that is not known
+
+
+@pytest.fixture
+def core() -> FixedCore:
+    made = FixedCore()
+    made.shown.append(replace(WORKER, worker="w1", state="stuck", hit_minute=HitRate(0, 0)))
+    return made
+
+
+@pytest.fixture
+async def server(core: FixedCore) -> AsyncIterator[TestServer]:
+    app = web.Application()
+    app.add_routes(admin.routes(core, clock=lambda: 100.0))
+    async with TestServer(app) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: TestServer) -> AsyncIterator[TestClient]:
+    async with TestClient(server) as made:
+        yield made
+
+
+async def test_workers_json(client: TestClient) -> None:
+    answer = await client.get("/admin/workers")
+    shown = await answer.json()
+    first, second = shown["workers"]
+    assert first["hit_rate"] == {
+        "minute": {"hit_tokens": 30, "asked_tokens": 120, "rate": 0.25},
+        "total": {"hit_tokens": 600, "asked_tokens": 800, "rate": 0.75},
+    }
+    assert second["hit_rate"]["minute"]["rate"] is None  # asked for nothing is not a rate of 0
+    wanted = {"held_blocks": 50, "total_blocks": 200, "running": 2, "waiting": 1, "share": 0.5}
+    assert {key: first[key] for key in wanted} == wanted
+    assert (first["ttft_p50_s"], first["ttft_p95_s"], first["state"]) == (0.02, None, "healthy")
+    assert shown["fleet"]["healthy"] == 1
+    assert shown["fleet"]["hit_rate"]["total"]["rate"] == 0.75
+    assert shown["fleet"]["models"] == ["tiny"]
+
+
+async def test_placements_json(client: TestClient, core: FixedCore) -> None:
+    core.placed = [replace(PLACEMENT, booking=n) for n in range(150)]
+    shown = (await (await client.get("/admin/placements")).json())["placements"]
+    assert len(shown) == 100
+    first = shown[0]
+    assert (first["available_tokens"], first["expected_tokens"], first["delivered_tokens"]) == (80, 64, None)
+    assert first["reason"] == "holds 64 of 100 prompt tokens"
+    assert first["age_s"] == 10.0
+    assert first["terms"] == [{"name": "wait", "seconds": 0.02}, {"name": "prefill", "seconds": 0.08}]
+
+
+async def test_explain_finds_a_recent_placement(client: TestClient) -> None:
+    found = await (await client.get("/admin/explain", params={"request_id": "r-1"})).json()
+    assert found["placements"][0]["booking"] == "f" * 16  # 64 bits survive JSON
+    missing = await client.get("/admin/explain", params={"request_id": "r-2"})
+    assert missing.status == 404
+    assert "request_id" in (await missing.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "10.0.0.1", ":", "localhost:99999"])
+async def test_only_loopback_names_are_answered_on_loopback(client: TestClient, host: str) -> None:
+    for path in ("/admin/", "/admin/page.js", "/admin/workers", "/admin/placements", "/admin/explain"):
+        assert (await client.get(path, headers={"Host": host})).status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
+async def test_loopback_has_many_names(client: TestClient, host: str) -> None:
+    assert (await client.get("/admin/", headers={"Host": host})).status == 200
+
+
+async def test_admin_leads_to_its_page(client: TestClient) -> None:
+    answer = await client.get("/admin")
+    assert answer.url.path == "/admin/"
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("address", "shared"),
+    [("127.0.0.1:80", True), ("[::1]:80", True), ("0.0.0.0:80", False), ("db:80", False)],
+)
+def test_the_port_is_shared_on_loopback_only(address: str, shared: bool) -> None:
+    assert admin.allowed(address) is shared
+
+
+@needs_chromium
+@pytest.mark.timeout(60)
+async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Path) -> None:
+    core.placed = [replace(PLACEMENT, reason=EVIL)]
+    async with opened(str(server.make_url("/admin/")), tmp_path) as page:
+        await page.wait("document.querySelectorAll('#workers tbody tr').length === 2")
+        rows = await page.text("#workers tbody tr")
+        assert "w0 healthy" in rows[0]
+        assert "25.0 %" in rows[0]
+        assert "75.0 %" in rows[0]
+        assert "w1 stuck" in rows[1]
+        assert NONE in rows[1]
+        assert await page.text("#link") == ["live"]
+
+        (placed,) = await page.text("#placements tbody tr")
+        assert EVIL in placed  # shown as it is, and not as markup
+        assert f"{NONE} / 64 / 80" in placed
+        assert await page.evaluate("document.title") == "Warmfleet"
+
+        core.set_worker(hit_minute=HitRate(60, 120))
+        core.placed = [
+            replace(PLACEMENT, booking=1, request_id="r-2", delivered=64, ending="ok"),
+            *core.placed,
+        ]
+        await page.wait("document.querySelector('#workers tbody tr').innerText.includes('50.0 %')")
+        await page.wait("document.querySelectorAll('#placements tbody tr').length === 2")
+        newest, _ = await page.text("#placements tbody tr")
+        assert "r-2" in newest
+        assert "64 / 64 / 80" in newest
+
+        assert page.complaints == []  # nothing blocked, nothing failed
+        await server.close()
+        await page.wait("document.querySelector('#link').innerText === 'disconnected'")
+
+
+@needs_chromium
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("width", [1280, 400])
+async def test_nothing_sticks_out(server: TestServer, core: FixedCore, tmp_path: Path, width: int) -> None:
+    long = "w" * 128
+    core.shown = [replace(WORKER, worker=long, model=long)]
+    core.placed = [replace(PLACEMENT, worker=long, request_id=long, reason="reason " * 40)]
+    async with opened(str(server.make_url("/admin/")), tmp_path) as page:
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        await page.call("Emulation.setDeviceMetricsOverride", **metrics)
+        await page.wait("document.querySelectorAll('#placements tbody tr').length === 1")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        sticking = (
+            "[...document.querySelectorAll('td')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+        )
+        assert await page.evaluate(sticking) == 0
