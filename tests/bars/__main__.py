@@ -1,0 +1,54 @@
+"""``python -m tests.bars [NAME...]``: runs the bars and prints their figures; all of them without a name.
+
+Exits 0 even when a bar is missed, since every figure is wanted; MISSED says so.
+"""
+
+import argparse
+import importlib
+import time
+import traceback
+
+from tests.bars.rows import Row, table
+
+# Issue, bar and what it shows, by module.
+BARS = {
+    "first_light": "1: a fleet by one command, its first answer and the second turn's cached tokens",
+    "exactness": "2: logits with the cache on and off, and against transformers",
+    "warm": "3: TTFT of a prefix hit against a cold prefix, at the client",
+    "sharing": "5: conversations that share a system prompt, cheapest against round robin",
+    "bad_input": "7: bad requests and the death of a worker",
+    "gateway_cost": "8: CPU and latency that the gateway adds, beside sglang-router",
+    "live_vs_sglang": "issue 3, 6: 8 workers live, agents and chats, beside sglang-router",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bars", description=__doc__.partition("\n")[0])
+    names = "\n".join(f"  {name:15} {what}" for name, what in BARS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"bars:\n{names}"
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *BARS], help="one of those below")
+    rows: list[Row] = []
+    for name in parser.parse_args().names or BARS:
+        rows += run(name)
+    print(f"\n{table(rows)}")
+    return 0
+
+
+def run(name: str) -> list[Row]:
+    """One bar, printed as it ends. What raises is a miss, and the next bar runs."""
+    print(f"\n== {name} ({BARS[name]})", flush=True)
+    began = time.perf_counter()
+    try:
+        rows: list[Row] = importlib.import_module(f"tests.bars.{name}").main() or []
+    except Exception as error:
+        traceback.print_exc()
+        rows = [Row(name, "ended by an error", f"{type(error).__name__}: {error}"[:100], "figures", ok=False)]
+    for row in rows:
+        print(row)
+    print(f"   {time.perf_counter() - began:.0f} s", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
