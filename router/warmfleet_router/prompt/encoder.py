@@ -1,0 +1,156 @@
+"""From chat messages or text to packed token ids: render, split, remember, encode."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_router.prompt import ids
+from warmfleet_router.prompt.detokenizer import Detokenizer
+from warmfleet_router.prompt.masking import Masking
+from warmfleet_router.prompt.memo import Memo
+from warmfleet_router.prompt.offload import Offload
+from warmfleet_router.prompt.template import ChatTemplate, Message
+from warmfleet_router.prompt.tokenizer import Tokenizer
+
+MEMO_BYTES = 64 << 20
+PENDING_CHARS = 64 << 20
+THREADS = 2
+INLINE_CHARS = 2048  # encoded in under 2 ms
+INLINE_RENDER_CHARS = 128 << 10
+
+
+@dataclass(slots=True)
+class Figures:
+    """Totals since the start, beside those of the memo."""
+
+    prompts: int = 0
+    encoded_chars: int = 0
+    encode_s: float = 0.0
+
+
+class PromptEncoder:
+    """One model's prompts. Every token in a prompt belongs to one tenant: ``salt`` separates the memo.
+
+    ``max_context`` (tokens) lets a prompt that cannot fit be refused before it is tokenised.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        memo_bytes: int = MEMO_BYTES,
+        today: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """Raises ConfigError."""
+        self.tokenizer = tokenizer
+        self.memo = Memo(memo_bytes)
+        self.figures = Figures()
+        self._masking = Masking(tokenizer.specials)
+        source = tokenizer.chat_template
+        self._template = ChatTemplate(source, dict(tokenizer.variables)) if source else None
+        self._start = _start(tokenizer)
+        self._longest = max(map(len, tokenizer.token_bytes), default=1)
+        self._offload = Offload(THREADS, PENDING_CHARS)
+        self._today = today
+
+    async def chat(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        salt: bytes = b"",
+        max_context: int | None = None,
+    ) -> bytes:
+        """Raises BadRequest naming ``messages``, Rejected when too much waits to be tokenised."""
+        chars = sum(len(message["content"] or "") for message in messages)
+        self._refuse_hopeless(chars, max_context, "messages")
+        if chars <= INLINE_RENDER_CHARS and not tools:  # tools are large more often than not
+            pieces = self._pieces(messages, tools, add_generation_prompt)
+        else:
+            pieces = await self._offload.run(chars, self._pieces, messages, tools, add_generation_prompt)
+        return await self._encode(pieces, salt, "messages")
+
+    async def text(self, prompt: str, salt: bytes = b"", max_context: int | None = None) -> bytes:
+        """The prompt behind the model's own start (a BOS token, if it has one). Raises like ``chat``."""
+        self._refuse_hopeless(len(prompt), max_context, "prompt")
+        return await self._encode([self._start, prompt], salt, "prompt")
+
+    def tokens(self, packed: bytes, vocab_size: int) -> bytes:
+        """A prompt that came as token ids, once they are checked. Raises BadRequest."""
+        unpacked = ids.unpack(packed)
+        if unpacked and (largest := max(unpacked)) >= vocab_size:
+            text = f"prompt: token id {largest} is not below the vocabulary size {vocab_size}"
+            raise BadRequest(text, "prompt")
+        return packed
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.tokenizer)
+
+    def close(self) -> None:
+        self._offload.close()
+
+    def _pieces(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> list[str | bytes]:
+        if self._template is None:
+            raise BadRequest("messages: this model has no chat template", "messages")
+        mask = self._masking.mask
+        # Roles and the keys of a message come from closed sets, not from a caller.
+        masked = [{k: v if k == "role" else mask(v) for k, v in message.items()} for message in messages]
+        rendered = self._template.render(masked, mask(tools), add_generation_prompt, self._today())
+        return self._masking.split(rendered)
+
+    async def _encode(self, pieces: list[str | bytes], salt: bytes, field: str) -> bytes:
+        self.figures.prompts += 1
+        known = {piece: self.memo.get(salt, piece) for piece in pieces if isinstance(piece, str)}
+        missing = [text for text, packed in known.items() if packed is None]
+        for text, packed in zip(missing, await self._encode_texts(missing), strict=True):
+            self.memo.put(salt, text, packed)
+            known[text] = packed
+        parts = [known[piece] or b"" if isinstance(piece, str) else piece for piece in pieces]
+        return _checked(b"".join(parts), field)
+
+    async def _encode_texts(self, texts: list[str]) -> list[bytes]:
+        if not texts:
+            return []
+        chars = sum(map(len, texts))
+        started = time.perf_counter()
+        if chars <= INLINE_CHARS:
+            packed = encode_texts(self.tokenizer, texts)
+        else:
+            packed = await self._offload.run(chars, encode_texts, self.tokenizer, texts)
+        self.figures.encoded_chars += chars
+        self.figures.encode_s += time.perf_counter() - started
+        return packed
+
+    def _refuse_hopeless(self, chars: int, max_context: int | None, field: str) -> None:
+        if max_context is not None and chars > max_context * self._longest:
+            raise BadRequest(f"{field}: more than a context of {max_context} tokens can hold", field)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
+    """Packed ids of each; special tokens in them are text. Only the batch call releases the GIL."""
+    encodings = tokenizer.fast.encode_batch_fast(texts, add_special_tokens=False)
+    return [ids.pack(encoding.ids) for encoding in encodings]
+
+
+def _start(tokenizer: Tokenizer) -> bytes:
+    """What the tokenizer puts before every text. Raises ConfigError if it adds anything behind."""
+    plain, dressed = (tokenizer.fast.encode("a", add_special_tokens=add).ids for add in (False, True))
+    start = dressed[: len(dressed) - len(plain)]
+    if start + plain != dressed:
+        raise ConfigError("tokenizer.json: a post-processor that appends tokens is not supported")
+    return ids.pack(start)
+
+
+def _checked(packed: bytes, field: str) -> bytes:
+    if not packed:
+        raise BadRequest(f"{field}: no tokens", field)
+    if len(packed) > PROMPT_BYTES:
+        raise BadRequest(f"{field}: more than {PROMPT_BYTES // TOKEN_BYTES} tokens", field)
+    return packed
