@@ -1,0 +1,93 @@
+"""The Llama family over a paged KV pool: Llama, SmolLM, Mistral, and Qwen 2 and 3 by two small switches.
+
+Knows nothing of requests, sampling or files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear, rms_norm, silu
+from warmfleet_kernels import Batch, Rotation, attention, rotate, write_kv
+
+from warmfleet_worker.models.config import ModelConfig
+from warmfleet_worker.models.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one layer, [out, in]; projections that read the same input are one matrix."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model, of one dtype and on one device."""
+
+    embedding: Tensor
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    head: Tensor
+
+
+class Llama:
+    """A model that computes; it keeps no state between calls but its weights."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self.rope = Rope(config.rope_theta, config.head_dim, config.rope_factors, self.device)
+        self._weights = weights
+
+    def forward(self, token_ids: Tensor, homes: Tensor, batch: Batch, pool: Tensor) -> Tensor:
+        """Write the batch's KV into the pool; return the normed last hidden states ``[rows, hidden]``.
+
+        ``token_ids`` and ``homes`` (the position that each row's query and key are rotated at) are
+        int64 ``[rows]``.
+        """
+        hidden = embedding(token_ids, self._weights.embedding)
+        rotation = self.rope.at(homes)
+        for index, layer in enumerate(self._weights.layers):
+            hidden = hidden + self._attend(layer, index, hidden, rotation, batch, pool)
+            hidden = hidden + self._transform(layer, hidden)
+        return self._norm(hidden, self._weights.norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[rows, vocab_size]`` in float32 of hidden states from ``forward``."""
+        return linear(hidden, self._weights.head).float()
+
+    def _attend(
+        self, layer: Layer, index: int, hidden: Tensor, rotation: Rotation, batch: Batch, pool: Tensor
+    ) -> Tensor:
+        config = self.config
+        qkv = linear(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        heads = qkv.view(len(hidden), -1, config.head_dim)
+        keys, values = config.heads, config.heads + config.kv_heads
+        query, key, value = heads[:, :keys], heads[:, keys:values], heads[:, values:]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        write_kv(pool, index, batch, key, value)
+        return linear(attention(pool, index, batch, query).flatten(1), layer.output)
+
+    def _transform(self, layer: Layer, hidden: Tensor) -> Tensor:
+        gate, up = linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
+        return linear(silu(gate) * up, layer.down)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+
+def pool_shape(config: ModelConfig, blocks: int, block_size: int) -> torch.Size:
+    """Shape of the pool that ``forward`` writes: block-major, one block contiguous through all layers."""
+    return torch.Size((blocks, config.layers, 2, config.kv_heads, block_size, config.head_dim))
