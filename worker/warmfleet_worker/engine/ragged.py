@@ -1,0 +1,82 @@
+"""From the scheduler's works to the flat rows that a model computes."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from warmfleet_kernels import Segment
+from warmfleet_kernels import Sequence as Rows
+
+from warmfleet_worker.engine.base import Run, Work
+from warmfleet_worker.models.rope import Rope
+
+
+class Ragged(NamedTuple):
+    """All works one after another: work i owns rows ``firsts[i]`` to ``firsts[i + 1]``."""
+
+    token_ids: Tensor  # int64 [rows]
+    homes: Tensor  # int64 [rows]: where each row's query and key are rotated
+    sequences: tuple[Rows, ...]
+    firsts: tuple[int, ...]
+
+
+class _Piece(NamedTuple):
+    """The part of a work whose tokens land in one run."""
+
+    start: int
+    length: int
+    delta: int
+
+
+def flatten(works: Sequence[Work], block_size: int, rope: Rope, device: torch.device) -> Ragged:
+    """The rows of ``works``. A work that writes into runs of different deltas becomes a sequence for each."""
+    token_ids: list[int] = []
+    homes: list[int] = []
+    sequences: list[Rows] = []
+    firsts = [0]
+    for work in works:
+        for piece in _pieces(work, block_size):
+            segments = _segments(work.runs, piece, block_size, rope, device)
+            sequences.append(Rows(len(homes), piece.length, piece.start, segments))
+            home = piece.start - piece.delta
+            homes.extend(range(home, home + piece.length))
+        token_ids.extend(work.token_ids)
+        firsts.append(len(token_ids))
+        assert len(homes) == len(token_ids), "the runs do not cover the work"
+    return Ragged(
+        torch.tensor(token_ids, device=device),
+        torch.tensor(homes, device=device),
+        tuple(sequences),
+        tuple(firsts),
+    )
+
+
+def _pieces(work: Work, block_size: int) -> Iterator[_Piece]:
+    first, end = 0, work.start + len(work.token_ids)
+    for delta, runs in groupby(work.runs, key=lambda run: run.delta):
+        last = first + block_size * sum(len(run.blocks) for run in runs)
+        start, stop = max(first, work.start), min(last, end)
+        if start < stop:
+            yield _Piece(start, stop - start, delta)
+        first = last
+
+
+def _segments(
+    runs: Sequence[Run], piece: _Piece, block_size: int, rope: Rope, device: torch.device
+) -> tuple[Segment, ...]:
+    """The blocks up to the piece's last position, neighbours of one delta merged.
+
+    Queries are rotated at the home of the run they are written to; for keys of another run they are
+    turned by what is between the two.
+    """
+    left = -(-(piece.start + piece.length) // block_size)
+    segments = []
+    for delta, group in groupby(runs, key=lambda run: run.delta):
+        blocks = [block for run in group for block in run.blocks][:left]
+        if blocks:
+            turn = rope.turn(piece.delta - delta) if delta != piece.delta else None
+            segments.append(Segment(torch.tensor(blocks, device=device), turn))
+        left -= len(blocks)
+    return tuple(segments)

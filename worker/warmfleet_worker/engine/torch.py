@@ -1,0 +1,140 @@
+"""The engine that computes: a model, its pool of KV blocks, and one batch a step."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from warmfleet_kernels import copy_blocks, prepare
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_worker.engine.base import Copy, Plan, StepResult
+from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.ragged import flatten
+from warmfleet_worker.models.fingerprint import fingerprint
+from warmfleet_worker.models.llama import Llama, pool_shape
+from warmfleet_worker.models.load import load_model, open_source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchEngine:
+    """Implements ``engine.base.Engine`` on a CPU or one CUDA device."""
+
+    name = "torch"
+
+    def __init__(
+        self, llama: Llama, *, model: str, fingerprint: bytes, block_size: int, total_blocks: int
+    ) -> None:
+        config = llama.config
+        self.llama = llama
+        self.model = model
+        self.fingerprint = fingerprint
+        self.block_size = block_size
+        self.total_blocks = total_blocks
+        self.vocab_size = config.vocab_size
+        self.max_context = config.max_context
+        shape = pool_shape(config, total_blocks, block_size)
+        self.pool = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
+        self.block_bytes = self.pool[0].nbytes
+        self.layout = layout(llama.dtype, shape)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        name: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        block_size: int = 16,
+        total_blocks: int | None = None,
+        memory_bytes: int | None = None,
+        threads: int | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> "TorchEngine":
+        """The model at ``path``, with ``total_blocks`` blocks or as many as fit into ``memory_bytes``.
+
+        An empty ``name`` means that of the file or folder. ``threads`` on the CPU, for the whole process;
+        None: all cores. ``progress`` gets a stage and its done fraction. Raises ConfigError.
+        """
+        report = progress or (lambda stage, done: None)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        place = _device(device)
+        kind = _dtype(dtype, place)
+        report("reading the model", 0.0)
+        source = open_source(path)
+        shape = pool_shape(source.config, 1, block_size)
+        blocks = _total_blocks(total_blocks, memory_bytes, shape.numel() * kind.itemsize)
+        identity = fingerprint(source.config, source.digests())
+        llama = load_model(source, kind, place, torch.get_num_threads(), report)
+        return cls(
+            llama,
+            model=name or Path(path).stem,
+            fingerprint=identity,
+            block_size=block_size,
+            total_blocks=blocks,
+        )
+
+    def execute(self, plan: Plan) -> StepResult:
+        """See ``engine.base.Engine.execute``."""
+        return self.draw(plan, self.compute(plan))
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> Tensor:
+        """Copies, then KV of all works; the last hidden states of their rows, one work after another."""
+        if plan.copies:
+            copy_blocks(self.pool, *self._endpoints(plan.copies))
+        if not plan.works:
+            return self.pool.new_empty((0, self.llama.config.hidden))
+        ragged = flatten(plan.works, self.block_size, self.llama.rope, self.pool.device)
+        batch = prepare(ragged.sequences, self.pool)
+        return self.llama.forward(ragged.token_ids, ragged.homes, batch, self.pool)
+
+    @torch.inference_mode()
+    def draw(self, plan: Plan, hidden: Tensor) -> StepResult:
+        """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
+        return StepResult(draw_works(plan.works, hidden, self.llama.logits))
+
+    def _endpoints(self, copies: tuple[Copy, ...]) -> Tensor:
+        """Sources and targets, int64 [2, copies]."""
+        return torch.tensor(copies, device=self.pool.device).T
+
+
+def layout(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    """What a stored copy of a block looks like, from its dtype and the pool's shape; 32 bytes."""
+    text = f"warmfleet block layout v1 {dtype} {','.join(map(str, shape[1:]))}"
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 but on CPUs that would only emulate it."""
+    if name == "auto":
+        emulated = device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        return torch.float32 if emulated else torch.bfloat16
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; supported are auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _total_blocks(total: int | None, memory_bytes: int | None, block_bytes: int) -> int:
+    if total is None:
+        if memory_bytes is None:
+            raise ConfigError("the pool's size is not given: neither total_blocks nor memory_bytes")
+        total = memory_bytes // block_bytes
+    if total < 1:
+        raise ConfigError(f"the pool holds no block: one is {block_bytes} bytes")
+    return total
