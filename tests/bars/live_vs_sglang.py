@@ -1,0 +1,106 @@
+"""Issue 3, bar 6: eight sim workers live, agents and chats, at .7 and .35 of a pooled cache's load.
+
+Side by side with ``sglang-router --policy cache_aware`` over the same kind of workers, each way with a
+fleet of its own that starts cold and sees the same requests at the same times. ``LIVE_SECONDS`` in the
+environment shortens a run.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from loadtest.client import play
+from loadtest.records import Summary, summarise
+from loadtest.workloads import AgentShape, ChatShape, Turn, agent, chat, offered
+from tests.bars import load
+from tests.bars.fleet import Fleet, sim_fleet
+from tests.bars.peers import sglang
+from tests.bars.rows import Row
+from tests.bars.sharing import shown
+
+WORKERS, SEED = 8, 6
+SECONDS = float(os.environ.get("LIVE_SECONDS", "100"))
+AGENT = AgentShape(question=500, max_tokens=16)
+CHAT = ChatShape(system=1000, question=200, answer=100, max_tokens=16, turns=8)
+
+
+class Case(NamedTuple):
+    workload: str
+    utilisation: float
+
+    def __str__(self) -> str:
+        return f"{self.workload} at {self.utilisation}"
+
+    def turns(self) -> list[Turn]:
+        def at_rate(rate: float) -> list[Turn]:
+            if self.workload == "agent":
+                return agent(rate, SECONDS, SEED, AGENT)
+            return chat(rate, SECONDS, SEED, CHAT)
+
+        return load.at(self.utilisation, WORKERS, SECONDS, at_rate)
+
+
+class Outcome(NamedTuple):
+    summary: Summary
+    skew: float  # the busiest worker's uncached prompt tokens over the mean
+    cpu_ms: float  # of the router, a request
+
+
+CASES = [Case(workload, utilisation) for utilisation in (0.7, 0.35) for workload in ("agent", "chat")]
+
+
+def main() -> list[Row]:
+    rows = []
+    for case in CASES:
+        turns = case.turns()
+        bound = offered(turns).hit_rate
+        print(f"   {case}: {len(turns)} requests, infinite cache {bound:.3f}")
+        peer, ours = run("sglang-router", turns), run("cheapest", turns)
+        rows += compare(case, ours, peer)
+    return rows
+
+
+def run(way: str, turns: list[Turn]) -> Outcome:
+    ours = way != "sglang-router"
+    with sim_fleet(WORKERS, policy=way if ours else "round_robin") as fleet:
+        program, url = (fleet.router, fleet.url) if ours else sglang(fleet.starter, fleet.faces)
+        before = program.cpu_s()
+        summary = summarise(asyncio.run(play(url, turns, model=fleet.model)))
+        cpu_ms = 1e3 * (program.cpu_s() - before) / len(turns)
+        outcome = Outcome(summary, skew(uncached(fleet)), cpu_ms)
+    print(f"   {way:14} {shown(summary)}, skew {outcome.skew:.2f}, router CPU {cpu_ms:.1f} ms a request")
+    return outcome
+
+
+def skew(work: Sequence[float]) -> float:
+    return max(work) * len(work) / max(1e-9, sum(work))
+
+
+def uncached(fleet: Fleet) -> list[float]:
+    """Prompt tokens that each worker had to compute."""
+    return [count.prompt - count.cached for count in fleet.counts()]
+
+
+def compare(case: Case, ours: Outcome, peer: Outcome) -> list[Row]:
+    busy = case.utilisation > 0.5
+    most = 0.6 if busy and case.workload == "agent" else 1.0
+    a, b = ours.summary, peer.summary
+    rows = [
+        under(case, "TTFT mean", a.ttft_mean, b.ttft_mean, most),
+        under(case, "TTFT p99", a.ttft_p99, b.ttft_p99, most),
+        at_least(case, "hit rate", a.hit_rate, b.hit_rate - (0.0 if busy else 0.03)),
+        at_least(case, "finished", a.finished, b.finished),
+    ]
+    return rows if busy else [*rows, under(case, "skew", ours.skew, peer.skew, 1.0)]
+
+
+def under(case: Case, what: str, ours: float, peer: float, most: float) -> Row:
+    wanted = f"<= {most:.1f}x" if most < 1 else "lower"
+    figure = f"{ours:.3f} / {peer:.3f}, {ours / max(1e-9, peer):.2f}x"
+    ok = ours <= most * peer if most < 1 else ours < peer
+    return Row("3.6", f"{case}: {what}, ours / peer", figure, wanted, ok)
+
+
+def at_least(case: Case, what: str, ours: float, wanted: float) -> Row:
+    return Row("3.6", f"{case}: {what}", f"{ours:.4g}", f">= {wanted:.4g}", ours >= wanted)
