@@ -1,0 +1,158 @@
+"""The prefix cache: BlockHash -> block, matched from the root, evicted leaf first.
+
+A hash hit counts only when the parent link and the token ids agree as well: a collision is a miss.
+Whoever pins a block pins its whole chain, so every unpinned block can be evicted, children first:
+free + cached blocks are what ``allocate`` can give.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+
+from warmfleet_proto.limits import TOKEN_BYTES
+
+from warmfleet_worker.blocks import BlockPool
+from warmfleet_worker.events import Appeared, Change, Vanished, Wiped
+
+
+class Node:
+    """A readable block: one with a BlockHash, filled by a finished step."""
+
+    __slots__ = ("block", "children", "depth", "hash", "parent", "root", "stamp", "token_ids")
+
+    def __init__(
+        self, block: int, block_hash: bytes, root: bytes, parent: "Node | None", token_ids: bytes
+    ) -> None:
+        self.block = block
+        self.hash = block_hash
+        self.root = root
+        self.parent = parent
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.token_ids = token_ids  # packed u32
+        self.children = 0
+        self.stamp = 0  # when it was last unpinned
+
+    def continues(self, root: bytes, parent: "Node | None", token_ids: bytes) -> bool:
+        return self.parent is parent and self.token_ids == token_ids and self.root == root
+
+
+class PrefixCache:
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self.pool = pool
+        self.evictions = 0
+        self._block_bytes = block_size * TOKEN_BYTES
+        self._nodes: dict[bytes, Node] = {}
+        self._by_block: list[Node | None] = [None] * pool.total
+        self._leaves: list[tuple[int, int]] = []  # heap of (stamp, block); stale entries are skipped
+        self._clock = 0  # counts releases: only the order matters
+        self._changes: list[Change] = []
+
+    @property
+    def available(self) -> int:
+        return self.pool.free + self.pool.cached
+
+    def match(self, root: bytes, hashes: Sequence[bytes], token_ids: bytes) -> list[Node]:
+        """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``."""
+        found: list[Node] = []
+        parent, size = None, self._block_bytes
+        for i, block_hash in enumerate(hashes):
+            node = self._nodes.get(block_hash)
+            if node is None or not node.continues(root, parent, token_ids[i * size : (i + 1) * size]):
+                break
+            found.append(node)
+            parent = node
+        return found
+
+    def allocate(self, count: int) -> list[int] | None:
+        """``count`` pinned blocks without content, evicting as needed; None when there are not so many."""
+        if count > self.available:
+            return None
+        while self.pool.free < count:
+            self._evict()
+        return [self.pool.take() for _ in range(count)]
+
+    def seal(
+        self, block: int, block_hash: bytes, root: bytes, parent: Node | None, token_ids: bytes
+    ) -> Node | None:
+        """Makes a filled, pinned block readable. When an equal block is readable already, that one is
+        returned and ``block`` stays private; None when the hash belongs to other tokens."""
+        node = self._nodes.get(block_hash)
+        if node is not None:
+            return node if node.continues(root, parent, token_ids) else None
+        node = Node(block, block_hash, root, parent, token_ids)
+        if parent is not None:
+            parent.children += 1
+        self._nodes[block_hash] = self._by_block[block] = node
+        self.pool.keep(block)
+        self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth))
+        return node
+
+    def pin(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self.pool.pin(block)
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """One pin less on each; readable blocks stay cached, the others are free."""
+        self._clock += 1
+        for block in blocks:
+            if self.pool.unpin(block) and (node := self._by_block[block]):
+                node.stamp = self._clock
+                self._offer(node)
+
+    def take_changes(self) -> list[Change]:
+        """What became readable or ceased to be since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def clear(self) -> None:
+        """Forgets every block. The caller has made sure that none is pinned."""
+        assert self.pool.pinned == 0
+        for node in self._nodes.values():
+            self._by_block[node.block] = None
+            self.pool.drop(node.block)
+        self._nodes.clear()
+        self._leaves.clear()
+        self._changes.append(Wiped())
+
+    def _offer(self, node: Node) -> None:
+        """Lists a node for eviction when nothing holds it: neither a pin nor a child."""
+        if node.children or self.pool.is_pinned(node.block):
+            return
+        if len(self._leaves) > 2 * self.pool.total:
+            self._leaves = [entry for entry in self._leaves if self._leaf(*entry)]
+            heapq.heapify(self._leaves)
+        heapq.heappush(self._leaves, (node.stamp, node.block))
+
+    def _leaf(self, stamp: int, block: int) -> Node | None:
+        node = self._by_block[block]
+        if node is None or node.stamp != stamp or node.children or self.pool.is_pinned(block):
+            return None
+        return node
+
+    def _evict(self) -> None:
+        node = None
+        while node is None:
+            node = self._leaf(*heapq.heappop(self._leaves))
+        del self._nodes[node.hash]
+        self._by_block[node.block] = None
+        self.pool.drop(node.block)
+        self.evictions += 1
+        self._changes.append(Vanished(node.hash))
+        if node.parent is not None:
+            node.parent.children -= 1
+            self._offer(node.parent)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the tree, the pool and the eviction list disagree."""
+        self.pool.check_integrity()
+        children: dict[bytes, int] = {}
+        listed = set(self._leaves)
+        for node in self._nodes.values():
+            assert self._by_block[node.block] is node
+            pinned = self.pool.is_pinned(node.block)
+            if node.parent is not None:
+                assert self._nodes.get(node.parent.hash) is node.parent, "evicted before its child"
+                assert not pinned or self.pool.is_pinned(node.parent.block), "pinned below an unpinned block"
+                children[node.parent.hash] = children.get(node.parent.hash, 0) + 1
+            assert pinned or node.children or (node.stamp, node.block) in listed
+        assert all(node.children == children.get(node.hash, 0) for node in self._nodes.values())
+        assert sum(node is not None for node in self._by_block) == len(self._nodes)
