@@ -1,0 +1,170 @@
+"""Drives a scheduler and the sim engine in one thread: schedule, execute, commit, until all have ended."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+from warmfleet_proto.hashing import chain, root_hash
+from warmfleet_worker.admission import Limits
+from warmfleet_worker.engine.base import Logprobs, Plan, Sampling, StepResult
+from warmfleet_worker.engine.sim import SimEngine, oracle
+from warmfleet_worker.events import PresenceLog
+from warmfleet_worker.scheduler import Scheduler
+from warmfleet_worker.sequence import Ending, Key, Output, Params, Reason, Request, Started
+
+
+class Text:
+    """What one choice has delivered."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.logprobs: list[Logprobs] = []
+        self.ending: Ending | None = None
+
+
+class Step(NamedTuple):
+    plan: Plan
+    result: StepResult
+
+
+class Driver:
+    def __init__(
+        self,
+        total_blocks: int = 64,
+        *,
+        block_size: int = 4,
+        max_context: int = 4096,
+        max_running: int = 8,
+        max_waiting: int = 1000,
+        chunk_tokens: int = 64,
+        vocab_size: int = 32_000,
+    ) -> None:
+        self.engine = SimEngine(
+            block_size=block_size, total_blocks=total_blocks, vocab_size=vocab_size, max_context=max_context
+        )
+        context = min(max_context, total_blocks * block_size)
+        limits = Limits(block_size, context, max_running, max_waiting, chunk_tokens)
+        self.scheduler = Scheduler(limits, total_blocks)
+        self.log = PresenceLog(epoch=1)
+        self.now = 0.0
+        self.steps: list[Step] = []
+        self.texts: dict[tuple[Key, int], Text] = {}
+        self.started: dict[Key, Started] = {}
+        self.prompt_logprobs: dict[Key, tuple[Logprobs, ...]] = {}
+        self._handles = count(1)
+
+    @property
+    def pool(self):  # type: ignore[no-untyped-def]
+        return self.scheduler.cache.pool
+
+    def root(self, salt: bytes = b"") -> bytes:
+        return root_hash(self.engine.fingerprint, self.engine.block_size, salt=salt)
+
+    def request(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 8,
+        *,
+        salt: bytes = b"",
+        deadline: float | None = None,
+        choices: int = 1,
+        stop_ids: frozenset[int] = frozenset(),
+        prompt_logprobs: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> Request:
+        packed = np.array(prompt, np.uint32).tobytes()
+        root = self.root(salt)
+        return Request(
+            Key("gateway", next(self._handles)),
+            "request",
+            root,
+            packed,
+            chain(root, packed, self.engine.block_size),
+            Params(sampling or Sampling(), max_tokens, choices, stop_ids, prompt_logprobs),
+            submitted=self.now,
+            deadline=deadline,
+        )
+
+    def submit(self, prompt: Sequence[int], max_tokens: int = 8, **params: object) -> Request:
+        request = self.request(prompt, max_tokens, **params)  # type: ignore[arg-type]
+        self.scheduler.submit(request)
+        return request
+
+    def schedule(self) -> Plan | None:
+        self.now += 1.0
+        plan = self.scheduler.schedule(self.now)
+        self._take_outputs()
+        return plan
+
+    def step(self) -> Step | None:
+        """One whole step; None when there was nothing to do."""
+        plan = self.schedule()
+        if plan is None:
+            return None
+        result = self.engine.execute(plan)
+        self.now += 1.0
+        self.scheduler.commit(result, self.now)
+        self.log.publish(self.scheduler.cache.take_changes())
+        self._take_outputs()
+        self.scheduler.check_integrity()
+        self.steps.append(Step(plan, result))
+        return self.steps[-1]
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Until nothing is left to do."""
+        for _ in range(max_steps):
+            if self.step() is None:
+                assert self.scheduler.idle, "work is left that cannot run"
+                return
+        raise AssertionError(f"not idle after {max_steps} steps")
+
+    def finish(self, prompt: Sequence[int], max_tokens: int = 8, **params: object) -> Request:
+        request = self.submit(prompt, max_tokens, **params)
+        self.run()
+        return request
+
+    def text(self, request: Request, choice: int = 0) -> Text:
+        return self.texts.setdefault((request.key, choice), Text())
+
+    def expected(self, request: Request, choice: int = 0) -> list[int]:
+        """The oracle's completion at full length."""
+        prompt = np.frombuffer(request.prompt, np.uint32).tolist()
+        return oracle(
+            request.root,
+            prompt,
+            request.max_tokens,
+            sampling=request.params.sampling,
+            choice=choice,
+            vocab_size=self.engine.vocab_size,
+        )
+
+    def check_exact(self, request: Request) -> None:
+        """Every choice delivered the oracle's tokens and ended by its length."""
+        for choice in range(request.params.choices):
+            text = self.text(request, choice)
+            assert text.ending == Ending(Reason.LENGTH)
+            assert text.token_ids == self.expected(request, choice)
+
+    def _take_outputs(self) -> None:
+        for output in self.scheduler.take_outputs():
+            self._record(output)
+
+    def _record(self, output: Output) -> None:
+        text = self.text(output.request, output.choice)
+        assert text.ending is None, "an output after the ending"
+        assert output.position == len(text.token_ids), "a gap or a repetition"
+        text.token_ids += output.token_ids
+        text.logprobs += output.logprobs
+        text.ending = output.ending
+        if output.started:
+            assert output.request.key not in self.started
+            self.started[output.request.key] = output.started
+            self.prompt_logprobs[output.request.key] = output.prompt_logprobs
+
+
+def prompts(seed: int) -> Iterator[list[int]]:
+    """An endless supply of distinct 5-token prompts."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.integers(0, 32_000, 5).tolist()

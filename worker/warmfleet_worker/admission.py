@@ -1,0 +1,94 @@
+"""Whether a request fits a worker at all, and the blocks that a sequence takes when it starts to run."""
+
+from typing import NamedTuple
+
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import TOKEN_BYTES
+
+from warmfleet_worker.engine.base import Copy
+from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.sequence import Request, Sequence
+
+
+class Limits(NamedTuple):
+    """A scheduler's bounds. ``max_context`` is no larger than the pool."""
+
+    block_size: int
+    max_context: int  # prompt and completion tokens
+    max_running: int  # sequences
+    max_waiting: int
+    chunk_tokens: int  # prompt tokens a step
+
+    def blocks(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+
+def check_fits(prompt_tokens: int, choices: int, limits: Limits, total_blocks: int) -> None:
+    """Raises BadRequest for what could never run here, however long it waited."""
+    if prompt_tokens >= limits.max_context:
+        raise BadRequest(
+            f"the prompt has {prompt_tokens} tokens: it must be shorter than the context limit"
+            f" of {limits.max_context} tokens",
+            "prompt",
+        )
+    if choices > limits.max_running:
+        raise BadRequest(f"choices is {choices}: this worker runs at most {limits.max_running}", "n")
+    needed = limits.blocks(prompt_tokens + 1) + choices - 1
+    if needed > total_blocks:
+        raise BadRequest(
+            f"prompt and choices need {needed} blocks: the pool holds {total_blocks}",
+            "n" if choices > 1 else "prompt",
+        )
+
+
+def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> bool:
+    """Pins the longest readable prefix and takes blocks for all that remains: the rest of the prompt, one
+    token more, and one block for each further choice. ``room`` blocks are left for what runs already.
+
+    False when there are too few; nothing is taken then.
+    """
+    nodes = _readable(sequence, cache)
+    if _take(sequence, nodes, cache, limits, room):
+        return True
+    whole = len(nodes) * limits.block_size == len(sequence.token_ids)
+    # Nothing runs, so nothing will be freed: give up the private copy's source for its place.
+    return whole and room == 0 and _take(sequence, nodes[:-1], cache, limits, room)
+
+
+def _readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
+    request = sequence.request
+    if request.params.prompt_logprobs is not None and not request.started:
+        return []  # every position has to be computed to be scored
+    return cache.match(request.root, sequence.hashes, sequence.token_ids.tobytes())
+
+
+def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Limits, room: int) -> bool:
+    """``nodes`` become the sequence's first blocks. At least one token is left to compute: when they hold
+    all of them, the last block is copied, since the last token is never written into a shared block."""
+    length = len(sequence.token_ids)
+    whole = len(nodes) * limits.block_size == length
+    shared = nodes[:-1] if whole else nodes
+    cache.pin(node.block for node in nodes)
+    needed = limits.blocks(length + 1) - len(shared)
+    further = len(sequence.choices) - 1
+    if cache.available < needed + further + room:
+        cache.release(node.block for node in nodes)
+        return False
+    fresh = cache.allocate(needed + further)
+    assert fresh is not None
+    sequence.blocks = [*(node.block for node in shared), *fresh[:needed]]
+    sequence.spares = fresh[needed:]
+    sequence.sealed = len(shared)
+    sequence.node = shared[-1] if shared else None
+    sequence.computed = length - 1 if whole else len(shared) * limits.block_size
+    sequence.copy = Copy(nodes[-1].block, fresh[0]) if whole else None
+    return True
+
+
+def uncached_tokens(request: Request, cache: PrefixCache, block_size: int) -> int:
+    """How much of the prompt would have to be computed if it were admitted now."""
+    prompt_tokens = len(request.prompt) // TOKEN_BYTES
+    if request.params.prompt_logprobs is not None:
+        return prompt_tokens
+    matched = len(cache.match(request.root, request.hashes, request.prompt)) * block_size
+    return max(prompt_tokens - matched, 1)

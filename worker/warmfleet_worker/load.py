@@ -1,0 +1,32 @@
+"""What a worker tells of itself: its load now, and totals since its epoch began."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from warmfleet_worker.sequence import Reason
+
+
+@dataclass(slots=True)
+class Totals:
+    prompt_tokens: int = 0  # of first admissions
+    cached_tokens: int = 0  # of those, read from the cache
+    completion_tokens: int = 0
+    requests: int = 0  # accepted
+    preemptions: int = 0
+    steps: int = 0
+    failed_steps: int = 0
+    step_seconds: float = 0.0
+    endings: Counter[Reason] = field(default_factory=Counter)  # of choices
+
+
+class Load(NamedTuple):
+    """Sequences, tokens and blocks at this moment."""
+
+    running: int
+    waiting: int
+    prefill_tokens: int  # prompt tokens not computed yet, running and waiting
+    context_tokens: int  # tokens that the running sequences attend to
+    free_blocks: int
+    cached_blocks: int
+    pinned_blocks: int

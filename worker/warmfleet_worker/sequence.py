@@ -1,0 +1,145 @@
+"""A request and its sequences: one sequence computes the prompt, then one decodes each choice."""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from warmfleet_worker.engine.base import Copy, Logprobs, Run, Sampling
+from warmfleet_worker.prefix import Node
+
+
+class Reason(IntEnum):
+    """Why a choice ended; numbered as in worker.proto."""
+
+    STOP = 1
+    LENGTH = 2
+    CANCELLED = 3
+    DEADLINE = 4
+    BAD_REQUEST = 5
+    REJECTED = 6
+    FAILED = 7
+
+
+class Ending(NamedTuple):
+    reason: Reason
+    message: str = ""
+    stop_id: int = 0  # the token that ended it, with STOP; it is not delivered
+
+
+class Started(NamedTuple):
+    """What became known of a request with its first output."""
+
+    cached_tokens: int
+    queue_s: float  # submit to first admission
+    prefill_s: float  # admission to first token
+
+
+class Key(NamedTuple):
+    """Names a request inside the worker: a gateway and its handle."""
+
+    gateway: str
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    sampling: Sampling
+    max_tokens: int  # 0: compute (and score) the prompt only
+    choices: int = 1
+    stop_ids: frozenset[int] = frozenset()
+    prompt_logprobs: int | None = None  # alternatives a prompt token; bypasses cached reads
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    key: Key
+    request_id: str
+    root: bytes  # of the hash chain: model, block size and tenant salt
+    prompt: bytes  # packed u32 token ids
+    hashes: list[bytes]  # of the prompt's full blocks
+    params: Params
+    submitted: float
+    deadline: float | None = None
+    booking: int = 0
+    max_tokens: int = 0  # of params, clipped to the context at submit
+    uncached: int = 0  # prompt tokens that it seemed to need computed at submit
+    admitted: float | None = None
+    started: bool = False  # its first output was made
+    cached_tokens: int = 0  # of its first admission
+    failures: int = 0  # engine steps that failed with it
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    live: "list[Sequence]" = field(default_factory=list)
+    dropped: Ending | None = None  # asked to end at the next step boundary
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and completion of one choice, or of all choices until the prompt is computed."""
+
+    request: Request
+    choices: tuple[int, ...]
+    token_ids: "array[int]"  # prompt, then completion
+    prompt_tokens: int
+    blocks: list[int] = field(default_factory=list)  # position p lies in blocks[p // block_size]
+    spares: list[int] = field(default_factory=list)  # one for each further choice, taken at admission
+    computed: int = 0  # leading tokens whose KV is in the blocks
+    sealed: int = 0  # leading blocks that are readable
+    node: Node | None = None  # the last of them
+    sealable: bool = True  # false below a hash collision: those blocks stay private
+    copy: Copy | None = None  # to be made by the next step; its source is pinned until then
+    alone: bool = False  # its last step failed beside others: the next one is its own
+    hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as known
+    _runs: tuple[Run, ...] = ()
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next can be drawn; 1 while decoding."""
+        return len(self.token_ids) - self.computed
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        if len(self._runs) != 1 or len(self._runs[0].blocks) != len(self.blocks):
+            self._runs = (Run(tuple(self.blocks)),)
+        return self._runs
+
+    @property
+    def held(self) -> list[int]:
+        """Every pin that the sequence has, one entry each."""
+        source = [self.copy.source] if self.copy else []
+        return [*self.blocks, *self.spares, *source]
+
+    def replace_block(self, index: int, block: int) -> None:
+        self.blocks[index] = block
+        self._runs = ()
+
+    def forget_blocks(self) -> None:
+        """Back to the start, after everything held was released."""
+        self.blocks, self.spares, self._runs = [], [], ()
+        self.computed = self.sealed = 0
+        self.node = self.copy = None
+        self.sealable = True
+
+
+def new_sequence(request: Request) -> Sequence:
+    """The one that computes the prompt, for all choices."""
+    token_ids = array("I", request.prompt)
+    choices = tuple(range(request.params.choices))
+    return Sequence(request, choices, token_ids, len(token_ids), hashes=request.hashes)
+
+
+class Output(NamedTuple):
+    """What one step made of one choice."""
+
+    request: Request
+    choice: int
+    position: int  # completion position of the first token
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    started: Started | None = None
+    ending: Ending | None = None
