@@ -1,0 +1,148 @@
+"""The one loop of a worker: schedule, execute in the engine's thread, commit, publish.
+
+All state of the scheduler belongs to the event loop; the engine's thread sees plans and nothing else.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from warmfleet_worker.engine.base import Engine, Plan
+from warmfleet_worker.events import PresenceLog
+from warmfleet_worker.scheduler import Scheduler
+from warmfleet_worker.sequence import Ending, Key, Output, Request
+
+_log = logging.getLogger(__name__)
+
+Sink = Callable[[int, list[Output]], None]
+"""Takes the step's number and what it made for one gateway."""
+
+
+class Listener(Protocol):
+    """Told at once, inside the loop: must not block."""
+
+    def changed(self) -> None:
+        """Presence or the set of requests changed."""
+
+    def booked(self, booking: int) -> None:
+        """A booked request was accepted."""
+
+
+class Runner:
+    def __init__(self, engine: Engine, scheduler: Scheduler, presence: PresenceLog) -> None:
+        self.engine = engine
+        self.scheduler = scheduler
+        self.presence = presence
+        self.sinks: dict[str, Sink] = {}
+        self.listeners: set[Listener] = set()
+        self.on_outputs: Callable[[list[Output]], None] = lambda _: None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._wake = asyncio.Event()
+        self._at_rest = asyncio.Event()
+        self._step_began: float | None = None
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    @property
+    def step_age_s(self) -> float:
+        return 0.0 if self._step_began is None else self.now() - self._step_began
+
+    @property
+    def bookings(self) -> list[int]:
+        """Of all live requests."""
+        return [r.booking for r in self.scheduler.requests.values() if r.booking]
+
+    def submit(self, request: Request) -> None:
+        """Raises BadRequest or Rejected."""
+        self.scheduler.submit(request)
+        self._at_rest.clear()
+        self._wake.set()
+        if request.booking:
+            for listener in self.listeners:
+                listener.booked(request.booking)
+        self._tell_change()
+
+    def drop(self, key: Key, ending: Ending) -> None:
+        self.scheduler.drop(key, ending)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Forever; cancel to stop. The thread ends with the step under way."""
+        try:
+            while True:
+                if self.scheduler.idle:
+                    self._at_rest.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+                await self._step()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def drain(self, deadline_s: float) -> int:
+        """Admits nothing more; returns how many requests were left when the time was over."""
+        self.scheduler.draining = True
+        self._tell_change()
+        try:
+            async with asyncio.timeout(deadline_s):
+                while not self.scheduler.idle:
+                    self._at_rest.clear()
+                    await self._at_rest.wait()
+        except TimeoutError:
+            pass
+        return len(self.scheduler.requests)
+
+    async def _step(self) -> None:
+        began = self.now()
+        plan = self.scheduler.schedule(began)
+        self._deliver()
+        if plan is None:
+            return
+        self._step_began = began
+        await self._execute(plan)
+        self._step_began = None
+        self.scheduler.totals.step_seconds += self.now() - began
+        self._publish()
+        self._deliver()
+
+    async def _execute(self, plan: Plan) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            result = await loop.run_in_executor(self._thread, self.engine.execute, plan)
+        except Exception as error:
+            _log.exception("an engine step failed")
+            self.scheduler.fail(f"the engine failed: {type(error).__name__}", self.now())
+            return
+        if result.delay_s > 0:
+            await asyncio.sleep(result.delay_s)
+        self.scheduler.commit(result, self.now())
+
+    def _publish(self) -> None:
+        changes = self.scheduler.cache.take_changes()
+        if changes:
+            self.presence.publish(changes)
+            self._tell_change()
+
+    def _deliver(self) -> None:
+        """One call a gateway."""
+        outputs = self.scheduler.take_outputs()
+        if not outputs:
+            return
+        by_gateway: dict[str, list[Output]] = {}
+        for output in outputs:
+            by_gateway.setdefault(output.request.key.gateway, []).append(output)
+        step = self.scheduler.totals.steps
+        for gateway, theirs in by_gateway.items():
+            if sink := self.sinks.get(gateway):
+                sink(step, theirs)
+        self.on_outputs(outputs)
+        if any(output.ending for output in outputs):
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        for listener in self.listeners:
+            listener.changed()

@@ -1,0 +1,125 @@
+"""The Worker service of worker.proto over a runner."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from warmfleet_proto.errors import BadRequest, WarmfleetError, grpc_status
+from warmfleet_proto.limits import MAX_ID_CHARS
+from warmfleet_proto.worker_pb2 import (
+    DrainRequest,
+    DrainResponse,
+    Open,
+    ServeRequest,
+    ServeResponse,
+    StatusRequest,
+    StatusResponse,
+    WatchKvRequest,
+)
+from warmfleet_proto.worker_pb2_grpc import WorkerServicer
+
+from warmfleet_worker.outbox import Outbox
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.sessions import Session, Sessions
+from warmfleet_worker.watch import Watch, load_of
+
+MAX_DRAIN_S = 3600.0
+
+_ServeContext = grpc.aio.ServicerContext[ServeRequest, ServeResponse]
+
+
+class WorkerService(WorkerServicer):
+    def __init__(self, name: str, model: str, runner: Runner) -> None:
+        self._name = name
+        self._model = model
+        self._runner = runner
+        self._sessions = Sessions(runner)
+
+    async def Serve(self, requests: AsyncIterator[ServeRequest], context: _ServeContext) -> None:  # noqa: N802
+        try:
+            opening = _opening(await anext(requests, None))
+            session, outbox = self._sessions.attach(opening)
+        except WarmfleetError as error:
+            await context.abort(grpc_status(error), str(error))
+        tasks = [
+            asyncio.create_task(_read(requests, session, outbox)),
+            asyncio.create_task(_write(outbox, context)),
+            asyncio.create_task(outbox.broken.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._sessions.detach(session, outbox)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if outbox.broken.is_set():
+            await context.abort(grpc.StatusCode.ABORTED, outbox.why)
+
+    async def WatchKv(self, request: WatchKvRequest, context: Any) -> None:  # noqa: N802
+        async with contextlib.aclosing(Watch(self._runner).messages(request)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:  # noqa: N802
+        engine, limits = self._runner.engine, self._runner.scheduler.limits
+        return StatusResponse(
+            worker=self._name,
+            epoch=self._runner.presence.epoch,
+            model=self._model,
+            model_fingerprint=engine.fingerprint,
+            layout_fingerprint=engine.layout,
+            block_size=engine.block_size,
+            total_blocks=engine.total_blocks,
+            block_bytes=engine.block_bytes,
+            max_context=limits.max_context,
+            max_running=limits.max_running,
+            engine=engine.name,
+            version=importlib.metadata.version("warmfleet"),
+            load=load_of(self._runner),
+            vocab_size=engine.vocab_size,
+        )
+
+    async def Drain(self, request: DrainRequest, context: Any) -> DrainResponse:  # noqa: N802
+        if not 0 <= request.deadline_s <= MAX_DRAIN_S:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"deadline_s: expected 0 to {MAX_DRAIN_S:g} seconds"
+            )
+        return DrainResponse(unfinished=await self._runner.drain(request.deadline_s))
+
+    def close(self) -> None:
+        self._sessions.close()
+
+
+def _opening(request: ServeRequest | None) -> Open:
+    if request is None or request.WhichOneof("body") != "open":
+        raise BadRequest("the first message of a stream is Open", "open")
+    if not 0 < len(request.open.gateway_id) <= MAX_ID_CHARS:
+        raise BadRequest(f"gateway_id: expected 1 to {MAX_ID_CHARS} characters", "gateway_id")
+    return request.open
+
+
+async def _read(requests: AsyncIterator[ServeRequest], session: Session, outbox: Outbox) -> None:
+    """Until the gateway ends the stream or breaks its rules."""
+    async for request in requests:
+        if session.outbox is not outbox:
+            return  # another stream took over
+        match request.WhichOneof("body"):
+            case "submit":
+                session.submit(request.submit)
+            case "prompt":
+                session.add(request.prompt)
+            case "cancel":
+                session.cancel(request.cancel.handle)
+            case body:
+                outbox.break_off(f"{body or 'an empty message'} is not expected here")
+                return
+    outbox.close()
+
+
+async def _write(outbox: Outbox, context: _ServeContext) -> None:
+    while (response := await outbox.get()) is not None:
+        await context.write(response)
