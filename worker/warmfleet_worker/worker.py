@@ -1,0 +1,73 @@
+"""One worker, put together: engine, scheduler, loop, gRPC and HTTP."""
+
+import asyncio
+import secrets
+
+import grpc
+from aiohttp import web
+from warmfleet_proto import worker_pb2
+from warmfleet_proto.channel import Health, bind, server, split_address
+from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.worker_pb2_grpc import add_WorkerServicer_to_server
+
+from warmfleet_worker.admission import Limits
+from warmfleet_worker.config import Config
+from warmfleet_worker.engine.base import Engine
+from warmfleet_worker.events import PresenceLog
+from warmfleet_worker.http import application, listen
+from warmfleet_worker.metrics import Metrics
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.scheduler import Scheduler
+from warmfleet_worker.service import WorkerService
+
+_CLOSE_GRACE_S = 1.0
+
+
+class Worker:
+    """``start``, ``drain``, ``close``. ``loop`` ends by itself only when the worker cannot go on."""
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self.config = config
+        context = min(engine.max_context, engine.total_blocks * engine.block_size)
+        limits = Limits(
+            engine.block_size, context, config.max_running, config.max_waiting, config.chunk_tokens
+        )
+        self.scheduler = Scheduler(limits, engine.total_blocks)
+        self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
+        self.runner = Runner(engine, self.scheduler, self.presence)
+        self.service = WorkerService(config.name, config.served_name or engine.model, self.runner)
+        self.metrics = Metrics(self.runner)
+        self.grpc_address = self.http_address = ""
+        self.loop: asyncio.Task[None]
+        self._server: grpc.aio.Server
+        self._health: Health
+        self._web: web.AppRunner
+
+    async def start(self) -> None:
+        """Raises ConfigError when a port cannot be had."""
+        self._server, self._health = server([worker_pb2.DESCRIPTOR.services_by_name["Worker"]])
+        add_WorkerServicer_to_server(self.service, self._server)  # type: ignore[no-untyped-call]
+        host, _ = split_address(self.config.listen)
+        port = bind(self._server, self.config.listen, self.config.tls)
+        self.grpc_address = f"{host}:{port}"
+        host, port = split_address(self.config.http)
+        try:
+            self._web, port = await listen(application(self.runner, self.metrics), host, port)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {self.config.http}: {error.strerror}") from None
+        self.http_address = f"{host}:{port}"
+        self.loop = asyncio.create_task(self.runner.run())
+        await self._server.start()
+        await self._health.set_serving(True)
+
+    async def drain(self, deadline_s: float) -> int:
+        """How many requests were left."""
+        await self._health.set_serving(False)
+        return await self.runner.drain(deadline_s)
+
+    async def close(self) -> None:
+        await self._web.cleanup()
+        await self._server.stop(_CLOSE_GRACE_S)
+        self.service.close()
+        self.loop.cancel()
+        await asyncio.gather(self.loop, return_exceptions=True)
