@@ -33,7 +33,7 @@ class Child:
         self.last_line = "starting"
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._listener: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
@@ -47,7 +47,7 @@ class Child:
             start_new_session=True,  # a terminal's Ctrl-C reaches `up` alone
             preexec_fn=_die_with(os.getpid()),
         )
-        self._tasks = [asyncio.create_task(self._listen())]
+        self._listener = asyncio.create_task(self._listen())
 
     async def ready(self) -> dict[str, Any]:
         """The ready line. Raises ChildDied."""
@@ -57,20 +57,39 @@ class Child:
     def is_ready(self) -> bool:
         return self._ready.done()
 
-    async def ended(self) -> int:
-        """Waits for the process to end by itself; its exit status (negative: the signal's number)."""
+    @property
+    def was_started(self) -> bool:
+        return self._process is not None
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process is not None and self._process.returncode is not None
+
+    async def ended(self) -> None:
+        """Waits for the process to end by itself."""
         assert self._process is not None
-        return await self._process.wait()
+        await self._process.wait()
+
+    def obituary(self) -> str:
+        """How it ended and the last lines it wrote to stderr."""
+        assert self._process is not None
+        status = self._process.returncode
+        ending = "is alive" if status is None else f"ended with exit status {status}"
+        if status is not None and status < 0:
+            ending = f"ended with {signal.Signals(-status).name}"
+        return "".join([f"{self.name} {ending}", *(f"\n  {line}" for line in self._tail)])
 
     def signal(self, number: int) -> None:
         """To the whole process group: a worker may have helpers of its own."""
-        if self._process is not None and not all(task.done() for task in self._tasks):
+        if self._process is not None and self._listener is not None and not self._listener.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
     async def closed(self) -> None:
         """Waits until the process and its output have ended."""
-        await asyncio.gather(*self._tasks)
+        if self._listener is not None:
+            await asyncio.wait({self._listener})  # a caller that gives up waiting cancels nothing
+            self._listener.result()
 
     async def _listen(self) -> None:
         assert self._process is not None
@@ -82,9 +101,9 @@ class Child:
                 self._read(self._process.stdout, log, self._on_stdout),
                 self._read(self._process.stderr, log, self._on_stderr),
             )
-        status = await self._process.wait()
+        await self._process.wait()
         if not self._ready.done():
-            self._ready.set_exception(ChildDied(self._obituary(status)))
+            self._ready.set_exception(ChildDied(self.obituary()))
             self._ready.exception()  # `up` may be gone before it asks
 
     async def _read(
@@ -108,13 +127,8 @@ class Child:
                 self._ready.set_result(said)
 
     def _on_stderr(self, line: str) -> None:
-        self._tail.append(line)
         self.last_line = _readable(line)
-
-    def _obituary(self, status: int) -> str:
-        ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        lines = "".join(f"\n  {line}" for line in self._tail)
-        return f"{self.name} ended with {ending} before it was ready ({self.log}):{lines}"
+        self._tail.append(self.last_line)
 
 
 async def stop(children: Sequence[Child], grace_s: float = 5.0) -> None:
