@@ -1,42 +1,242 @@
 """The router's mind, one object per process: models, index, fleet, prices and bookings.
 
-Pure: messages and ``now`` (monotonic seconds) go in, messages and values come out.
+Pure: messages and ``now`` (monotonic seconds) go in, messages and values come out. One thread owns it.
 """
 
-from warmfleet_proto import router_pb2 as pb
+from collections import deque
+from copy import copy
 
+import xxhash
+from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto.errors import BadRequest, Rejected
+
+from warmfleet_router import answers
+from warmfleet_router.booking import Booking, Ledger
+from warmfleet_router.group import Group
+from warmfleet_router.placement import Decision, decide
+from warmfleet_router.policy.base import Pool
+from warmfleet_router.request import Request, checked
+from warmfleet_router.roster import Roster
+from warmfleet_router.routing import Routing, make_policy
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
+from warmfleet_router.views import total_view, worker_view
+
+HISTORY = 100  # placements
+LONGEST_S = 86_400.0  # a timing beyond this is nonsense
+LONGEST = 1e6  # so is a completion
+_ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
 
 class RouterCore:
-    """Raises BadRequest and Rejected where a caller can cause it."""
+    """Raises BadRequest and Rejected where a caller can cause it.
 
-    counters: Counters
+    ``seed`` makes booking ids and random draws; routers of one fleet need different ones.
+    """
+
+    def __init__(self, routing: Routing, seed: int) -> None:
+        self.counters = Counters()
+        self.policy = make_policy(routing, seed)
+        self._ledger = Ledger()
+        self.roster = Roster(self._ledger, self.counters, routing.index_blocks)
+        self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
+        self._ids = 0
+        self._history: deque[PlacementView] = deque(maxlen=HISTORY)
+
+    # ---- gateways
 
     def route(self, request: pb.RouteRequest, now: float) -> pb.Placement:
-        raise NotImplementedError
+        """Places the request and books it."""
+        try:
+            wanted = checked(request)
+            decision = self._decide(wanted, now)
+            booking = self._book(wanted, decision, now)
+        except BadRequest:
+            self.counters.bad_requests += 1
+            raise
+        except Rejected:
+            self.counters.rejected += 1
+            raise
+        self._count(booking, decision, now)
+        return answers.placement(decision, booking.id, self.policy.name)
 
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
-        raise NotImplementedError
+        """What ``route`` would do now, with every candidate. Changes nothing."""
+        decision = self._decide(checked(request), now)
+        self.counters.explained += 1
+        return answers.explanation(decision, self.policy)
 
     def progress(self, request: pb.ProgressRequest, now: float) -> pb.ProgressResponse:
-        raise NotImplementedError
+        """The first token has been seen. What comes again or too late is ignored."""
+        booking = self._ledger.started(request.booking, now)
+        if booking is not None:
+            self.counters.progress += 1
+            self._learn(booking, request, now)
+            self.roster.changed(booking.worker)
+        return pb.ProgressResponse()
 
     def finish(self, request: pb.FinishRequest, now: float) -> pb.FinishResponse:
-        raise NotImplementedError
+        """Ends a booking; only the first call does."""
+        if request.outcome not in _ENDINGS:
+            raise BadRequest("outcome must be ok, ignore or dropped", "outcome")
+        booking = self._ledger.end(request.booking, now)
+        if booking is None:
+            self.counters.finished_unknown += 1
+            return pb.FinishResponse(known=False)
+        self._ended(booking, _ENDINGS[request.outcome])
+        self._judge(booking, request, now)
+        return pb.FinishResponse(known=True)
 
     def heartbeat(self, request: pb.HeartbeatRequest, now: float) -> pb.HeartbeatResponse:
-        raise NotImplementedError
+        return pb.HeartbeatResponse(bookings=self._ledger.heartbeat(request.gateway_id, now))
 
     def list_workers(self, request: pb.ListWorkersRequest, now: float) -> pb.ListWorkersResponse:
-        raise NotImplementedError
+        return answers.worker_list(self.workers(now))
+
+    # ---- the page and the metrics
 
     def workers(self, now: float) -> list[WorkerView]:
-        raise NotImplementedError
+        """In the order in which they were added."""
+        routed = sum(w.routed.total(now) for w in self.roster.fleet.workers.values())
+        return [worker_view(self.roster, w, routed, now) for w in self.roster.fleet.workers.values()]
 
-    def placements(self, limit: int = 100) -> list[PlacementView]:
+    def placements(self, limit: int = HISTORY) -> list[PlacementView]:
         """The latest first."""
-        raise NotImplementedError
+        return [copy(record) for record in list(self._history)[::-1][:limit]]
 
     def totals(self, now: float) -> Totals:
-        raise NotImplementedError
+        return total_view(self.roster, self.workers(now), self.policy.name, now)
+
+    # ---- time
+
+    def tick(self, now: float) -> None:
+        """To be called about ten times a second."""
+        for booking in self._ledger.expire(now):
+            self.counters.expired += 1
+            self._ended(booking, "expired")
+        self.roster.tick(now)
+
+    # ---- placing
+
+    def _decide(self, wanted: Request, now: float) -> Decision:
+        return decide(self.policy, wanted, self._pools(wanted), self.counters.placements, now)
+
+    def _pools(self, wanted: Request) -> list[tuple[Group, Pool]]:
+        """Where the request may go. Raises BadRequest if nowhere ever, Rejected if nowhere now."""
+        groups = self.roster.models.get(wanted.model)
+        if groups is None:
+            if not self.roster.models:
+                raise Rejected("no worker has joined yet")
+            raise BadRequest(f"model {wanted.model!r} is not served here", "model", 404)
+        longest = max(group.most_context for group in groups)
+        if wanted.context > longest:
+            raise BadRequest(
+                f"{wanted.prompt_tokens} prompt tokens and {max(wanted.max_tokens, 1)} to be generated are "
+                f"more than the context of {longest} tokens",
+                "prompt",
+            )
+        pools = [(group, group.pool_for(wanted.context, wanted.exclude)) for group in groups]
+        pools = [(group, pool) for group, pool in pools if pool.workers]
+        if not pools:
+            raise Rejected(f"no worker for {wanted.model!r} can take the request now")
+        return pools
+
+    def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
+        worker, chosen = decision.worker, decision.choice.candidate
+        id_ = self._next_id()
+        booking = Booking(
+            id=id_,
+            gateway=wanted.gateway,
+            worker=worker,
+            epoch=worker.epoch,
+            made_at=now,
+            slots=wanted.slots,
+            prefill_s=chosen.prefill_s,
+            context_tokens=wanted.prompt_tokens,
+            alone=not worker.flying,
+            record=_record(wanted, decision, id_, self.policy.name, now),
+        )
+        self._ledger.book(booking)
+        booking.marks = decision.group.prefixes.add(worker.slot, decision.ask.keys)
+        decision.group.settle(worker)
+        return booking
+
+    def _next_id(self) -> int:
+        """Not 0, not in use, and not another router's but for one chance in 2^64."""
+        while True:
+            self._ids += 1
+            id_ = xxhash.xxh64_intdigest(self._ids.to_bytes(8, "little"), self._seed)
+            if id_ and id_ not in self._ledger:
+                return id_
+
+    def _count(self, booking: Booking, decision: Decision, now: float) -> None:
+        counters, record = self.counters, booking.record
+        counters.placements += 1
+        counters.panic += decision.group.panic
+        counters.prompt_tokens += record.prompt_tokens
+        counters.available_tokens += record.available
+        counters.expected_tokens += record.expected
+        booking.worker.placements += 1
+        booking.worker.routed.add(now)
+        self._history.append(record)
+
+    # ---- learning
+
+    def _learn(self, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
+        record, worker = booking.record, booking.worker
+        cached = min(request.cached_tokens, record.prompt_tokens - 1)
+        record.delivered = cached
+        self.counters.delivered_tokens += cached
+        if booking.epoch != worker.epoch:
+            return
+        self.roster.fleet.succeeded(worker)
+        if 0.0 < request.prefill_s < LONGEST_S:
+            worker.rates.observe_prefill(
+                record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
+            )
+        if 0.0 < request.ttft_s < LONGEST_S:
+            record.ttft_s = request.ttft_s
+            worker.ttft.add(now, request.ttft_s)
+            worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
+
+    def _ended(self, booking: Booking, ending: str) -> None:
+        booking.record.ending = ending
+        self.roster.unmark(booking)
+        self.roster.changed(booking.worker)
+
+    def _judge(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
+        """What the ending says about the worker; of an incarnation before this one it says nothing."""
+        worker, same = booking.worker, booking.epoch == booking.worker.epoch
+        match request.outcome:
+            case pb.FinishRequest.OK:
+                self.counters.finished_ok += 1
+                worker.rates.observe_completion(min(request.completion_tokens / booking.slots, LONGEST))
+                if same:
+                    self.roster.fleet.succeeded(worker)
+            case pb.FinishRequest.IGNORE:
+                self.counters.finished_ignore += 1
+            case pb.FinishRequest.DROPPED:
+                self.counters.finished_dropped += 1
+                if same:
+                    self.roster.failed(worker, now)
+
+
+def _record(wanted: Request, decision: Decision, id_: int, policy: str, now: float) -> PlacementView:
+    return PlacementView(
+        at=now,
+        booking=id_,
+        request_id=wanted.request_id,
+        tenant=wanted.tenant,
+        model=wanted.model,
+        worker=decision.worker.name,
+        policy=policy,
+        reason=decision.choice.reason,
+        price_s=sum(seconds for _, seconds in decision.terms),
+        terms=decision.terms,
+        prompt_tokens=wanted.prompt_tokens,
+        available=decision.available,
+        expected=decision.choice.candidate.overlap,
+        delivered=None,
+        predicted_ttft_s=decision.ttft_s,
+        ttft_s=None,
+        ending="",
+    )

@@ -54,7 +54,7 @@ class WorkerView:
     ttft_error: float | None  # learned mean of |measured - predicted| / measured
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlacementView:
     """One past placement. Overlaps in tokens; None until known."""
 

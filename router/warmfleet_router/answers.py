@@ -1,0 +1,71 @@
+"""Decisions and views as messages."""
+
+from collections.abc import Iterable
+
+from warmfleet_proto import router_pb2 as pb
+
+from warmfleet_router.placement import Decision
+from warmfleet_router.policy.base import Candidate, Policy, Terms
+from warmfleet_router.view import WorkerView
+
+
+def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
+    worker = decision.worker
+    return pb.Placement(
+        booking=booking,
+        worker=worker.name,
+        address=worker.address,
+        action=pb.Placement.SERVE,
+        expected_tokens=decision.choice.candidate.overlap,
+        available_tokens=decision.available,
+        policy=policy,
+        price_s=sum(seconds for _, seconds in decision.terms),
+        terms=_terms(decision.terms),
+        reason=decision.choice.reason,
+    )
+
+
+def explanation(decision: Decision, policy: Policy) -> pb.Explanation:
+    """Candidates with the lowest price first."""
+    candidates = [_candidate(c, policy.terms(c)) for c in decision.candidates]
+    candidates.sort(key=lambda c: c.price_s)
+    return pb.Explanation(chosen=placement(decision, 0, policy.name), candidates=candidates)
+
+
+def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
+    return pb.ListWorkersResponse(
+        workers=[
+            pb.WorkerView(
+                worker=v.worker,
+                address=v.address,
+                state=v.state,
+                model=v.model,
+                model_fingerprint=v.fingerprint,
+                block_size=v.block_size,
+                total_blocks=v.total_blocks,
+                held_blocks=v.held_blocks,
+                running=v.running,
+                waiting=v.waiting,
+                bookings=v.bookings,
+                max_context=v.max_context,
+                epoch=v.epoch,
+                vocab_size=v.vocab_size,
+            )
+            for v in views
+        ]
+    )
+
+
+def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:
+    held = "overlap" if candidate.overlap else "least booked"
+    return pb.Candidate(
+        worker=candidate.worker.name,
+        overlap_tokens=candidate.overlap,
+        price_s=sum(seconds for _, seconds in terms),
+        terms=_terms(terms),
+        why="named by the policy" if candidate.nominated else held,
+    )
+
+
+def _terms(terms: Terms) -> list[pb.Term]:
+    return [pb.Term(name=name, seconds=seconds) for name, seconds in terms]

@@ -1,0 +1,146 @@
+"""The books: load that placements put on workers until their requests end.
+
+A booking counts from the moment it is made, stops counting as load when the worker's own report
+includes it, and stays alive until it ends once: by Finish, or because its gateway fell silent.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from warmfleet_proto.errors import Rejected
+from warmfleet_proto.limits import BOOKING_TTL_S, MAX_BOOKINGS
+
+from warmfleet_router.fleet import Booked, Worker
+from warmfleet_router.view import PlacementView
+
+
+@dataclass(slots=True, eq=False)
+class Booking:
+    id: int
+    gateway: str
+    worker: Worker
+    epoch: int  # the worker's, when it was made
+    made_at: float
+    slots: int
+    prefill_s: float  # predicted, of its uncached tokens
+    context_tokens: int
+    alone: bool  # the worker had nothing else to do
+    record: PlacementView
+    marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
+    counted: bool = True  # as load, not yet in the worker's report
+    started: bool = False  # its first token has been seen
+
+
+@dataclass(slots=True)
+class _Gateway:
+    seen_at: float
+    bookings: dict[int, Booking] = field(default_factory=dict)
+
+
+class Ledger:
+    """All bookings of one router. Bounded by MAX_BOOKINGS."""
+
+    def __init__(self) -> None:
+        self._bookings: dict[int, Booking] = {}
+        self._gateways: dict[str, _Gateway] = {}
+
+    def __len__(self) -> int:
+        return len(self._bookings)
+
+    def __contains__(self, booking: int) -> bool:
+        return booking in self._bookings
+
+    def get(self, booking: int) -> Booking | None:
+        return self._bookings.get(booking)
+
+    def book(self, booking: Booking) -> None:
+        """Raises Rejected when the books are full."""
+        assert booking.id not in self._bookings
+        if len(self._bookings) >= MAX_BOOKINGS:
+            raise Rejected(f"{MAX_BOOKINGS} requests are in flight already")
+        self._bookings[booking.id] = booking
+        gateway = self._gateways.get(booking.gateway)
+        if gateway is None:
+            gateway = self._gateways[booking.gateway] = _Gateway(booking.made_at)
+        gateway.seen_at = booking.made_at
+        gateway.bookings[booking.id] = booking
+        booking.worker.booked.alive += 1
+        _count(booking.worker.booked, booking, 1)
+
+    def included(self, worker: Worker, ids: Iterable[int]) -> None:
+        """The worker's report includes these; a worker speaks for its own bookings only."""
+        for id_ in ids:
+            booking = self._bookings.get(id_)
+            if booking is not None and booking.worker is worker:
+                _discount(booking)
+
+    def started(self, id_: int, now: float) -> Booking | None:
+        """Its first token has been seen: prefill is over. None when it has ended, or started before."""
+        booking = self._bookings.get(id_)
+        if booking is None:
+            return None
+        self._gateways[booking.gateway].seen_at = now
+        if booking.started:
+            return None
+        booking.started = True
+        _discount(booking)
+        return booking
+
+    def end(self, id_: int, now: float) -> Booking | None:
+        """Exactly one caller gets the booking; None when it has ended or expired before."""
+        booking = self._bookings.get(id_)
+        if booking is None:
+            return None
+        self._gateways[booking.gateway].seen_at = now
+        self._remove(booking)
+        return booking
+
+    def restarted(self, worker: Worker) -> list[Booking]:
+        """Its new incarnation knows nothing of these: no load, though they still have to end."""
+        orphans = [booking for booking in self._bookings.values() if booking.worker is worker]
+        for booking in orphans:
+            _discount(booking)
+        return orphans
+
+    def heartbeat(self, gateway: str, now: float) -> int:
+        """Keeps a gateway's bookings alive; their number."""
+        known = self._gateways.get(gateway)
+        if known is None:
+            return 0
+        known.seen_at = now
+        return len(known.bookings)
+
+    def expire(self, now: float) -> list[Booking]:
+        """Ends what silent gateways have left behind."""
+        silent = [name for name, g in self._gateways.items() if now - g.seen_at > BOOKING_TTL_S]
+        ended: list[Booking] = []
+        for name in silent:
+            bookings = list(self._gateways[name].bookings.values())
+            for booking in bookings:
+                self._remove(booking)
+            ended += bookings
+            self._gateways.pop(name, None)
+        return ended
+
+    def _remove(self, booking: Booking) -> None:
+        del self._bookings[booking.id]
+        gateway = self._gateways[booking.gateway]
+        del gateway.bookings[booking.id]
+        if not gateway.bookings:
+            del self._gateways[booking.gateway]
+        _discount(booking)
+        booking.worker.booked.alive -= 1
+
+
+def _discount(booking: Booking) -> None:
+    if booking.counted:
+        booking.counted = False
+        _count(booking.worker.booked, booking, -1)
+
+
+def _count(booked: Booked, booking: Booking, sign: int) -> None:
+    booked.count += sign
+    booked.slots += sign * booking.slots
+    booked.context_tokens += sign * booking.context_tokens
+    # Sums of floats drift; with nothing booked the sum is nothing.
+    booked.prefill_s = booked.prefill_s + sign * booking.prefill_s if booked.count else 0.0

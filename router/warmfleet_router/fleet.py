@@ -1,0 +1,267 @@
+"""The workers that the router knows: who they are, how they are, what they last reported.
+
+Health comes from the age of messages and from how requests ended, never from keepalives. Times are
+monotonic seconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.limits import STUCK_AFTER_S
+
+from warmfleet_router.pricing import Rates
+from warmfleet_router.view import Counters
+from warmfleet_router.window import HitHistory, Recent, Rolling
+
+EJECT_AFTER = 5  # consecutive dropped requests
+EJECTION_S = 5.0  # times the number of ejections lately
+EJECTION_CAP_S = 60.0
+EJECTION_MEMORY_S = 60.0  # of good conduct wipe the slate
+MAX_EJECTED = 0.5  # of the fleet
+PANIC_BELOW = 0.5  # of it healthy: use whoever can be reached
+SLOW_START_S = 10.0
+SLOW_START_FROM = 0.1
+OWN_STALL_S = 0.5  # between two ticks: silence in it is ours, not the workers'
+
+
+class State(StrEnum):
+    JOINING = "joining"  # has not told yet who it is and what it does
+    HEALTHY = "healthy"
+    STUCK = "stuck"  # silent on an open stream
+    EJECTED = "ejected"  # failed too many requests in a row
+    DRAINING = "draining"
+    LOST = "lost"  # its stream broke
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a worker's Status tells."""
+
+    name: str
+    model: str
+    fingerprint: bytes
+    engine: str
+    block_size: int
+    total_blocks: int
+    max_context: int
+    max_running: int
+    vocab_size: int
+
+    @property
+    def kind(self) -> tuple[bytes, int]:
+        """What workers share whose KV means the same."""
+        return self.fingerprint, self.block_size
+
+
+@dataclass(slots=True)
+class Report:
+    """A worker's load as it last told; nothing before its first report."""
+
+    at: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    prefill_tokens: int = 0
+    context_tokens: int = 0
+    free_blocks: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    prompt_tokens: int = 0
+    queue_s: float = 0.0  # prefill_tokens priced at ``at``
+
+
+@dataclass(slots=True)
+class Booked:
+    """Load of one worker's bookings that its report does not include yet."""
+
+    count: int = 0
+    slots: int = 0  # sequences to decode
+    prefill_s: float = 0.0  # as predicted
+    context_tokens: int = 0
+    alive: int = 0  # bookings, included ones too
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One address. Fleet, Ledger and Group keep it up."""
+
+    address: str
+    rates: Rates
+    identity: Identity | None = None
+    slot: int = -1  # its number in the group's index
+    epoch: int = 0
+    report: Report = field(default_factory=Report)
+    booked: Booked = field(default_factory=Booked)
+    # What report and booked come to, by ``settle``.
+    flying: int = 0  # requests that it runs or is about to get
+    queue_until: float = 0.0  # when the reported queue should be computed
+    rest_s: float = 0.0  # of work that comes after that queue
+    crowd_s: float = 0.0  # what its sequences add to each decode step of one more
+
+    connected: bool = False
+    draining: bool = False
+    stuck: bool = False
+    heard_at: float | None = None
+    ready_at: float = 0.0  # slow start counts from here
+    failures: int = 0
+    ejections: int = 0
+    ejected_until: float = 0.0
+
+    hits: HitHistory = field(default_factory=HitHistory)
+    ttft: Recent = field(default_factory=Recent)
+    routed: Rolling = field(default_factory=Rolling)
+    placements: int = 0
+    dropped: int = 0
+    all_ejections: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.identity.name if self.identity else self.address
+
+    def state(self, now: float) -> State:
+        if self.identity is None or self.heard_at is None:
+            return State.JOINING
+        if not self.connected:
+            return State.LOST
+        if self.draining:
+            return State.DRAINING
+        if self.stuck:
+            return State.STUCK
+        return State.EJECTED if now < self.ejected_until else State.HEALTHY
+
+    def weight(self, now: float) -> float:
+        """Slow start: from a tenth to one."""
+        return min(max((now - self.ready_at) / SLOW_START_S, SLOW_START_FROM), 1.0)
+
+    def settle(self) -> None:
+        """After a change of report or booked."""
+        report, booked = self.report, self.booked
+        self.flying = report.running + report.waiting + booked.slots
+        self.queue_until = report.at + report.queue_s
+        self.rest_s = booked.prefill_s + self._slot_s()
+        _, sequence, token = self.rates.step.coefficients
+        batch, context = report.running + booked.slots, report.context_tokens + booked.context_tokens
+        self.crowd_s = batch * sequence + context * token
+
+    def wait_s(self, now: float) -> float:
+        return max(self.queue_until - now, 0.0) + self.rest_s
+
+    def _slot_s(self) -> float:
+        """Until a sequence ends, where one more would be above what it runs at once."""
+        slots = self.identity.max_running if self.identity else 0
+        over = self.flying + 1 - slots
+        if not slots or over <= 0:
+            return 0.0
+        step_s = self.rates.step_s(slots, self.report.context_tokens)
+        return over * step_s * self.rates.completion / slots
+
+
+class Fleet:
+    """All known workers, by address."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.workers: dict[str, Worker] = {}
+        self._counters = counters
+        self._ticked_at: float | None = None
+
+    def named(self, name: str) -> Worker | None:
+        return next((w for w in self.workers.values() if w.identity and w.identity.name == name), None)
+
+    # ---- what is heard
+
+    def incarnated(self, worker: Worker, epoch: int, now: float) -> bool:
+        """A new epoch owes nothing for what the old one did."""
+        if worker.epoch == epoch:
+            return False
+        worker.epoch = epoch
+        worker.report = Report()
+        worker.hits.begin_epoch()
+        worker.failures = worker.ejections = 0
+        worker.ejected_until = 0.0
+        worker.ready_at = now
+        return True
+
+    def heard(self, worker: Worker, now: float) -> None:
+        worker.heard_at = now
+        worker.connected = True
+        worker.stuck = False
+
+    def broken(self, worker: Worker) -> None:
+        worker.connected = worker.stuck = False
+
+    def reported(self, worker: Worker, load: pb.WorkerLoad, now: float) -> None:
+        """Takes over the load and learns from what the steps since the last report took."""
+        before = worker.report
+        worker.report = Report(
+            at=now,
+            running=load.running,
+            waiting=load.waiting,
+            prefill_tokens=load.prefill_tokens,
+            context_tokens=load.context_tokens,
+            free_blocks=load.free_blocks,
+            steps=load.steps_total,
+            step_seconds=load.step_seconds_total,
+            prompt_tokens=load.prompt_tokens_total,
+            queue_s=worker.rates.queue_s(load.prefill_tokens),
+        )
+        worker.draining = load.draining
+        worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
+        _learn_step(worker.rates, before, worker.report)
+
+    # ---- how requests end
+
+    def succeeded(self, worker: Worker) -> None:
+        worker.failures = 0
+
+    def dropped(self, worker: Worker, now: float) -> None:
+        """One more request that it failed; a row of them ejects it, within the share that may be."""
+        worker.dropped += 1
+        worker.failures += 1
+        if worker.failures < EJECT_AFTER or worker.state(now) is not State.HEALTHY:
+            return
+        out = sum(w.state(now) is State.EJECTED for w in self.workers.values())
+        if out + 1 > MAX_EJECTED * len(self.workers):
+            return
+        if now - worker.ejected_until > EJECTION_MEMORY_S:
+            worker.ejections = 0
+        worker.failures = 0
+        worker.ejections += 1
+        worker.all_ejections += 1
+        worker.ejected_until = now + min(EJECTION_S * worker.ejections, EJECTION_CAP_S)
+        worker.ready_at = worker.ejected_until
+        self._counters.ejections += 1
+
+    # ---- time
+
+    def tick(self, now: float) -> None:
+        """Notices silence. If we have been stopped ourselves, the workers are given that time again."""
+        stalled = self._ticked_at is not None and now - self._ticked_at > OWN_STALL_S
+        self._ticked_at = now
+        for worker in self.workers.values():
+            if worker.heard_at is None:
+                continue
+            if stalled:
+                worker.heard_at = now
+            worker.stuck = worker.connected and now - worker.heard_at > STUCK_AFTER_S
+
+
+def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
+    """Who may be placed on, and whether that is in panic: under half of those that count healthy."""
+    states = [(worker, worker.state(now)) for worker in workers]
+    healthy = [worker for worker, state in states if state is State.HEALTHY]
+    counted = sum(state is not State.JOINING and state is not State.DRAINING for _, state in states)
+    if not counted or len(healthy) >= PANIC_BELOW * counted:
+        return healthy, False
+    reachable = (State.HEALTHY, State.STUCK, State.EJECTED)
+    return [worker for worker, state in states if state in reachable], True
+
+
+def _learn_step(rates: Rates, before: Report, after: Report) -> None:
+    """From steps that only decoded: no prompt was waiting or arrived in between."""
+    steps = after.steps - before.steps
+    quiet = not before.prefill_tokens and not after.prefill_tokens
+    if before.at and quiet and steps > 0 and after.prompt_tokens == before.prompt_tokens and before.running:
+        batch = 0.5 * (before.running + after.running)
+        context = 0.5 * (before.context_tokens + after.context_tokens)
+        rates.observe_step(batch, context, (after.step_seconds - before.step_seconds) / steps)

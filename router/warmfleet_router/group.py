@@ -1,0 +1,83 @@
+"""Workers whose KV means the same: one model fingerprint and block size, one index."""
+
+from collections.abc import Set as AbstractSet
+from math import inf
+
+from warmfleet_proto.errors import Rejected
+
+from warmfleet_router.fleet import Worker, usable
+from warmfleet_router.index import Index
+from warmfleet_router.policy.base import Pool
+from warmfleet_router.policy.ring import Ring
+from warmfleet_router.prefixes import BookedPrefixes
+
+FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
+
+
+class Group:
+    """``slot`` of a worker is its number in the index."""
+
+    def __init__(self, fingerprint: bytes, block_size: int, index_blocks: int) -> None:
+        self.fingerprint = fingerprint
+        self.block_size = block_size
+        self.index = Index(index_blocks)
+        self.prefixes = BookedPrefixes(block_size)
+        self.workers: dict[int, Worker] = {}  # by slot
+        self.loads: list[float] = []  # by slot, seconds; infinite where none may be placed
+        self.panic = False
+        self.pool = Pool((), frozenset(), Ring(), 0)
+        self.least_context = 0  # of the pool's workers
+        self.most_context = 0  # of all workers
+
+    def add(self, worker: Worker) -> None:
+        """Raises Rejected when the index takes no more workers."""
+        try:
+            worker.slot = self.index.add_worker()
+        except ValueError as error:
+            raise Rejected(str(error)) from None
+        self.loads += [inf] * (worker.slot + 1 - len(self.loads))
+        self.workers[worker.slot] = worker
+        self.pool.ring.add(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """All that the index holds of it is gone at once."""
+        self.index.remove_worker(worker.slot)
+        del self.workers[worker.slot]
+        self.loads[worker.slot] = inf
+        self.pool.ring.remove(worker)
+        worker.slot = -1
+
+    def refresh(self, now: float) -> None:
+        """Who may be placed on, after time has passed or someone's state has changed."""
+        workers, self.panic = usable(list(self.workers.values()), now)
+        self.loads = [inf] * len(self.loads)
+        for worker in workers:
+            worker.settle()
+            self.loads[worker.slot] = _load_s(worker)
+        self.pool = Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
+        self.least_context = min((_context(w) for w in workers), default=0)
+        self.most_context = max((_context(w) for w in self.workers.values()), default=0)
+
+    def settle(self, worker: Worker) -> None:
+        """After a change of one worker's load."""
+        before = worker.flying
+        worker.settle()
+        if worker in self.pool.members:
+            self.loads[worker.slot] = _load_s(worker)
+            self.pool.in_flight += worker.flying - before
+
+    def pool_for(self, context: int, exclude: AbstractSet[str]) -> Pool:
+        """Those of the pool that take ``context`` tokens and that the request has not tried."""
+        if context <= self.least_context and not exclude:
+            return self.pool
+        workers = [w for w in self.pool.workers if _context(w) >= context and w.name not in exclude]
+        return Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
+
+
+def _context(worker: Worker) -> int:
+    assert worker.identity is not None  # or it would not be in a group
+    return worker.identity.max_context
+
+
+def _load_s(worker: Worker) -> float:
+    return worker.report.queue_s + worker.rest_s + FLYING_S * worker.flying

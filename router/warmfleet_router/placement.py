@@ -1,0 +1,94 @@
+"""One placement: who may serve a request, at what price, and who does.
+
+The same code serves live requests, dry runs and trace replay.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from warmfleet_router.fleet import SLOW_START_S, Worker
+from warmfleet_router.group import Group
+from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
+from warmfleet_router.request import Request
+
+
+class Decision(NamedTuple):
+    group: Group
+    ask: Ask
+    choice: Choice
+    terms: Terms
+    candidates: Sequence[Candidate]
+    available: int  # tokens: the largest overlap at any worker
+
+    @property
+    def worker(self) -> Worker:
+        return self.choice.candidate.worker
+
+    @property
+    def ttft_s(self) -> float:
+        """Predicted."""
+        chosen = self.choice.candidate
+        return chosen.wait_s + chosen.bring_s + chosen.prefill_s
+
+
+def decide(
+    policy: Policy, request: Request, pools: Sequence[tuple[Group, Pool]], ticket: int, now: float
+) -> Decision:
+    """Among all ``pools``, none of which is empty. Changes nothing."""
+    surveys = [_survey(policy, request, group, pool, ticket, now) for group, pool in pools]
+    candidates = surveys[0].candidates if len(surveys) == 1 else [c for s in surveys for c in s.candidates]
+    choice = policy.choose(surveys[0].ask, candidates)
+    worker = choice.candidate.worker
+    chosen = next(s for s in surveys if s.group.workers.get(worker.slot) is worker)
+    available = max(s.available for s in surveys)
+    return Decision(chosen.group, chosen.ask, choice, policy.terms(choice.candidate), candidates, available)
+
+
+class _Survey(NamedTuple):
+    group: Group
+    ask: Ask
+    candidates: list[Candidate]
+    available: int
+
+
+def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: int, now: float) -> _Survey:
+    packed = request.keys_for(group.fingerprint, group.block_size)
+    keys = memoryview(packed).cast("Q")
+    ask = Ask(keys, group.block_size, request.prompt_tokens, request.max_tokens, request.slots, ticket)
+    blocks = _overlaps(group, b"" if request.bypass_cache else packed)
+    available = max(blocks.values(), default=0) * group.block_size
+    ranks: dict[int, int] = {}
+    for worker, rank in policy.nominate(ask, pool):
+        ranks[worker.slot] = max(rank, ranks.get(worker.slot, 0))
+        blocks.setdefault(worker.slot, 0)
+    candidates = [
+        _candidate(group.workers[slot], ask, overlap, ranks.get(slot, 0), now)
+        for slot, overlap in blocks.items()
+        if group.workers[slot] in pool.members
+    ]
+    return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
+
+
+def _overlaps(group: Group, packed: bytes) -> dict[int, int]:
+    """Leading blocks by slot, for the workers with most and for those least booked."""
+    blocks = {overlap.worker: overlap.blocks for overlap in group.index.lookup(packed, group.loads)}
+    for slot, booked in group.prefixes.overlaps(memoryview(packed).cast("Q")).items():
+        if booked > blocks.get(slot, 0):
+            blocks[slot] = booked
+    return blocks
+
+
+def _candidate(worker: Worker, ask: Ask, blocks: int, rank: int, now: float) -> Candidate:
+    rates = worker.rates
+    overlap = min(blocks * ask.block_size, ask.prompt_tokens - 1)  # the last token is always computed
+    completion = min(ask.max_tokens, rates.completion) if ask.max_tokens else rates.completion
+    return Candidate(
+        worker,
+        overlap,
+        worker.wait_s(now),
+        0.0,  # nothing is brought from elsewhere yet
+        rates.prefill_s(ask.prompt_tokens - overlap, overlap),
+        completion * worker.crowd_s,
+        1.0 if now >= worker.ready_at + SLOW_START_S else worker.weight(now),
+        rank,
+    )

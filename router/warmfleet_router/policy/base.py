@@ -1,0 +1,79 @@
+"""What a policy is asked and what it answers. Policies are pure and keep no state between requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple, Protocol
+
+from warmfleet_router.fleet import Worker
+from warmfleet_router.policy.ring import Ring
+
+
+class Ask(NamedTuple):
+    """One request, as one group of workers sees it."""
+
+    keys: Sequence[int]  # of the prompt's full blocks, in order
+    block_size: int
+    prompt_tokens: int
+    max_tokens: int  # of a completion
+    slots: int  # sequences to decode
+    ticket: int  # number of the placement: the same for a dry run of it
+
+
+@dataclass(slots=True)
+class Pool:
+    """The workers of one group that the request may go to."""
+
+    workers: Sequence[Worker]  # in the order in which they joined
+    members: frozenset[Worker]
+    ring: Ring
+    in_flight: int  # of all of them; kept up as it changes
+
+    def bound(self, factor: float) -> int:
+        """In flight before the placement, at most: ``factor`` times the mean after it, rounded up."""
+        return ceil(factor * (self.in_flight + 1) / len(self.workers)) - 1
+
+
+class Candidate(NamedTuple):
+    """One worker, with what serving the request there is predicted to take."""
+
+    worker: Worker
+    overlap: int  # tokens
+    wait_s: float
+    bring_s: float
+    prefill_s: float
+    decode_s: float  # what the sequences decoding beside it add to its own decoding
+    weight: float  # slow start: below one for a worker that has just come
+    nominated: int  # rank among the policy's own nominations, the higher the better; 0: not one
+
+
+class Choice(NamedTuple):
+    candidate: Candidate
+    reason: str  # one sentence
+
+
+Terms = tuple[tuple[str, float], ...]
+
+
+class Policy(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+        """Workers to be priced beside those of most overlap and least load, with their ranks from 1."""
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        """One of ``candidates``, of which there is at least one."""
+
+    def terms(self, candidate: Candidate) -> Terms:
+        """Named seconds; their sum is the candidate's price."""
+
+
+def predicted(candidate: Candidate) -> Terms:
+    """For policies that do not go by price: the predicted time to first token."""
+    return ("wait", candidate.wait_s), ("bring", candidate.bring_s), ("prefill", candidate.prefill_s)
+
+
+def nominated(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The policy's own; all where it named none that can be used."""
+    return [c for c in candidates if c.nominated] or list(candidates)

@@ -1,0 +1,70 @@
+"""The worker where the request costs least, itself and the requests that come after it.
+
+price = (wait + bring + prefill + externality + decode) / weight, with the externality lambda times
+the prefill: work added here delays whoever comes next. Near-ties go to the ring home, so that
+routers agree without talking.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from warmfleet_router.fleet import Worker
+from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
+
+HOME_DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
+NEAR_SHARE = 0.02
+NEAR_S = 1e-3
+
+
+class Cheapest:
+    """``externality`` is the lambda of DESIGN section 6; ``bound`` is of the homes over the mean load."""
+
+    name = "cheapest"
+
+    def __init__(self, externality: float, bound: float) -> None:
+        self._externality = externality
+        self._bound = bound
+
+    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+        """The ring homes at token depths 1k, 2k, 4k, ...; of a shorter prompt the home of all its blocks."""
+        if not ask.keys:
+            return []
+        length = len(ask.keys) * ask.block_size
+        depths = list(takewhile(lambda depth: depth <= length, HOME_DEPTHS)) or [length]
+        most = pool.bound(self._bound)
+        homes = [
+            (pool.ring.home(ask.keys[depth // ask.block_size - 1], pool.members, most), rank)
+            for rank, depth in enumerate(depths, 1)
+            if depth >= ask.block_size
+        ]
+        return [(home, rank) for home, rank in homes if home]
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        prices = [self.price(c) for c in candidates]
+        least = min(prices)
+        limit = least + max(NEAR_SHARE * least, NEAR_S)
+        near = [c for c, price in zip(candidates, prices, strict=True) if price <= limit]
+        if len(near) == 1:
+            return Choice(near[0], f"cheapest of {len(candidates)}")
+        best = max(near, key=lambda c: c.nominated)
+        if best.nominated:
+            return Choice(best, f"ring home among {len(near)} near the cheapest of {len(candidates)}")
+        return Choice(
+            near[ask.ticket % len(near)], f"one of {len(near)} near the cheapest of {len(candidates)}"
+        )
+
+    def price(self, c: Candidate) -> float:
+        return (c.wait_s + c.bring_s + (1.0 + self._externality) * c.prefill_s + c.decode_s) / c.weight
+
+    def terms(self, candidate: Candidate) -> Terms:
+        externality = self._externality * candidate.prefill_s
+        terms = (
+            ("wait", candidate.wait_s),
+            ("bring", candidate.bring_s),
+            ("prefill", candidate.prefill_s),
+            ("externality", externality),
+            ("decode", candidate.decode_s),
+        )
+        if candidate.weight == 1.0:
+            return terms
+        return (*terms, ("slow_start", sum(s for _, s in terms) * (1.0 / candidate.weight - 1.0)))

@@ -1,0 +1,29 @@
+"""The worker with the fewest requests in flight for its weight."""
+
+from collections.abc import Sequence
+
+from warmfleet_router.fleet import Worker
+from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, predicted
+
+
+class LeastLoaded:
+    name = "least_loaded"
+
+    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+        """Those with the fewest; ties go round."""
+        fewest = min(worker.flying for worker in pool.workers)
+        least = [worker for worker in pool.workers if worker.flying == fewest]
+        turn = ask.ticket % len(least)
+        return [(worker, 1 + (i == turn)) for i, worker in enumerate(least)]
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        best = min(candidates, key=lambda c: (load(c), -c.nominated))
+        return Choice(best, f"fewest requests in flight: {best.worker.flying}")
+
+    def terms(self, candidate: Candidate) -> Terms:
+        return predicted(candidate)
+
+
+def load(candidate: Candidate) -> float:
+    """With the request placed on it."""
+    return (candidate.worker.flying + 1) / candidate.weight

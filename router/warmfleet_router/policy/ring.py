@@ -1,0 +1,57 @@
+"""Consistent hashing: the worker that a key belongs to, with a bound on load.
+
+Routers that know the same workers name the same home without talking.
+"""
+
+from bisect import bisect_left
+from collections.abc import Container
+
+import xxhash
+from uhashring import HashRing
+
+from warmfleet_router.fleet import Worker
+
+POINTS = 64  # on the ring, a worker
+
+
+class Ring:
+    """Keys and points are 64-bit numbers; keys are taken as they are, being hashes already."""
+
+    def __init__(self) -> None:
+        self._ring = HashRing([], hash_fn=_point, vnodes=POINTS)
+        self._workers: dict[str, Worker] = {}
+        self._points: list[int] = []
+        self._owners: list[Worker] = []
+
+    def add(self, worker: Worker) -> None:
+        self._workers[worker.name] = worker
+        self._ring.add_node(worker.name)
+        self._points = []
+
+    def remove(self, worker: Worker) -> None:
+        del self._workers[worker.name]
+        self._ring.remove_node(worker.name)
+        self._points = []
+
+    def home(self, key: int, members: Container[Worker], most: float) -> Worker | None:
+        """The first of ``members`` from the key on with at most ``most`` in flight, else the first."""
+        if not self._points:
+            self._unroll()
+        start, size = bisect_left(self._points, key), len(self._points)
+        first: Worker | None = None
+        for i in range(start, start + size):
+            worker = self._owners[i % size]
+            if worker in members:
+                if worker.flying <= most:
+                    return worker
+                first = first or worker
+        return first
+
+    def _unroll(self) -> None:
+        points = sorted(self._ring.get_points())
+        self._points = [point for point, _ in points]
+        self._owners = [self._workers[name] for _, name in points]
+
+
+def _point(text: str) -> int:
+    return xxhash.xxh64_intdigest(text.encode())

@@ -1,0 +1,216 @@
+"""The workers' side of the router: who joins and leaves, what they announce, who can be reached.
+
+Ties fleet, groups, cursors and books together; the order of these updates is what keeps an index
+entry from outliving the incarnation that it belongs to.
+"""
+
+from collections.abc import Iterator
+
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import Corrupt, Rejected
+
+from warmfleet_router.booking import Booking, Ledger
+from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
+from warmfleet_router.fleet import Fleet, Identity, State, Worker
+from warmfleet_router.group import Group
+from warmfleet_router.pricing import starting_rates
+from warmfleet_router.view import Counters
+
+MAX_NAME_CHARS = 128
+MAX_FINGERPRINT_BYTES = 64
+MAX_BLOCK_SIZE = 1 << 16
+
+
+class Roster:
+    """Workers go by their address: it is what is configured, and known before their name."""
+
+    def __init__(self, ledger: Ledger, counters: Counters, index_blocks: int) -> None:
+        self.fleet = Fleet(counters)
+        self.groups: dict[tuple[bytes, int], Group] = {}
+        self.models: dict[str, list[Group]] = {}
+        self._cursors: dict[str, Cursor] = {}
+        self._ledger = ledger
+        self._counters = counters
+        self._index_blocks = index_blocks
+
+    def group_of(self, worker: Worker) -> Group | None:
+        return self.groups.get(worker.identity.kind) if worker.identity else None
+
+    def cursor(self, address: str) -> Cursor:
+        return self._cursors[address]
+
+    # ---- coming and going
+
+    def add(self, address: str) -> None:
+        """A worker that is to be watched; it is joining until it has told who it is."""
+        if address not in self.fleet.workers:
+            self.fleet.workers[address] = Worker(address, starting_rates(()))
+            self._cursors[address] = Cursor(self._counters)
+
+    def remove(self, address: str, now: float) -> None:
+        """No longer configured. Its bookings still end, somewhere else."""
+        self._retire(self.fleet.workers.pop(address), now)
+        del self._cursors[address]
+
+    def joined(self, address: str, status: pb.StatusResponse, now: float) -> None:
+        """It has told who it is. Raises Corrupt for nonsense, Rejected for a name that is taken."""
+        identity = _identity(status, address)
+        worker = self.fleet.workers[address]
+        other = self.fleet.named(identity.name)
+        if other is not None and other is not worker:
+            if other.connected:
+                raise Rejected(f"worker {identity.name} at {address} is known at {other.address} already")
+            self._retire(other, now)
+        if worker.identity is None or worker.identity != identity:
+            self._seat(worker, identity, now)
+        if self.fleet.incarnated(worker, status.epoch, now):
+            self._forget(worker)
+        self._settle(worker, now)
+
+    def broken(self, address: str, now: float) -> None:
+        """Its stream broke, or it does not answer."""
+        worker = self.fleet.workers.get(address)
+        if worker is not None and worker.connected:
+            self.fleet.broken(worker)
+            self._settle(worker, now)
+
+    def _retire(self, worker: Worker, now: float) -> None:
+        """Back to being an address of which nothing is known."""
+        self._orphan(worker)
+        self._leave(worker, now)
+        worker.identity = None
+        self._name_models()
+
+    def _seat(self, worker: Worker, identity: Identity, now: float) -> None:
+        self._orphan(worker)
+        self._leave(worker, now)
+        group = self.groups.get(identity.kind)
+        if group is None:
+            group = self.groups[identity.kind] = Group(*identity.kind, self._index_blocks)
+        worker.identity = identity
+        worker.rates = starting_rates(w.rates for w in group.workers.values())
+        group.add(worker)
+        self._cursors[worker.address] = Cursor(self._counters)
+        self._name_models()
+
+    def _leave(self, worker: Worker, now: float) -> None:
+        group = self.group_of(worker)
+        if group is not None and worker.slot >= 0:
+            group.remove(worker)
+            group.refresh(now)
+
+    def _name_models(self) -> None:
+        self.models = {}
+        for worker in self.fleet.workers.values():
+            group = self.group_of(worker)
+            if group is not None and worker.identity is not None:
+                groups = self.models.setdefault(worker.identity.model, [])
+                if group not in groups:
+                    groups.append(group)
+
+    def _forget(self, worker: Worker) -> None:
+        """A new incarnation: nothing that the old one held or ran counts any more."""
+        group = self.group_of(worker)
+        if group is not None:
+            group.index.clear(worker.slot)
+        self._orphan(worker)
+
+    def _orphan(self, worker: Worker) -> None:
+        for booking in self._ledger.restarted(worker):
+            self.unmark(booking)
+
+    def unmark(self, booking: Booking) -> None:
+        """Its prefix no longer counts as overlap."""
+        group = self.group_of(booking.worker)
+        if group is not None:
+            group.prefixes.remove(booking.worker.slot, booking.marks)
+        booking.marks = []
+
+    # ---- what is heard
+
+    def ingest(self, address: str, message: pb.WatchKvResponse, now: float) -> Iterator[Ask | None]:
+        """Takes one message in slices under a millisecond; an Ask tells where to watch again.
+
+        Must be run to its end before the next message of this worker. Raises Corrupt before a
+        Status has told whose message this is.
+        """
+        worker = self.fleet.workers.get(address)
+        group = self.group_of(worker) if worker else None
+        if worker is None or group is None:
+            raise Corrupt("presence events of an unknown worker", address)
+        before = worker.state(now)
+        self.fleet.heard(worker, now)
+        if self.fleet.incarnated(worker, message.epoch, now):
+            self._forget(worker)
+        if message.HasField("load"):
+            self._ledger.included(worker, message.load.bookings)
+            self.fleet.reported(worker, message.load, now)
+        if worker.state(now) is before:
+            group.settle(worker)
+        else:
+            group.refresh(now)
+        for instruction in self._cursors[address].receive(message):
+            yield _perform(group, worker, instruction)
+
+    def tick(self, now: float) -> None:
+        """Time has passed: silence becomes visible, ejections and slow starts end."""
+        self.fleet.tick(now)
+        for group in self.groups.values():
+            group.refresh(now)
+
+    def sweep(self, budget: int) -> bool:
+        """Clears up to ``budget`` places of an index after departed workers; True when nothing is left."""
+        return all(group.index.sweep(budget) for group in self.groups.values())
+
+    def changed(self, worker: Worker) -> None:
+        """One worker's load is another."""
+        group = self.group_of(worker)
+        if group is not None:
+            group.settle(worker)
+
+    def _settle(self, worker: Worker, now: float) -> None:
+        group = self.group_of(worker)
+        if group is not None:
+            group.refresh(now)
+
+    def failed(self, worker: Worker, now: float) -> None:
+        """It has dropped a request."""
+        self.fleet.dropped(worker, now)
+        if worker.state(now) is State.EJECTED:
+            self._settle(worker, now)
+
+
+def _perform(group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
+    match instruction:
+        case Store(tier, depth, hashes):
+            group.index.store(worker.slot, tier, depth, keys_of(hashes))
+        case Remove(tier, hashes):
+            group.index.remove(worker.slot, tier, keys_of(hashes))
+        case Clear():
+            group.index.clear(worker.slot)
+        case Ask():
+            return instruction
+    return None
+
+
+def _identity(status: pb.StatusResponse, address: str) -> Identity:
+    good = (
+        0 < len(status.worker) <= MAX_NAME_CHARS
+        and 0 < len(status.model) <= MAX_NAME_CHARS
+        and len(status.model_fingerprint) <= MAX_FINGERPRINT_BYTES
+        and 0 < status.block_size <= MAX_BLOCK_SIZE
+        and status.epoch
+    )
+    if not good:
+        raise Corrupt("a status without a usable name, model, fingerprint, block size and epoch", address)
+    return Identity(
+        name=status.worker,
+        model=status.model,
+        fingerprint=status.model_fingerprint,
+        engine=status.engine,
+        block_size=status.block_size,
+        total_blocks=status.total_blocks,
+        max_context=status.max_context,
+        max_running=status.max_running,
+        vocab_size=status.vocab_size,
+    )

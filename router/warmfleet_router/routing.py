@@ -1,0 +1,40 @@
+"""How placements are made: the settings that an operator may change."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from warmfleet_router.policy.base import Policy
+from warmfleet_router.policy.cheapest import Cheapest
+from warmfleet_router.policy.least_loaded import LeastLoaded
+from warmfleet_router.policy.prefix_hash import PrefixHash
+from warmfleet_router.policy.round_robin import RoundRobin
+from warmfleet_router.policy.two_choices import TwoChoices
+
+PolicyName = Literal["cheapest", "least_loaded", "prefix_hash", "round_robin", "two_choices"]
+
+
+class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    policy: PolicyName = "cheapest"
+    # cheapest: what added work costs the requests after it, in units of itself.
+    externality: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 8.0
+    # prefix_hash: tokens that are hashed.
+    prefix_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    # A ring home with more in flight than this times the mean passes the request on.
+    load_bound: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.25
+    # Blocks that the index of each model holds at most.
+    index_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 1_000_000
+
+
+def make_policy(routing: Routing, seed: int) -> Policy:
+    match routing.policy:
+        case "cheapest":
+            return Cheapest(routing.externality, routing.load_bound)
+        case "least_loaded":
+            return LeastLoaded()
+        case "prefix_hash":
+            return PrefixHash(routing.prefix_tokens, routing.load_bound)
+        case "round_robin":
+            return RoundRobin()
+        case "two_choices":
+            return TwoChoices(seed)
