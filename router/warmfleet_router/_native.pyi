@@ -1,3 +1,3 @@
-"""The native index has the definition's interface."""
+"""The native presence has the definition's interface."""
 
-from warmfleet_router.index_python import Index as Index
+from warmfleet_router.index_python import Presence as Presence

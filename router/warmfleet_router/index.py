@@ -1,16 +1,31 @@
-"""Which worker holds which block: the native index where it was built, else its Python twin.
+"""The index: which worker holds which block, in which tier.
 
-Both hold the same and answer the same (``index_python`` is the definition); the twin is many
-times slower and takes more memory, so ``native`` is shown by the admin page and the log.
+Its blocks are held by C where that was built, else by the Python twin that defines it. Both answer
+the same; the twin is many times slower and takes more memory, so ``native`` is shown by the admin
+page and the log.
 """
 
 from warmfleet_router.index_python import Overlap
+from warmfleet_router.seats import Seats
 
 try:
-    from warmfleet_router._native import Index
+    from warmfleet_router._native import Presence
 except ImportError:  # installed without a compiler
-    from warmfleet_router.index_python import Index
+    from warmfleet_router.index_python import Presence
 
-native: bool = Index.__module__ == "warmfleet_router._native"
+native: bool = Presence.__module__ == "warmfleet_router._native"
 
 __all__ = ["Index", "Overlap", "native"]
+
+
+class Index(Presence, Seats):
+    """Presence of blocks in the workers' tiers, bounded at ``cap`` blocks; one thread owns it.
+
+    True below the cap; above it a subset of the truth, and ``gaps`` counts the blocks given up.
+    Workers are the small numbers that ``add_worker`` returns. ``keys`` are packed 8-byte keys.
+    ``ValueError`` for arguments out of their range, ``IndexError`` for a worker that is not there.
+    """
+
+    def __init__(self, cap: int = 1_000_000) -> None:
+        Presence.__init__(self, cap)
+        Seats.__init__(self)

@@ -1,10 +1,8 @@
-"""The index in Python: the definition that ``_native.c`` is held equal to, and its stand-in.
+"""The index's blocks in Python: the definition that ``_native.c`` is held equal to, and its stand-in.
 
-Which worker holds which block, in which tier. Blocks live in numbered *slots*; what is held of a
-block is one integer with three bits a *column*, one a tier. A column is a worker's place in those
-integers: a worker that leaves, or is cleared, leaves its column behind at once and gets another,
-and the bits of the old one are swept away later, in slices. Above the cap a block makes room: of
-the next ``WINDOW`` slots the one longest untouched goes, and of several such the deepest.
+Blocks live in numbered *slots*. What is held of a block is one integer with three bits a column
+(``seats``), one a tier. Above the cap a block makes room for a new one: of the next ``WINDOW``
+slots the one longest untouched goes, and of several such the deepest.
 
 Pure: no clock, no chance. One thread owns an index; nothing is locked.
 """
@@ -17,9 +15,9 @@ from typing import Final, NamedTuple
 
 from warmfleet_proto.limits import KEY_BYTES
 
+from warmfleet_router.seats import MAX_COLUMNS
+
 MAX_CAP: Final = 1 << 30  # blocks
-MAX_WORKERS: Final = 4096  # ids in use, those that wait for their sweep included
-MAX_COLUMNS: Final = 2 * MAX_WORKERS  # every worker may be cleared once more before a sweep is forced
 MAX_TOP: Final = 64
 MAX_DEPTH: Final = (1 << 24) - 1  # deeper blocks count as this deep
 TIERS: Final = 3  # device, host, disk: 1, 2, 3 as in worker.proto
@@ -46,13 +44,8 @@ class Overlap(NamedTuple):
 _Runs = list[tuple[int, int]]  # (first position, what is held of the blocks from there on)
 
 
-class Index:
-    """Presence of blocks in the workers' tiers, bounded at ``cap`` blocks.
-
-    True below the cap; above it a subset of the truth, and ``gaps`` counts the blocks given up.
-    Workers are the small numbers that ``add_worker`` returns. ``keys`` are packed 8-byte keys.
-    ``ValueError`` for arguments out of their range, ``IndexError`` for a worker that is not there.
-    """
+class Presence:
+    """Which column holds which block in which tier; ``index.Index`` adds the workers to it."""
 
     def __init__(self, cap: int = 1_000_000) -> None:
         if not 1 <= cap <= MAX_CAP:
@@ -71,57 +64,20 @@ class Index:
         self._workers: dict[int, int] = {}  # column -> its live worker
         self._held = [0] * MAX_COLUMNS  # by column
         self._live = 0  # lowest bit of every live worker's column
-        self._ids = 0  # bit per worker id in use
-        self._taken = 0  # bit per column in use
-        self._dead: list[int] = []  # columns that the next sweep clears
-        self._sweeping: list[int] = []  # columns that the sweep under way clears
-        self._swept = 0  # slots it has done
-        self._leaving: dict[int, int] = {}  # dead column -> worker id that its sweep frees
 
     def __len__(self) -> int:
         """Distinct blocks, those of departed workers included until they are swept."""
         return len(self._slots)
 
-    # ---- workers ------------------------------------------------------------------------------
+    # ---- seats --------------------------------------------------------------------------------
 
-    def add_worker(self) -> int:
-        """A new worker's number: the lowest that is free."""
-        worker = _lowest_zero(self._ids)
-        if worker >= MAX_WORKERS:
-            raise ValueError(f"more than {MAX_WORKERS} workers, counting those not yet swept")
-        self._ids |= 1 << worker
-        self._seat(worker)
-        return worker
-
-    def remove_worker(self, worker: int) -> None:
-        """All that it holds disappears at once; its number is free again after a sweep."""
-        self._leaving[self._unseat(worker)] = worker
-
-    def clear(self, worker: int) -> None:
-        """All that it holds disappears at once; the worker stays."""
-        if self.held(worker):
-            self._unseat(worker)
-            self._seat(worker)
+    @property
+    def _extent(self) -> int:
+        return len(self._keys)
 
     def held(self, worker: int) -> int:
         """Distinct blocks that it holds in any tier."""
         return self._held[self._column(worker)]
-
-    def sweep(self, budget: int) -> bool:
-        """Visits up to ``budget`` slots for what departed workers left; True when nothing is left."""
-        if budget < 1:
-            raise ValueError("budget must be at least 1 slot")
-        while budget and (self._sweeping or self._dead):
-            if not self._sweeping:
-                self._sweeping, self._dead, self._swept = self._dead, [], 0
-            start, self._swept = self._swept, min(self._swept + budget, len(self._keys))
-            budget -= max(self._swept - start, 1)
-            dead = sum(_COLUMN << TIERS * column for column in self._sweeping)
-            for slot in range(start, self._swept):
-                self._withdraw(slot, dead)
-            if self._swept == len(self._keys):
-                self._release()
-        return not (self._sweeping or self._dead)
 
     def _column(self, worker: int) -> int:
         column = self._columns.get(worker)
@@ -129,12 +85,7 @@ class Index:
             raise IndexError(f"no worker {worker}")
         return column
 
-    def _seat(self, worker: int) -> None:
-        column = _lowest_zero(self._taken)
-        while column >= MAX_COLUMNS:
-            self.sweep(MAX_CAP)
-            column = _lowest_zero(self._taken)
-        self._taken |= 1 << column
+    def _seat(self, worker: int, column: int) -> None:
         self._held[column] = 0
         self._columns[worker], self._workers[column] = column, worker
         self._live |= 1 << TIERS * column
@@ -143,15 +94,15 @@ class Index:
         column = self._column(worker)
         del self._columns[worker], self._workers[column]
         self._live &= ~(1 << TIERS * column)
-        self._dead.append(column)
         return column
 
-    def _release(self) -> None:
-        for column in self._sweeping:
-            self._taken &= ~(1 << column)
-            if (worker := self._leaving.pop(column, None)) is not None:
-                self._ids &= ~(1 << worker)
-        self._sweeping = []
+    def _withdraw(self, columns: bytes, start: int, stop: int) -> None:
+        departed = int.from_bytes(columns, "little")
+        bits = sum(
+            _COLUMN << TIERS * column for column in range(departed.bit_length()) if departed >> column & 1
+        )
+        for slot in range(start, stop):
+            self._forget(slot, bits)
 
     # ---- presence -----------------------------------------------------------------------------
 
@@ -177,9 +128,9 @@ class Index:
         bit = 1 << TIERS * column + shift
         for key in _unpack(keys):
             if (slot := self._slots.get(key)) is not None:
-                self._withdraw(slot, bit)
+                self._forget(slot, bit)
 
-    def _withdraw(self, slot: int, bits: int) -> None:
+    def _forget(self, slot: int, bits: int) -> None:
         before = self._holders[slot]
         after = self._holders[slot] = before & ~bits
         if after == before:
@@ -221,7 +172,7 @@ class Index:
             self._ages[slot] = max(self._ages[slot] - 1, 0)
         self._hand = (self._hand + WINDOW) % self.cap
         self.gaps += not worst[0]
-        self._withdraw(victim, -1)
+        self._forget(victim, -1)
 
     # ---- lookup -------------------------------------------------------------------------------
 
@@ -325,10 +276,6 @@ def _shift(tier: int) -> int:
     if not 1 <= tier <= TIERS:
         raise ValueError(f"tier must be from 1 to {TIERS}, not {tier}")
     return tier - 1
-
-
-def _lowest_zero(bits: int) -> int:
-    return (~bits & bits + 1).bit_length() - 1
 
 
 def _lowest_bits(holders: int, mask: int) -> int:
