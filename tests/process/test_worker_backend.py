@@ -161,6 +161,7 @@ async def _lost(attempt: Attempt) -> bool:
         (Ending.FAILED, WorkerLost),
         (Ending.CANCELLED, WorkerLost),
         (Ending.REJECTED, Rejected),
+        (Ending.DEADLINE, Rejected),
         (Ending.BAD_REQUEST, BadRequest),
     ],
 )
@@ -171,7 +172,7 @@ async def test_endings_that_are_errors(
     await worker.next("open")
     handle = (await worker.next("submit")).handle
     worker.say(output(handle, 0, end=reason))
-    with pytest.raises(error, match="scripted"):
+    with pytest.raises(error, match=r"scripted|deadline"):
         await text(attempt)
     assert (await worker.next("cancel")).handle == handle  # the other choice is not left running
 
@@ -193,7 +194,7 @@ async def test_a_reader_too_far_behind_is_cancelled(
     assert (await worker.next("cancel")).handle == handles[0]
     worker.say(output(handles[1], 0, 4, end=Ending.STOP))
     assert await text(quick) == [4]
-    with pytest.raises(WorkerLost, match="stopped reading"):
+    with pytest.raises(BadRequest, match="stopped reading"):
         await text(slow)
 
 

@@ -15,8 +15,8 @@ _FRAMING_BYTES = 256  # what an SSE event adds to an output's own size
 class Attempt:
     """Iterates over lists of Outputs: all that has arrived since the last look.
 
-    Every choice yields positions 0..n-1 once and then one Ending (STOP, LENGTH or DEADLINE). Any other
-    ending ends all of the attempt: BadRequest, Rejected (both before any token) or WorkerLost is raised.
+    Every choice yields positions 0..n-1 once and then one Ending (STOP or LENGTH). Any other ending
+    ends all of the attempt with BadRequest, Rejected (504: its deadline has passed) or WorkerLost.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class Attempt:
         outputs, self._outputs, self._backlog = self._outputs, [], 0
         return outputs
 
-    def cancel(self) -> None:
-        """The worker stops within a step; nothing more is delivered. Does nothing after the end."""
+    def cancel(self, error: WarmfleetError | None = None) -> None:
+        """The worker stops within a step; iterating ends, or raises ``error``. Nothing after the end."""
         if not self._closed:
             self._on_cancel(self)
+            self._error = error
             self._close()
 
     def take(self, output: Output) -> bool:
@@ -71,7 +72,7 @@ class Attempt:
             self.fail(error)
             return False
         if self._backlog > STREAM_BACKLOG_BYTES:
-            self.fail(WorkerLost("cancelled: the client stopped reading"))
+            self.fail(BadRequest("cancelled: the client stopped reading", status=408))
             self._on_overrun()
             return False
         self._outputs.append(fresh)
@@ -98,14 +99,22 @@ class Attempt:
 
 
 def _raise_failure(output: Output) -> None:
-    """Raises the error that an Ending stands for; STOP, LENGTH and DEADLINE are ordinary ends."""
+    """Raises the error that an Ending stands for; STOP and LENGTH are ordinary ends."""
     if not output.HasField("ending"):
         return
     ending = output.ending
-    if ending.reason in (Ending.STOP, Ending.LENGTH, Ending.DEADLINE):
-        return
-    if ending.reason == Ending.BAD_REQUEST:
-        raise BadRequest(ending.message)
-    if ending.reason == Ending.REJECTED:
-        raise Rejected(ending.message)
-    raise WorkerLost(ending.message or f"worker ended the request: {Ending.Reason.Name(ending.reason)}")
+    match ending.reason:
+        case Ending.STOP | Ending.LENGTH:
+            return
+        case Ending.DEADLINE:
+            raise past_deadline()
+        case Ending.BAD_REQUEST:
+            raise BadRequest(ending.message)
+        case Ending.REJECTED:
+            raise Rejected(ending.message)
+        case reason:
+            raise WorkerLost(ending.message or f"worker ended the request: {Ending.Reason.Name(reason)}")
+
+
+def past_deadline() -> Rejected:
+    return Rejected("the request's deadline has passed", status=504)

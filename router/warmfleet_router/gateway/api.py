@@ -1,0 +1,147 @@
+"""The OpenAI routes: each request from its bytes to its last event, counted once and logged once."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from warmfleet_proto.errors import Rejected, WarmfleetError
+
+from warmfleet_router.gateway import intake, openai, schema
+from warmfleet_router.gateway.answer import Answer, together
+from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
+from warmfleet_router.gateway.http import REQUEST_ID, error_response
+from warmfleet_router.gateway.job import Job, Preparer
+from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.record import Record
+from warmfleet_router.metrics import Metrics
+from warmfleet_router.prompt.tokenizer import Tokenizer
+
+Parse = Callable[[bytes, intake.Tenant], Awaitable[Job]]
+
+_EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+
+
+class Api:
+    def __init__(
+        self,
+        fleet: Fleet,
+        preparer: Preparer,
+        tokenizer: Tokenizer,
+        catalogue: Catalogue,
+        tenants: intake.Tenants,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self._fleet = fleet
+        self._preparer = preparer
+        self._tokenizer = tokenizer
+        self._catalogue = catalogue
+        self._tenants = tenants
+        self._limits = limits
+        self._metrics = metrics
+        self._in_flight = 0
+        self.draining = False
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", self._completions),
+            web.get("/v1/models", self._models, allow_head=False),
+            web.get("/health", self._health, allow_head=False),
+        ]
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        async def parse(body: bytes, tenant: intake.Tenant) -> Job:
+            return await self._preparer.chat(schema.parse_chat(body), tenant.salt)
+
+        return await self._accounted(request, parse)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        async def parse(body: bytes, tenant: intake.Tenant) -> Job:
+            return await self._preparer.completion(schema.parse_completion(body), tenant.salt)
+
+        return await self._accounted(request, parse)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self._tenants.of(request.headers.get("Authorization"))
+        body = openai.models_response(self._catalogue.models(), 0)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _health(self, request: web.Request) -> web.Response:
+        state = "draining" if self.draining else "ok" if self._catalogue.ready else "waiting for a worker"
+        return web.json_response({"status": state}, status=200 if state == "ok" else 503)
+
+    async def _accounted(self, request: web.Request, parse: Parse) -> web.StreamResponse:
+        """One metric set and one log line, however it ends."""
+        record = Record(self._metrics, request[REQUEST_ID], self._fleet.clock())
+        failure: BaseException | None = None
+        self._in_flight += 1
+        try:
+            response, failure = await self._served(request, parse, record)
+            return response
+        except WarmfleetError as error:
+            failure = error
+            return error_response(error)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._in_flight -= 1
+            record.ended(failure, self._fleet.clock())
+
+    async def _served(
+        self, request: web.Request, parse: Parse, record: Record
+    ) -> tuple[web.StreamResponse, WarmfleetError | None]:
+        """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
+        deadline = self._fleet.clock() + intake.timeout_s(request, self._limits.request_s)
+        tenant = self._tenants.of(request.headers.get("Authorization"))
+        record.tenant = tenant.name
+        if self._in_flight > self._limits.in_flight:
+            raise Rejected(f"{self._limits.in_flight} requests are in flight already")
+        job = await parse(await intake.read_body(request, self._limits.body_bytes), tenant)
+        record.prepared(job, self._fleet.clock())
+        self._fleet.budget.request(self._fleet.clock())
+        generations = self._generations(request, job, tenant, deadline)
+        record.generations = generations
+        failure: BaseException | None = None
+        try:
+            await together([generation.start() for generation in generations])
+            record.placed()
+            answer = Answer(job, generations, self._tokenizer, record, self._fleet.clock)
+            response, failure = await self._respond(request, job, answer, generations)
+            return response, failure
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            for generation in generations:
+                generation.finish(failure)
+
+    def _generations(
+        self, request: web.Request, job: Job, tenant: intake.Tenant, deadline: float
+    ) -> list[Generation]:
+        def hang_up() -> None:
+            if request.transport is not None:
+                request.transport.abort()
+
+        return [
+            Generation(
+                self._fleet,
+                Wanted(request[REQUEST_ID], tenant, job.model, prompt.token_ids, prompt.sampling, deadline),
+                hang_up,
+            )
+            for prompt in job.prompts
+        ]
+
+    async def _respond(
+        self, request: web.Request, job: Job, answer: Answer, generations: list[Generation]
+    ) -> tuple[web.StreamResponse, WarmfleetError | None]:
+        headers = {"X-Warmfleet-Worker": generations[0].placement.worker}
+        if not job.stream:
+            body = await answer.whole()
+            return web.Response(body=body, content_type="application/json", headers=headers), None
+        response = web.StreamResponse(headers=_EVENTS | headers)
+        await response.prepare(request)
+        failure = await answer.stream(response)
+        await response.write_eof()
+        return response, failure

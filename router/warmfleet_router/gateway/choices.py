@@ -1,0 +1,63 @@
+"""A choice on its way from token ids to text: cut at stop strings, scored when asked."""
+
+from collections.abc import Sequence
+
+from warmfleet_proto.worker_pb2 import Ending, Output, TokenLogprobs
+
+from warmfleet_router.prompt import ids
+from warmfleet_router.prompt.detokenizer import Detokenizer
+from warmfleet_router.prompt.scores import Score, Scored
+from warmfleet_router.prompt.stops import StopScanner
+from warmfleet_router.prompt.tokenizer import Tokenizer
+
+
+class ChoiceText:
+    """One choice. ``finish_reason`` is empty until it has ended; what arrives after that is ignored."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], scored: bool) -> None:
+        self.tokens = 0
+        self.finish_reason = ""  # then stop or length
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopScanner(stops)
+        self._scored = scored
+
+    def push(self, output: Output) -> tuple[str, list[Score] | None]:
+        """The text to send now, and the scores of the output's tokens."""
+        if self.finish_reason:
+            return "", None
+        token_ids = ids.unpack(output.token_ids)
+        self.tokens += len(token_ids)
+        text, stopped = self._stops.push(self._detokenizer.push(token_ids))
+        if not stopped and output.HasField("ending"):
+            tail, stopped = self._stops.push(self._detokenizer.flush())
+            text += tail if stopped else tail + self._stops.flush()
+            self.finish_reason = "length" if output.ending.reason == Ending.LENGTH else "stop"
+        if stopped:
+            self.finish_reason = "stop"
+        return text, scores(self._tokenizer, token_ids, output.logprobs) if self._scored else None
+
+
+def scores(tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[Score]:
+    return [
+        Score(
+            _scored(tokenizer, token_id, entry.logprob),
+            tuple(
+                _scored(tokenizer, other, logprob)
+                for other, logprob in zip(ids.unpack(entry.top_ids), entry.top_logprobs, strict=True)
+            ),
+        )
+        for token_id, entry in zip(token_ids, logprobs, strict=True)
+    ]
+
+
+def prompt_scores(tokenizer: Tokenizer, token_ids: bytes, logprobs: Sequence[TokenLogprobs]) -> list[Score]:
+    """Of every prompt token; nothing predicts the first one."""
+    unpacked = ids.unpack(token_ids)
+    return [Score(_scored(tokenizer, unpacked[0], None)), *scores(tokenizer, unpacked[1:], logprobs)]
+
+
+def _scored(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> Scored:
+    table = tokenizer.token_bytes
+    data = table[token_id] if token_id < len(table) else b""
+    return Scored(data.decode(errors="replace"), data, logprob)

@@ -1,0 +1,159 @@
+"""The HTTP server under the gateway: bounded, and OpenAI-shaped errors down to the parser's own."""
+
+import logging
+import socket
+import ssl
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import RequestHandler
+from warmfleet_proto.channel import split_address
+from warmfleet_proto.errors import WarmfleetError
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.openai import error_body, error_of
+
+_log = logging.getLogger(__name__)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+_IDLE_S = 10.0  # a connection without a whole request head
+_LINGER_S = 1.0  # for the rest of a body that was refused
+_SEND_BUFFER_BYTES = 256 << 10  # the kernel's share of what a client may be behind
+
+
+def application() -> web.Application:
+    """Without routes; errors of every handler become OpenAI bodies, every response names its request."""
+    made = web.Application(middlewares=[_errors])
+    made.on_response_prepare.append(_name)
+    return made
+
+
+class Site:
+    """``app`` behind one address, from ``start`` until ``close``."""
+
+    def __init__(
+        self, app: web.Application, address: str, tls: ssl.SSLContext | None = None, drain_s: float = 0
+    ) -> None:
+        self._runner = _Runner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,  # a client that leaves ends its request
+            keepalive_timeout=_IDLE_S,
+            lingering_time=_LINGER_S,
+            shutdown_timeout=drain_s,
+        )
+        self._address = address
+        self._tls = tls
+
+    async def start(self) -> str:
+        """The address that it has got, HOST:PORT. Raises ConfigError when it cannot be had."""
+        await self._runner.setup()
+        listening = _listen(self._address)
+        await web.SockSite(self._runner, listening, ssl_context=self._tls).start()
+        host, _, _ = self._address.rpartition(":")
+        return f"{host}:{listening.getsockname()[1]}"
+
+    async def close(self) -> None:
+        """Accepts no more, waits for open requests up to ``drain_s``, then ends them."""
+        await self._runner.cleanup()
+
+
+def error_response(error: WarmfleetError) -> web.Response:
+    status, headers, body = error_of(error)
+    if status == 504:
+        headers["x-should-retry"] = "false"  # the deadline was the client's own
+    return web.Response(status=status, headers=headers, body=body, content_type="application/json")
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[REQUEST_ID] = intake.request_id(request.headers.get("X-Request-Id"))
+    try:
+        return await handler(request)
+    except WarmfleetError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _shown(error.status, error.reason, error.headers.get("Allow"))
+    except ConnectionError:
+        raise  # nobody is left to be told
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        return _shown(500, "internal error")
+
+
+async def _name(request: web.Request, response: web.StreamResponse) -> None:
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+
+
+def _shown(status: int, reason: str, allow: str | None = None) -> web.Response:
+    headers = {"Allow": allow} if allow else {}
+    body = error_body(reason, status)
+    return web.Response(status=status, headers=headers, body=body, content_type="application/json")
+
+
+class _Connection(RequestHandler):
+    """One client's connection; what is no HTTP is refused in the same shape as a bad request."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun already")
+        if status == 500:
+            _log.error("request failed", exc_info=exc)
+        reason = (message or "").partition("\n")[0].strip(" :") or "malformed HTTP"
+        response = _shown(status, f"http: {reason[:200]}" if status < 500 else "internal error")
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    """aiohttp offers no setting for the class of its connections."""
+
+    __slots__ = ()
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,
+        )
+
+
+def _listen(address: str) -> socket.socket:
+    """Raises ConfigError."""
+    host, port = split_address(address)
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # inherited
+        listening.setblocking(False)
+        listening.bind(where)
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from None
+    return listening

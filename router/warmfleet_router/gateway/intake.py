@@ -1,0 +1,121 @@
+"""Takes in a request before anything is parsed: its body, its id, its deadline, its tenant."""
+
+import asyncio
+import hashlib
+import hmac
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import BODY_READ_S, MAX_ID_CHARS
+
+_FREE_CHUNKS = 4096  # HTTP chunks of any size; beyond them a body must average _CHUNK_BYTES a chunk
+_CHUNK_BYTES = 1024
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
+_TIMEOUT_HEADER = "x-request-timeout-s"
+
+
+class Tenant(NamedTuple):
+    name: str
+    salt: bytes  # part of the root of its hash chains: tenants without a shared salt share no block
+
+
+ANONYMOUS = Tenant("default", b"")
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tenant as configured. Tenants that name the same salt share cached blocks."""
+
+    name: str
+    key_sha256: list[str]  # hex digests of its API keys
+    salt: str | None = None  # None: one of its own
+
+
+class Tenants:
+    """Whose key a request carries. Without any tenant every request is anonymous."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._known = [
+            (bytes.fromhex(digest), Tenant(key.name, _salt(key))) for key in keys for digest in key.key_sha256
+        ]
+
+    def of(self, authorization: str | None) -> Tenant:
+        """Raises BadRequest (401). Every known digest is compared, each in constant time."""
+        if not self._known:
+            return ANONYMOUS
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise BadRequest("Authorization: expected 'Bearer KEY'", "Authorization", 401)
+        digest = hashlib.sha256(key.strip().encode(errors="replace")).digest()
+        found = [tenant for known, tenant in self._known if hmac.compare_digest(known, digest)]
+        if not found:
+            raise BadRequest("Authorization: unknown API key", "Authorization", 401)
+        return found[0]
+
+
+def request_id(offered: str | None) -> str:
+    """The client's id when it is well-formed, else a new one."""
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return f"req-{secrets.token_hex(12)}"
+
+
+def timeout_s(request: web.Request, longest: float) -> float:
+    """Seconds that the client gives the answer. Raises BadRequest."""
+    text = request.headers.get(_TIMEOUT_HEADER)
+    if text is None:
+        return longest
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadRequest(f"{_TIMEOUT_HEADER}: expected seconds above 0", _TIMEOUT_HEADER)
+    return min(seconds, longest)
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """The JSON body, at most ``limit`` bytes within BODY_READ_S. Raises BadRequest (400, 408, 413, 415)."""
+    if request.content_type != "application/json":
+        raise BadRequest("Content-Type: expected application/json", "Content-Type", 415)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise BadRequest("Content-Encoding: compressed bodies are refused", "Content-Encoding", 415)
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_READ_S):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise BadRequest(f"body: not complete within {BODY_READ_S:g} s", "body", 408) from None
+    except web.RequestPayloadError:
+        raise BadRequest("body: broken transfer encoding", "body") from None
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = chunks = 0
+    while True:
+        data, ends_chunk = await request.content.readchunk()
+        if not data and not ends_chunk:
+            return b"".join(parts)
+        parts.append(data)
+        size += len(data)
+        chunks += ends_chunk
+        if size > limit:
+            raise _too_large(limit)
+        if chunks > _FREE_CHUNKS + size // _CHUNK_BYTES:
+            raise BadRequest(f"body: {chunks} chunks for {size} bytes", "body")
+
+
+def _too_large(limit: int) -> BadRequest:
+    return BadRequest(f"body: more than {limit} bytes", "body", 413)
+
+
+def _salt(key: Key) -> bytes:
+    own = hashlib.sha256(b"warmfleet tenant " + key.name.encode()).digest()[:16]
+    return own if key.salt is None else key.salt.encode()

@@ -1,0 +1,116 @@
+"""A parsed request made ready for workers: token ids, budgets and sampling of each prompt."""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.worker_pb2 import Sampling
+
+from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.schema import ChatRequest, CompletionRequest, SamplingOptions, completion_budget
+from warmfleet_router.prompt import ids
+from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.prompt.tokenizer import Tokenizer
+
+
+class Prompt(NamedTuple):
+    token_ids: bytes  # packed
+    sampling: Sampling
+    echo: str | None  # the text to repeat before each choice
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one HTTP request asks for; choice c of prompt p is choice p * n + c of its answer."""
+
+    id: str
+    created: int  # Unix seconds
+    chat: bool
+    model: str
+    prompts: tuple[Prompt, ...]
+    options: SamplingOptions
+    stream: bool
+    include_usage: bool
+
+    @property
+    def choices(self) -> int:
+        return len(self.prompts) * self.options.choices
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) // TOKEN_BYTES for prompt in self.prompts)
+
+
+class Preparer:
+    """Turns parsed requests into jobs. ``seed`` draws 64 random bits for a request that names none."""
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        catalogue: Catalogue,
+        seed: Callable[[], int] = lambda: secrets.randbits(64),
+    ) -> None:
+        self._encoder = encoder
+        self._catalogue = catalogue
+        self._seed = seed
+
+    async def chat(self, request: ChatRequest, salt: bytes) -> Job:
+        """Raises BadRequest and Rejected."""
+        context = self._catalogue.context(request.model)
+        token_ids = await self._encoder.chat(
+            request.messages, request.tools, request.add_generation_prompt, salt, context
+        )
+        prompt = Prompt(token_ids, self._sampling(request.options, token_ids, context, "messages"), None)
+        return _job("chatcmpl", request, (prompt,))
+
+    async def completion(self, request: CompletionRequest, salt: bytes) -> Job:
+        """Raises BadRequest and Rejected."""
+        context = self._catalogue.context(request.model)
+        tokenizer = self._encoder.tokenizer
+        prompts = []
+        for asked in request.prompts:
+            if isinstance(asked, str):
+                token_ids = await self._encoder.text(asked, salt, context)
+            else:
+                token_ids = self._encoder.tokens(asked, tokenizer.vocab_size)
+            sampling = self._sampling(request.options, token_ids, context, "prompt")
+            prompts.append(Prompt(token_ids, sampling, _echo(tokenizer, asked) if request.echo else None))
+        return _job("cmpl", request, tuple(prompts))
+
+    def _sampling(self, options: SamplingOptions, token_ids: bytes, context: int, field: str) -> Sampling:
+        max_tokens = completion_budget(options, len(token_ids) // TOKEN_BYTES, context, field)
+        ends = () if options.ignore_eos else self._encoder.tokenizer.eos_ids
+        return Sampling(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            seed=self._seed() if options.seed is None else options.seed,
+            max_tokens=max_tokens,
+            choices=options.choices,
+            stop_ids=ids.pack((*ends, *options.stop_token_ids)),
+            logprobs=options.logprobs,
+            prompt_logprobs=options.prompt_logprobs,
+        )
+
+
+def _job(kind: str, request: ChatRequest | CompletionRequest, prompts: tuple[Prompt, ...]) -> Job:
+    return Job(
+        id=f"{kind}-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        chat=isinstance(request, ChatRequest),
+        model=request.model,
+        prompts=prompts,
+        options=request.options,
+        stream=request.stream,
+        include_usage=request.include_usage,
+    )
+
+
+def _echo(tokenizer: Tokenizer, asked: str | bytes) -> str:
+    if isinstance(asked, str):
+        return asked
+    return b"".join(tokenizer.token_bytes[i] for i in ids.unpack(asked)).decode(errors="replace")

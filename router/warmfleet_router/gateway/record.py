@@ -1,0 +1,109 @@
+"""What is remembered of one request: its metrics, and its one line in the log. Never prompt text."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
+
+from warmfleet_router import log
+from warmfleet_router.gateway.generation import Generation
+from warmfleet_router.gateway.job import Job
+from warmfleet_router.metrics import Metrics, Outcome
+
+_log = logging.getLogger(__name__)
+
+
+class Record:
+    """Times are seconds on the clock that ``began`` is from."""
+
+    def __init__(self, metrics: Metrics, request_id: str, began: float) -> None:
+        self.request_id = request_id
+        self.tenant = ""
+        self.job: Job | None = None
+        self.generations: Sequence[Generation] = ()
+        self.completion_tokens = 0
+        self._metrics = metrics
+        self._began = began
+        self._prepared_at = began
+        self._first_at: float | None = None
+        self._latest = began
+        metrics.arrived()
+
+    def prepared(self, job: Job, now: float) -> None:
+        self.job = job
+        self._prepared_at = now
+
+    def placed(self) -> None:
+        """Every prompt has its worker, and the first of them has answered."""
+        prepare_s = self._prepared_at - self._began
+        for generation in self.generations:
+            self._metrics.placed(generation.wanted.prompt_tokens, prepare_s, generation.placing_s)
+
+    def tokens(self, count: int, now: float) -> None:
+        """``count`` tokens have just gone to the client."""
+        self.completion_tokens += count
+        if self._first_at is None:
+            self._first_at = now
+            self._metrics.first_token(now - self._began)
+            self._metrics.tokens(count)
+        elif count:
+            self._metrics.tokens(count, now - self._latest)
+        self._latest = now
+
+    def ended(self, error: BaseException | None, now: float) -> None:
+        outcome = _outcome(error)
+        e2e_s = now - self._began
+        self._metrics.ended(outcome, e2e_s)
+        fields: dict[str, Any] = {"request_id": self.request_id, "tenant": self.tenant, "ending": outcome}
+        if isinstance(error, BadRequest):
+            fields["field"] = error.field
+        elif error is not None:
+            fields["why"] = str(error) or type(error).__name__
+        if self.job is not None:
+            fields |= {"model": self.job.model, "stream": self.job.stream}
+            fields |= {"choices": self.job.choices, "prompt_tokens": self.job.prompt_tokens}
+            fields |= {"completion_tokens": self.completion_tokens}
+        if self.generations:
+            fields |= _placement(self.generations)
+        if self._first_at is not None:
+            fields["ttft_s"] = _rounded(self._first_at - self._began)
+        log.event(_log, "request", **fields, e2e_s=_rounded(e2e_s))
+
+
+def _placement(generations: Sequence[Generation]) -> dict[str, Any]:
+    """Of the first prompt, and sums over all of them."""
+    first, placement = generations[0], generations[0].placement
+    return {
+        "worker": placement.worker,
+        "policy": placement.policy,
+        "reason": placement.reason,
+        "price_s": _rounded(placement.price_s),
+        "terms": {term.name: _rounded(term.seconds) for term in placement.terms},
+        "overlap_available": sum(g.placement.available_tokens for g in generations),
+        "overlap_expected": sum(g.placement.expected_tokens for g in generations),
+        "overlap_delivered": sum(g.cached_tokens for g in generations),
+        "retries": sum(len(g.tried) for g in generations),
+        "queue_s": _rounded(first.queue_s),
+    }
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    match error:
+        case None:
+            return "ok"
+        case BadRequest():
+            return "bad_request"
+        case Rejected():
+            return "rejected"
+        case WorkerLost():
+            return "lost"
+        case asyncio.CancelledError() | ConnectionError():
+            return "cancelled"
+        case _:
+            return "failed"
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 6)

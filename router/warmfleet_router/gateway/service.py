@@ -1,0 +1,88 @@
+"""One gateway, put together: its routes, its streams to workers, its heartbeat. The router is given."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+from warmfleet_proto.channel import Tls
+from warmfleet_proto.errors import WarmfleetError
+from warmfleet_proto.limits import BOOKING_HEARTBEAT_S
+from warmfleet_proto.router_pb2 import HeartbeatRequest, ListWorkersRequest
+
+from warmfleet_router import log
+from warmfleet_router.backends.worker import WorkerPool
+from warmfleet_router.client import Router
+from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.api import Api
+from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.generation import Fleet
+from warmfleet_router.gateway.job import Preparer
+from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.reports import Reports
+from warmfleet_router.gateway.retries import RetryBudget
+from warmfleet_router.metrics import Metrics
+from warmfleet_router.prompt.encoder import PromptEncoder
+
+_log = logging.getLogger(__name__)
+
+_JOINING_S = 0.1  # between looks for a first worker
+
+
+class Gateway:
+    """Between ``start`` and ``close`` its ``routes`` answer. The caller owns ``router`` and ``encoder``."""
+
+    def __init__(
+        self,
+        router: Router,
+        encoder: PromptEncoder,
+        served_name: str,
+        keys: Sequence[intake.Key],
+        limits: Limits,
+        metrics: Metrics,
+        tls: Tls | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        gateway_id = f"gateway-{secrets.token_hex(8)}"
+        self._catalogue = Catalogue(served_name, encoder.tokenizer.vocab_size)
+        self._fleet = Fleet(
+            gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
+        )
+        preparer = Preparer(encoder, self._catalogue)
+        tenants = intake.Tenants(keys)
+        self._api = Api(self._fleet, preparer, encoder.tokenizer, self._catalogue, tenants, limits, metrics)
+        self._heart: asyncio.Task[None] | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        return self._api.routes()
+
+    async def start(self) -> None:
+        self._heart = asyncio.create_task(self._beat())
+
+    def drain(self) -> None:
+        """From now on its health says that it is going."""
+        self._api.draining = True
+
+    async def close(self) -> None:
+        """After the last request has ended."""
+        if self._heart is not None:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
+        await self._fleet.workers.close()
+        await self._fleet.reports.close()
+
+    async def _beat(self) -> None:
+        """Keeps this gateway's bookings alive, and hears of the fleet's workers."""
+        reachable = True
+        while True:
+            try:
+                await self._fleet.router.heartbeat(HeartbeatRequest(gateway_id=self._fleet.gateway_id))
+                self._catalogue.update(await self._fleet.router.list_workers(ListWorkersRequest()))
+                reachable = True
+            except WarmfleetError as error:
+                if reachable:
+                    log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
+                reachable = False
+            await asyncio.sleep(BOOKING_HEARTBEAT_S if self._catalogue.ready else _JOINING_S)
