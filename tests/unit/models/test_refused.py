@@ -66,7 +66,7 @@ def test_missing_and_damaged_files(folder: Path, name: str) -> None:
 def test_missing_shard(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="model-00002-of-00002.safetensors: no such file"):
+    with pytest.raises(ConfigError, match=r"model-00002-of-00002\.safetensors: no such file"):
         load(folder)
 
 
