@@ -1,0 +1,145 @@
+"""Keeps a RouterCore true to its workers: one task an address, and the clock's tick.
+
+Each task asks who the worker is, then follows its presence events from where the cursor stands. A
+stream that breaks or falls silent is given up together with its channel: a half-open connection
+would hang the next call too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto import worker_pb2_grpc
+from warmfleet_proto.channel import connect
+from warmfleet_proto.errors import WarmfleetError, WorkerLost
+
+from warmfleet_router.core import RouterCore
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+SWEEP_SLOTS = 1024  # of an index at once
+SWEEPS = 100  # a tick
+SLICE_S = 0.5e-3  # of taking in events before others get their turn
+STATUS_TIMEOUT_S = 2.0
+SILENCE_S = 5.0  # a stream without a message for so long is given up
+FIRST_WAIT_S = 0.05  # before another attempt; doubles
+LONGEST_WAIT_S = 1.0
+LONGEST_ASK_WAIT_S = 0.4  # while the worker is there: well under STUCK_AFTER_S
+
+
+class Watcher:
+    """``async with``: watches ``addresses`` until the block is left. ``clock`` is monotonic seconds."""
+
+    def __init__(
+        self,
+        core: RouterCore,
+        addresses: Iterable[str],
+        router_id: str,
+        clock: Callable[[], float],
+        channel: Callable[[str], grpc.aio.Channel] = connect,
+    ) -> None:
+        self._core = core
+        self._addresses = list(addresses)
+        self._router_id = router_id
+        self._clock = clock
+        self._channel = channel
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for address in self._addresses:
+            self._core.roster.add(address)
+            self._tasks.append(asyncio.create_task(self._follow(address), name=f"watch {address}"))
+        self._tasks.append(asyncio.create_task(self._tick(), name="router tick"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _tick(self) -> None:
+        while True:
+            self._core.tick(self._clock())
+            for _ in range(SWEEPS):
+                if self._core.roster.sweep(SWEEP_SLOTS):
+                    break
+                await asyncio.sleep(0)
+            await asyncio.sleep(TICK_S)
+
+    async def _follow(self, address: str) -> None:
+        wait, known = FIRST_WAIT_S, ""
+        while True:
+            try:
+                async with self._channel(address) as channel:
+                    stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
+                    status = await stub.Status(pb.StatusRequest(), timeout=STATUS_TIMEOUT_S)
+                    self._core.roster.joined(address, status, self._clock())
+                    log.info("worker joined", extra={"worker": status.worker, "address": address})
+                    wait, known = FIRST_WAIT_S, ""
+                    await self._watch(address, stub)
+            except (grpc.aio.AioRpcError, WarmfleetError) as error:
+                if (why := _why(error)) != known:
+                    known = why
+                    log.warning("worker lost", extra={"address": address, "why": why})
+            finally:
+                self._core.roster.broken(address, self._clock())
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    async def _watch(self, address: str, stub: Any) -> None:
+        """Returns only by an error. A stream that shows a gap is replaced by one that fills it."""
+        wait = FIRST_WAIT_S
+        while True:
+            began = self._clock()
+            position = self._core.roster.cursor(address).position()
+            call = stub.WatchKv(
+                pb.WatchKvRequest(
+                    router_id=self._router_id, epoch=position.epoch, after_seq=position.after_seq
+                )
+            )
+            try:
+                await self._read(address, call)
+            finally:
+                call.cancel()
+            if self._clock() - began > LONGEST_WAIT_S:
+                wait = FIRST_WAIT_S
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_ASK_WAIT_S)
+
+    async def _read(self, address: str, call: Any) -> None:
+        """Until the cursor asks to watch again. Raises WorkerLost when the stream ends or falls silent."""
+        while True:
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    message = await call.read()
+            except TimeoutError:
+                raise WorkerLost(f"no message for {SILENCE_S:g} s") from None
+            if message is grpc.aio.EOF:  # type: ignore[attr-defined]
+                raise WorkerLost("the worker ended its presence events")
+            if await self._ingest(address, message):
+                return
+
+    async def _ingest(self, address: str, message: pb.WatchKvResponse) -> bool:
+        """True when the cursor has asked to watch again."""
+        asked = False
+        since = self._clock()
+        for ask in self._core.roster.ingest(address, message, since):
+            asked = asked or ask is not None
+            if self._clock() - since > SLICE_S:
+                await asyncio.sleep(0)
+                since = self._clock()
+        return asked
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name.lower()}: {error.details()}"
+    return str(error)
