@@ -1,12 +1,13 @@
 """Drives a scheduler and the sim engine in one thread: schedule, execute, commit, until all have ended."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_worker.admission import Limits
+from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.engine.base import Logprobs, Plan, Sampling, StepResult
 from warmfleet_worker.engine.sim import SimEngine, oracle
 from warmfleet_worker.events import PresenceLog
@@ -55,7 +56,7 @@ class Driver:
         self._handles = count(1)
 
     @property
-    def pool(self):  # type: ignore[no-untyped-def]
+    def pool(self) -> BlockPool:
         return self.scheduler.cache.pool
 
     def root(self, salt: bytes = b"") -> bytes:
@@ -97,11 +98,8 @@ class Driver:
         self._take_outputs()
         return plan
 
-    def step(self) -> Step | None:
-        """One whole step; None when there was nothing to do."""
-        plan = self.schedule()
-        if plan is None:
-            return None
+    def commit(self, plan: Plan) -> Step:
+        """Executes and commits what ``schedule`` gave."""
         result = self.engine.execute(plan)
         self.now += 1.0
         self.scheduler.commit(result, self.now)
@@ -110,6 +108,11 @@ class Driver:
         self.scheduler.check_integrity()
         self.steps.append(Step(plan, result))
         return self.steps[-1]
+
+    def step(self) -> Step | None:
+        """One whole step; None when there was nothing to do."""
+        plan = self.schedule()
+        return None if plan is None else self.commit(plan)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Until nothing is left to do."""
@@ -123,6 +126,10 @@ class Driver:
         request = self.submit(prompt, max_tokens, **params)
         self.run()
         return request
+
+    def end(self, request: Request) -> Ending | None:
+        """How its first choice ended."""
+        return self.text(request).ending
 
     def text(self, request: Request, choice: int = 0) -> Text:
         return self.texts.setdefault((request.key, choice), Text())
@@ -138,6 +145,12 @@ class Driver:
             choice=choice,
             vocab_size=self.engine.vocab_size,
         )
+
+    def fail(self) -> None:
+        """The planned step raises instead of finishing."""
+        self.scheduler.fail("broken", self.now)
+        self._take_outputs()
+        self.scheduler.check_integrity()
 
     def check_exact(self, request: Request) -> None:
         """Every choice delivered the oracle's tokens and ended by its length."""
@@ -161,10 +174,3 @@ class Driver:
             assert output.request.key not in self.started
             self.started[output.request.key] = output.started
             self.prompt_logprobs[output.request.key] = output.prompt_logprobs
-
-
-def prompts(seed: int) -> Iterator[list[int]]:
-    """An endless supply of distinct 5-token prompts."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield rng.integers(0, 32_000, 5).tolist()

@@ -1,0 +1,408 @@
+"""The scheduler's rules, each on a small pool with the engine that notices wrong KV."""
+
+import pytest
+from warmfleet_proto.errors import BadRequest, Rejected
+from warmfleet_worker.engine.base import Copy, Plan, Sampling
+from warmfleet_worker.sequence import Ending, Reason
+
+from tests.unit.worker.driver import Driver
+
+HOT = Sampling(temperature=1.0, seed=5)
+
+
+def written(driver: Driver, plan: Plan) -> set[int]:
+    """The blocks that the works write into."""
+    found = set()
+    for work in plan.works:
+        blocks = [b for run in work.runs for b in run.blocks]
+        end = work.start + len(work.token_ids)
+        found |= {blocks[p // driver.engine.block_size] for p in range(work.start, end)}
+    return found
+
+
+def readable(driver: Driver) -> set[int]:
+    return {node.block for node in driver.scheduler.cache._nodes.values()}
+
+
+# ---- what comes from the cache -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cached"),
+    [
+        (10, 10, 8),  # two full blocks of four
+        (8, 8, 7),  # all of them: the last token is computed
+        (8, 20, 8),
+        (20, 8, 7),
+        (3, 3, 0),
+        (4, 4, 3),
+        (4, 5, 4),
+    ],
+)
+def test_at_most_all_but_one_token_is_cached(first: int, second: int, cached: int) -> None:
+    driver = Driver()
+    driver.finish(range(first), 2)
+    request = driver.finish(range(second), 6)
+    assert driver.started[request.key].cached_tokens == cached
+    assert driver.scheduler.totals.cached_tokens == cached
+    assert driver.scheduler.totals.prompt_tokens == first + second
+    driver.check_exact(request)
+
+
+def test_last_token_is_recomputed_in_a_private_copy() -> None:
+    driver = Driver()
+    driver.finish(range(8), 1)
+    driver.submit(range(8), 1)
+    plan = driver.schedule()
+    assert plan is not None
+    (work,) = plan.works
+    assert (work.token_ids, work.start) == ((7,), 7)
+    (copy,) = plan.copies
+    assert copy.source in readable(driver)
+    assert copy.target == work.runs[0].blocks[1]
+    assert not written(driver, plan) & readable(driver)
+
+
+def test_no_step_writes_into_a_readable_block() -> None:
+    driver = Driver(total_blocks=16, chunk_tokens=6)
+    for i in range(12):
+        driver.submit([1, 2, 3, 4, 5, 6, 7, 8, *range(i % 3)], 7, choices=1 + i % 3)
+    while plan := driver.schedule():
+        assert not written(driver, plan) & readable(driver)
+        driver.commit(plan)
+
+
+def test_nothing_is_readable_before_its_step_has_finished() -> None:
+    driver = Driver()
+    request = driver.submit(range(12), 4)
+    plan = driver.schedule()
+    assert plan is not None
+    assert readable(driver) == set()
+    assert driver.scheduler.cache.take_changes() == []
+    assert len(driver.log) == 0
+    driver.commit(plan)
+    assert len(readable(driver)) == len(driver.log) == 3
+    driver.run()
+    driver.check_exact(request)
+
+
+def test_equal_prompts_in_one_step_are_computed_apart_and_shared_after() -> None:
+    driver = Driver()
+    one, two = driver.submit(range(10), 9), driver.submit(range(10), 9, sampling=HOT)
+    step = driver.step()
+    assert step is not None
+    assert [work.start for work in step.plan.works] == [0, 0]
+    first, second = driver.scheduler.running
+    assert first.blocks[:2] == second.blocks[:2]
+    assert len(driver.log) == 2
+    driver.run()
+    for request in (one, two):
+        driver.check_exact(request)
+        assert driver.started[request.key].cached_tokens == 0
+
+
+def test_completions_stay_cached() -> None:
+    driver = Driver()
+    first = driver.finish(range(10), 11)
+    turn = [*range(10), *driver.text(first).token_ids, 1, 2, 3]
+    second = driver.finish(turn, 5)
+    # 20 of the first turn's 21 tokens were computed, the last one only drawn
+    assert driver.started[second.key].cached_tokens == 20
+    driver.check_exact(second)
+
+
+def test_other_salt_shares_nothing() -> None:
+    driver = Driver()
+    driver.finish(range(20), 2, salt=b"tenant a")
+    request = driver.finish(range(20), 2, salt=b"tenant b")
+    assert driver.started[request.key].cached_tokens == 0
+    driver.check_exact(request)
+
+
+def test_collision_gives_no_wrong_kv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks with equal hashes for different prompts, and children that hang below both."""
+    monkeypatch.setattr(
+        "tests.unit.worker.driver.chain",
+        lambda root, packed, size: [bytes([i]) * 16 for i in range(len(packed) // 4 // size)],
+    )
+    driver = Driver()
+    for prompt in ([1] * 12, [2] * 12, [2] * 4 + [1] * 8, [1] * 4 + [2] * 8, [1] * 12):
+        driver.check_exact(driver.finish(prompt, 6))
+
+
+def test_prompt_logprobs_bypass_the_cache() -> None:
+    driver = Driver(chunk_tokens=7)
+    driver.finish(range(20), 2)
+    request = driver.finish(range(20), 3, prompt_logprobs=2)
+    assert driver.started[request.key].cached_tokens == 0
+    scores = driver.prompt_logprobs[request.key]
+    assert [score.top_ids[0] for score in scores] == list(range(1, 20))
+    assert driver.scheduler.cache.pool.cached == len(driver.log)
+    driver.check_exact(request)
+
+
+# ---- admission -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [128, 129, 4000])
+def test_prompt_beyond_the_pool_is_refused(length: int) -> None:
+    driver = Driver(total_blocks=32)
+    with pytest.raises(BadRequest, match="128"):
+        driver.submit(range(length))
+    assert driver.scheduler.idle
+
+
+def test_prompt_beyond_the_context_is_refused() -> None:
+    driver = Driver(max_context=50)
+    driver.finish(range(49), 1)
+    with pytest.raises(BadRequest, match="50"):
+        driver.submit(range(50))
+
+
+def test_choices_that_never_fit_are_refused() -> None:
+    driver = Driver(total_blocks=6)
+    with pytest.raises(BadRequest, match="9: this worker runs at most 8"):
+        driver.submit(range(4), choices=9)
+    with pytest.raises(BadRequest, match="8 blocks: the pool holds 6"):
+        driver.submit(range(4), choices=7)
+
+
+def test_largest_prompt_runs_also_when_it_is_cached() -> None:
+    driver = Driver(total_blocks=8)
+    for _ in range(2):
+        driver.check_exact(driver.finish(range(31), 1))
+    for _ in range(2):
+        driver.check_exact(driver.finish(range(28), 4))
+    driver.check_exact(driver.finish(range(24), 3, choices=2))
+    driver.check_exact(driver.finish(range(24), 3, choices=2))
+
+
+def test_max_tokens_is_clipped_to_the_context() -> None:
+    driver = Driver(total_blocks=8)
+    request = driver.finish(range(20), 1_000_000)
+    assert len(driver.text(request).token_ids) == 12
+    driver.check_exact(request)
+
+
+def test_admission_takes_the_prompt_and_one_token_more() -> None:
+    driver = Driver(total_blocks=6, chunk_tokens=4)
+    driver.submit(range(15), 1)  # 16 tokens: four blocks, though the first chunk fills one
+    driver.submit(range(8, 12), 1)  # 5 tokens: two blocks, and one is left for the first request
+    driver.step()
+    assert [len(s.blocks) for s in driver.scheduler.running] == [4]
+    driver.run()
+
+
+def test_queue_has_a_bound() -> None:
+    driver = Driver(max_waiting=2)
+    driver.submit([1], 1)
+    driver.submit([2], 1)
+    with pytest.raises(Rejected, match="full"):
+        driver.submit([3], 1)
+    driver.run()
+    driver.finish([3], 1)
+
+
+def test_draining_admits_nothing_and_finishes_the_rest() -> None:
+    driver = Driver()
+    request = driver.submit(range(5), 4)
+    driver.scheduler.draining = True
+    with pytest.raises(Rejected, match="draining"):
+        driver.submit([1])
+    driver.run()
+    driver.check_exact(request)
+
+
+def test_no_more_than_max_running() -> None:
+    driver = Driver(max_running=3)
+    requests = [driver.submit([i], 5, choices=2) for i in range(4)]
+    while driver.step():
+        assert sum(len(s.choices) for s in driver.scheduler.running) <= 3
+    for request in requests:
+        driver.check_exact(request)
+
+
+def test_a_step_computes_no_more_prompt_than_a_chunk() -> None:
+    driver = Driver(chunk_tokens=10, total_blocks=200)
+    requests = [driver.submit(range(i, i + 33), 4) for i in range(5)]
+    while step := driver.step():
+        assert sum(len(w.token_ids) for w in step.plan.works if len(w.token_ids) > 1) <= 10
+    for request in requests:
+        driver.check_exact(request)
+
+
+# ---- preemption ----------------------------------------------------------------------------------
+
+
+def test_newest_is_preempted_and_nothing_is_lost() -> None:
+    driver = Driver(total_blocks=10)
+    old, new = driver.submit(range(10), 25, sampling=HOT), driver.submit(range(9), 25, sampling=HOT)
+    driver.run()
+    assert driver.scheduler.totals.preemptions
+    for request in (old, new):
+        driver.check_exact(request)
+    ended = [key for key, text in driver.texts.items() if text.ending]
+    assert len(ended) == 2
+
+
+def test_what_is_found_after_a_preemption_is_not_a_hit() -> None:
+    driver = Driver(total_blocks=10)
+    for start in (0, 100):
+        driver.submit(range(start, start + 10), 25)
+    driver.run()
+    assert driver.scheduler.totals.preemptions
+    assert driver.scheduler.totals.cached_tokens == 0
+    assert driver.scheduler.totals.prompt_tokens == 20
+
+
+def test_preempted_goes_first_again() -> None:
+    driver = Driver(total_blocks=10)
+    driver.submit(range(10), 25)
+    new = driver.submit(range(9), 25)
+    last = driver.submit(range(50, 55), 1)
+    while not driver.scheduler.totals.preemptions:
+        driver.step()
+    assert driver.scheduler.waiting[0].request is new
+    driver.run()
+    driver.check_exact(last)
+
+
+# ---- choices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [7, 8, 9])
+def test_choices_fork_after_one_prefill(length: int) -> None:
+    driver = Driver()
+    request = driver.submit(range(length), 9, choices=3, sampling=HOT)
+    step = driver.step()
+    assert step is not None
+    (work,) = step.plan.works
+    assert work.choices == (0, 1, 2)
+    assert len(step.result.drawn[0].token_ids) == 3
+    first, *others = driver.scheduler.running
+    for other in others:
+        full = length // 4
+        assert other.blocks[:full] == first.blocks[:full]
+        assert not set(other.blocks[full:]) & set(first.blocks[full:])
+    plan = driver.schedule()
+    assert plan is not None
+    tail = [Copy(first.blocks[length // 4], other.blocks[-1]) for other in others]
+    assert list(plan.copies) == (tail if length % 4 else [])
+    driver.commit(plan)
+    driver.run()
+    driver.check_exact(request)
+    assert len({tuple(driver.text(request, c).token_ids) for c in range(3)}) == 3
+    assert driver.scheduler.totals.prompt_tokens == length
+
+
+def test_tail_is_copied_though_the_first_choice_has_ended() -> None:
+    """Its blocks are free before the copies are made: their source is held."""
+    driver = Driver(total_blocks=6)
+    probe = driver.request(range(6), 4, choices=3, sampling=HOT)
+    probe.max_tokens = 4
+    stop = driver.expected(probe, 0)[0]
+    request = driver.submit(range(6), 4, choices=3, sampling=HOT, stop_ids=frozenset([stop]))
+    driver.submit(range(50, 55), 4)  # takes any block that is free
+    driver.run()
+    assert driver.text(request, 0).ending == Ending(Reason.STOP, stop_id=stop)
+    for choice in (1, 2):
+        assert driver.text(request, choice).token_ids == driver.expected(request, choice)
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+
+def test_stop_id_ends_a_choice_and_is_named_only() -> None:
+    driver = Driver()
+    probe = driver.finish(range(5), 6)
+    ids = driver.text(probe).token_ids
+    request = driver.finish(range(5), 6, stop_ids=frozenset([ids[3]]), sampling=Sampling(logprobs=0))
+    text = driver.text(request)
+    assert text.token_ids == ids[:3]
+    assert len(text.logprobs) == 3
+    assert text.ending == Ending(Reason.STOP, stop_id=ids[3])
+
+
+def test_no_tokens_asked_for() -> None:
+    driver = Driver()
+    request = driver.finish(range(9), 0, prompt_logprobs=1)
+    assert driver.text(request).ending == Ending(Reason.LENGTH)
+    assert driver.text(request).token_ids == []
+    assert len(driver.prompt_logprobs[request.key]) == 8
+
+
+def test_cancelled_within_one_step() -> None:
+    driver = Driver(max_running=2)
+    running, waiting = driver.submit(range(9), 50, choices=2), driver.submit(range(9), 50)
+    driver.step()
+    plan = driver.schedule()
+    assert plan is not None
+    for request in (running, waiting):
+        driver.scheduler.drop(request.key, Ending(Reason.CANCELLED))
+    driver.commit(plan)
+    for text in (driver.text(running, 0), driver.text(running, 1), driver.text(waiting)):
+        assert text.ending == Ending(Reason.CANCELLED)
+    assert len(driver.text(running).token_ids) == 1
+    assert driver.schedule() is None
+    assert driver.scheduler.idle
+    assert driver.pool.pinned == 0
+
+
+def test_deadline_drops_work_before_a_step() -> None:
+    driver = Driver(max_running=1)
+    running = driver.submit(range(9), 50, deadline=6.5)
+    waiting = driver.submit(range(9), 50, deadline=4.5)
+    later = driver.submit(range(9), 3, deadline=1000.0)
+    driver.run()
+    for request in (running, waiting):
+        ending = driver.end(request)
+        assert ending is not None
+        assert ending.reason == Reason.DEADLINE
+    assert driver.text(waiting).token_ids == []
+    # a step takes two seconds here: those that end at 2, 4 and 6 are in time, the one at 8 delivers nothing
+    assert len(driver.text(running).token_ids) == 3
+    driver.check_exact(later)
+
+
+def test_engine_that_fails_takes_only_the_request_it_was_alone_with() -> None:
+    driver = Driver()
+    good, poison, other = driver.submit(range(9), 9), driver.submit(range(20, 29), 9), driver.submit([1], 9)
+    driver.step()
+    for _ in range(100):
+        plan = driver.schedule()
+        if plan is None:
+            break
+        if any(work.runs[0].blocks and 20 in work.token_ids for work in plan.works) or (
+            poison.live and any(work.runs == poison.live[0].runs for work in plan.works)
+        ):
+            driver.fail()
+        else:
+            driver.commit(plan)
+    assert driver.end(poison) == Ending(Reason.FAILED, "broken")
+    driver.check_exact(good)
+    driver.check_exact(other)
+
+
+def test_engine_that_always_fails_ends_everything() -> None:
+    driver = Driver()
+    requests = [driver.submit(range(i, i + 9), 9) for i in range(3)]
+    while driver.schedule():
+        driver.fail()
+    for request in requests:
+        assert driver.end(request) == Ending(Reason.FAILED, "broken")
+    assert driver.pool.free == driver.pool.total
+
+
+def test_load_counts_what_is_to_be_computed() -> None:
+    driver = Driver(chunk_tokens=8, max_running=1)
+    driver.finish(range(12), 1)
+    driver.submit(range(50, 70), 3)
+    driver.submit([*range(12), 1, 2, 3], 3)
+    load = driver.scheduler.load()
+    assert (load.running, load.waiting, load.prefill_tokens) == (0, 2, 23)
+    driver.step()
+    load = driver.scheduler.load()
+    assert (load.running, load.waiting, load.prefill_tokens, load.context_tokens) == (1, 1, 15, 8)
+    driver.run()
+    load = driver.scheduler.load()
+    assert (load.running, load.waiting, load.prefill_tokens, load.context_tokens) == (0, 0, 0, 0)

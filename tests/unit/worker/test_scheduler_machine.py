@@ -1,0 +1,109 @@
+"""Random requests on small pools: every text is the oracle's, every account adds up after each step."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from warmfleet_proto.errors import BadRequest
+from warmfleet_worker.engine.base import Sampling
+from warmfleet_worker.events import Removed, Stored
+from warmfleet_worker.sequence import Ending, Reason, Request
+
+from tests.unit.worker.driver import Driver
+
+prompts = st.one_of(
+    st.lists(st.integers(0, 1), min_size=1, max_size=24),  # many shared prefixes
+    st.integers(1, 30).map(lambda n: list(range(n))),
+)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(blocks=st.integers(6, 24), chunk=st.integers(2, 40), running=st.integers(1, 6))
+    def start(self, blocks: int, chunk: int, running: int) -> None:
+        self.driver = Driver(blocks, chunk_tokens=chunk, max_running=running)
+        self.requests: list[Request] = []
+        self.dropped: set[int] = set()
+        self.present: set[bytes] = set()
+        self.seq = 0
+
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(0, 12),
+        choices=st.integers(1, 3),
+        salt=st.sampled_from([b"", b"x"]),
+        temperature=st.sampled_from([0.0, 1.0]),
+        scored=st.booleans(),
+    )
+    def submit(
+        self, prompt: list[int], max_tokens: int, choices: int, salt: bytes, temperature: float, scored: bool
+    ) -> None:
+        request = self.driver.request(
+            prompt,
+            max_tokens,
+            choices=choices,
+            salt=salt,
+            sampling=Sampling(temperature, seed=3),
+            prompt_logprobs=1 if scored else None,
+        )
+        size, total = self.driver.engine.block_size, self.driver.pool.total
+        fits = -(-(len(prompt) + 1) // size) + choices - 1 <= total
+        try:
+            self.driver.scheduler.submit(request)
+        except BadRequest:
+            assert not fits or choices > self.driver.scheduler.limits.max_running
+        else:
+            assert fits
+            self.requests.append(request)
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.driver.step()
+            self.follow()
+
+    @rule()
+    def fail(self) -> None:
+        if self.driver.schedule():
+            self.driver.fail()
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.requests:
+            request = data.draw(st.sampled_from(self.requests))
+            self.driver.scheduler.drop(request.key, Ending(Reason.CANCELLED))
+            self.dropped.add(request.key.handle)
+
+    def follow(self) -> None:
+        """As a router does: apply every batch, compare with what is readable."""
+        for batch in self.driver.log.since(self.seq) or []:
+            for event in batch.events:
+                if isinstance(event, Stored):
+                    assert not self.present & set(event.hashes)
+                    self.present |= set(event.hashes)
+                elif isinstance(event, Removed):
+                    assert self.present >= set(event.hashes)
+                    self.present -= set(event.hashes)
+            self.seq = batch.seq
+        assert self.present == set(self.driver.scheduler.cache._nodes)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        self.driver.run()
+        self.follow()
+        for request in self.requests:
+            for choice in range(request.params.choices):
+                text = self.driver.text(request, choice)
+                assert text.ending is not None
+                expected = self.driver.expected(request, choice)
+                assert text.token_ids == expected[: len(text.token_ids)]
+                if text.ending.reason is Reason.LENGTH:
+                    assert text.token_ids == expected
+                else:
+                    cancelled = text.ending.reason is Reason.CANCELLED
+                    assert cancelled == (request.key.handle in self.dropped) or request.failures
+        assert self.driver.pool.pinned == 0
+        assert not self.driver.scheduler.requests
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
