@@ -1,14 +1,17 @@
 """Token ids as they travel: packed u32 little-endian."""
 
-import struct
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 
-from warmfleet_proto.limits import TOKEN_BYTES
-
-
-def pack(ids: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(ids)}I", *ids)
+assert sys.byteorder == "little", "packed ids are read in place"
 
 
-def unpack(packed: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(packed) // TOKEN_BYTES}I", packed)
+def pack(ids: Iterable[int]) -> bytes:
+    """Each below 2^32."""
+    return array("I", ids).tobytes()
+
+
+def unpack(packed: bytes) -> Sequence[int]:
+    """A view of ``packed``; iterating makes one int at a time."""
+    return memoryview(packed).cast("I")

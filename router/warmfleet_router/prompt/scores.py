@@ -35,5 +35,5 @@ def score(
     top_logprobs: Sequence[float] = (),
 ) -> Score:
     """``top_ids`` packed, as in a worker's TokenLogprobs."""
-    top = zip(ids.unpack(top_ids), top_logprobs, strict=True)
+    top = zip(ids.unpack(top_ids), top_logprobs, strict=False)  # as many as the worker gave of both
     return Score(scored(token_bytes, token_id, logprob), tuple(scored(token_bytes, i, p) for i, p in top))
