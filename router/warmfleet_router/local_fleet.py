@@ -56,9 +56,8 @@ class LocalFleet:
     async def _serve(self) -> None:
         """Ends only by an exception."""
         options = self._options
-        _say(
-            f"starting {options.workers} workers ({options.engine}, {options.model.name}); logs in {self._logs}"
-        )
+        what = f"{options.workers} workers ({options.engine}, {options.model.name})"
+        _say(f"starting {what}; logs in {self._logs}")
         commands = [launch.worker_command(options, c.name, i) for i, c in enumerate(self._workers)]
         said = await self._ready(self._workers, commands)
         command = launch.router_command(options, [line["grpc"] for line in said])
