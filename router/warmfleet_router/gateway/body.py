@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.S)
 _FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.S)
+_ESCAPED = re.compile(rb"[\\\x00\x01]")
 _BRACKETS = re.compile(rb"[{}\[\]]")
 _SHOWN = 200  # characters of a message that may quote the body
 
@@ -41,7 +42,7 @@ def check_structure(body: bytes) -> None:
     # Escaped backslashes and quotes become control characters, which JSON strings cannot hold:
     # what is left of the quotes delimits strings.
     parts = body.replace(rb"\\", b"\x00").replace(rb"\"", b"\x01").split(b'"')
-    if len(parts) > 2 * MAX_STRINGS:
+    if len(parts) // 2 > MAX_STRINGS:
         raise BadRequest(f"body: more than {MAX_STRINGS} strings", "body")
     stack: list[set[bytes]] = []
     _walk(parts[0], stack)
@@ -63,9 +64,9 @@ def _walk(structure: bytes, stack: list[set[bytes]]) -> None:
 
 def _add_key(raw: bytes, keys: set[bytes]) -> None:
     key = raw
-    if b"\\" in raw:  # "\u0061" is "a"
-        escaped = raw.replace(b"\x00", rb"\\").replace(b"\x01", rb"\"")
-        key = msgspec.json.decode(b'"' + escaped + b'"', type=str).encode()
+    if _ESCAPED.search(raw):  # "\u0061" is "a"
+        quoted = b'"%b"' % raw.replace(b"\x00", rb"\\").replace(b"\x01", rb"\"")
+        key = msgspec.json.decode(quoted, type=str).encode()
     if key in keys:
         name = key.decode(errors="replace")[:_SHOWN]
         raise BadRequest(f"{name}: given twice", name)

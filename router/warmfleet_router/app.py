@@ -1,0 +1,89 @@
+"""The router program: where placements, presence, books and an embedded gateway are joined."""
+
+import argparse
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from warmfleet_proto import channel, router_pb2, router_pb2_grpc
+from warmfleet_proto.command import Command
+from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
+
+from warmfleet_router import admin, program
+from warmfleet_router.client import LocalRouter, Router
+from warmfleet_router.config import RouterConfig
+from warmfleet_router.core import RouterCore
+from warmfleet_router.metrics import Metrics
+from warmfleet_router.program import Addresses
+from warmfleet_router.service import RouterService
+from warmfleet_router.watcher import Watcher
+
+_FLAGS = {
+    "http": "HOST:PORT of the OpenAI API and the admin page; port 0 takes a free one",
+    "listen": "HOST:PORT of the gRPC server for gateways of their own",
+    "model": "Hugging Face folder or GGUF file with the workers' tokenizer; default: the demo model's",
+    "served_name": "what clients call the model; default: whatever the workers do",
+    "log_level": "debug, info, warning or error",
+}
+
+_EPILOG = """\
+When it is ready it prints one line of JSON on stdout, and logs to stderr:
+  {"ready": true, "http": "HOST:PORT", "grpc": "HOST:PORT"}
+Workers may come and go at the addresses it is given. SIGTERM or SIGINT drains it: no new connections,
+open requests may end within limits.drain_s; a second one ends it at once.
+
+examples:
+  warmfleet router --set 'workers=["127.0.0.1:50061", "127.0.0.1:50062"]' --model ./SmolLM2-135M-Instruct
+  warmfleet router --config router.toml --set routing.policy=round_robin
+  warmfleet router --config router.toml --print-config
+"""
+
+_STOP_S = 1.0  # for the last words of gateways elsewhere
+
+
+@asynccontextmanager
+async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
+    """The router while the block lasts, with the addresses that it has got. Raises ConfigError."""
+    clock = time.monotonic
+    core = RouterCore(config.routing, secrets.randbits(64))
+    router = LocalRouter(core, clock)
+    metrics = Metrics()
+    metrics.watch(core, clock)
+    shown = [*admin.routes(core, clock), *metrics.routes()]
+    async with AsyncExitStack() as stack:
+        connect = partial(channel.connect, tls=config.tls)
+        router_id = f"router-{secrets.token_hex(8)}"
+        await stack.enter_async_context(Watcher(core, config.workers, router_id, clock, connect))
+        grpc_address = await stack.enter_async_context(_service(config, router))
+        front = program.front(config, router, metrics, config.admin, shown)
+        addresses = await stack.enter_async_context(front)
+        yield {**addresses, "grpc": grpc_address}
+
+
+@asynccontextmanager
+async def _service(config: RouterConfig, router: Router) -> AsyncIterator[str]:
+    """The Router service for gateways elsewhere; the address that it has got."""
+    services = [router_pb2.DESCRIPTOR.services_by_name["Router"]]
+    server, health = channel.server(services, message_bytes=ROUTE_MESSAGE_BYTES)
+    router_pb2_grpc.add_RouterServicer_to_server(RouterService(router), server)  # type: ignore[no-untyped-call]
+    port = channel.bind(server, config.listen, config.tls)
+    await server.start()
+    await health.set_serving(True)
+    try:
+        yield f"{config.listen.rpartition(':')[0]}:{port}"
+    finally:
+        await health.set_serving(False)
+        await server.stop(_STOP_S)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    program.add_options(parser, _FLAGS, _EPILOG)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return program.run(RouterConfig, arguments, list(_FLAGS), running)
+
+
+command = Command("Run the router and its OpenAI-compatible gateway.", _configure, _run)

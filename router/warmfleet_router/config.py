@@ -1,0 +1,109 @@
+"""The configurations of the router and of a gateway of its own: TOML, with ``--set a.b=c`` on top."""
+
+import re
+import ssl
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from warmfleet_proto.channel import Tls, check_exposure, is_loopback, split_address
+from warmfleet_proto.limits import MAX_ID_CHARS, MAX_SALT_BYTES
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_router.gateway.intake import Key
+from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.routing import Routing
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Https(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files that clients are shown."""
+
+    certificate: str
+    key: str
+
+
+class Frontend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every gateway needs, embedded in a router or not."""
+
+    http: str = "127.0.0.1:8000"  # of the OpenAI API; port 0 takes a free one
+    model: str = ""  # Hugging Face folder or GGUF file: tokenizer and chat template; empty: the demo
+    served_name: str = ""  # what clients call the model; empty: whatever the workers do
+    tenants: list[Key] = []  # empty: no API keys
+    limits: Limits = Limits()
+    https: Https | None = None
+    tls: Tls | None = None  # between our own programs
+    insecure: bool = False  # listen beyond loopback without TLS or API keys
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    listen: str = "127.0.0.1:8001"  # gRPC, for gateways of their own; port 0 takes a free one
+    admin: str = ""  # of the admin page and /metrics; empty: they share a loopback http address
+    workers: Annotated[list[str], Meta(max_length=10_000)] = []  # HOST:PORT of their gRPC servers
+    routing: Routing = Routing()
+
+
+class GatewayConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    router: str = "127.0.0.1:8001"  # HOST:PORT of its gRPC server
+    metrics: str = ""  # of /metrics; empty: it shares a loopback http address
+
+
+def check(config: RouterConfig | GatewayConfig) -> None:
+    """What single values cannot show. Raises ConfigError."""
+    check_exposure("http", config.http, config.https, config.insecure)
+    if not (is_loopback(config.http) or config.tenants or config.insecure):
+        raise ConfigError("tenants: an address beyond loopback needs API keys, or set insecure = true")
+    _check_tenants(config.tenants)
+    if isinstance(config, GatewayConfig):
+        split_address(config.router)
+        _check_own("metrics", config.metrics, config.insecure)
+        return
+    check_exposure("listen", config.listen, config.tls, config.insecure)
+    _check_own("admin", config.admin, config.insecure)
+    for number, address in enumerate(config.workers):
+        _check_worker(f"workers[{number}]", address)
+    if len(set(config.workers)) < len(config.workers):
+        raise ConfigError("workers: an address is listed twice")
+
+
+def https_context(https: Https | None) -> ssl.SSLContext | None:
+    """Raises ConfigError."""
+    if https is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(https.certificate, https.key)
+    except OSError as error:
+        raise ConfigError(f"https: {error}") from None
+    return context
+
+
+def _check_own(key: str, address: str, insecure: bool) -> None:
+    if address:
+        check_exposure(key, address, None, insecure)
+
+
+def _check_worker(key: str, address: str) -> None:
+    try:
+        split_address(address)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_tenants(tenants: list[Key]) -> None:
+    digests = [digest for tenant in tenants for digest in tenant.key_sha256]
+    for number, tenant in enumerate(tenants):
+        key = f"tenants[{number}]"
+        if not 0 < len(tenant.name) <= MAX_ID_CHARS:
+            raise ConfigError(f"{key}.name: expected 1 to {MAX_ID_CHARS} characters")
+        if not all(_SHA256.fullmatch(digest) for digest in tenant.key_sha256):
+            raise ConfigError(f"{key}.key_sha256: expected 64 lower-case hex digits each")
+        if tenant.salt is not None and not 0 < len(tenant.salt.encode()) <= MAX_SALT_BYTES:
+            raise ConfigError(f"{key}.salt: expected 1 to {MAX_SALT_BYTES} bytes")
+    if len(set(digests)) < len(digests):
+        raise ConfigError("tenants: a key is listed twice")
+    names = [tenant.name for tenant in tenants]
+    if len(set(names)) < len(names):
+        raise ConfigError("tenants: a name is used twice")

@@ -1,0 +1,117 @@
+"""What the router and the gateway share as programs: options, the parts of a front end, an orderly end."""
+
+import argparse
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+import uvloop
+from aiohttp import web
+from warmfleet_proto.channel import is_loopback
+from warmfleet_proto.settings import load, to_toml
+
+from warmfleet_router import demo, log
+from warmfleet_router.client import Router
+from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
+from warmfleet_router.gateway.http import Site, application
+from warmfleet_router.gateway.service import Gateway
+from warmfleet_router.metrics import Metrics, watch_loop
+from warmfleet_router.prompt import tokenizer
+from warmfleet_router.prompt.encoder import PromptEncoder
+
+C = TypeVar("C", RouterConfig, GatewayConfig)
+Addresses = dict[str, str]  # what is listened on: "http", "grpc", ... -> HOST:PORT
+
+
+def add_options(parser: argparse.ArgumentParser, flags: Mapping[str, str], epilog: str) -> None:
+    """``flags``: keys of the configuration that have an option of their own, with its help."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = epilog
+    parser.add_argument("--config", metavar="FILE", help="a TOML file; --print-config shows every key")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one key, as in limits.drain_s=5"
+    )
+    for key, says in flags.items():
+        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=says)
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen beyond loopback without TLS or API keys"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
+
+
+def run(
+    kind: type[C],
+    arguments: argparse.Namespace,
+    flags: Sequence[str],
+    running: Callable[[C], AbstractAsyncContextManager[Addresses]],
+) -> int:
+    """The exit status. Raises ConfigError."""
+    chosen = {key: getattr(arguments, key) for key in flags}
+    given = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    if arguments.insecure:
+        given.append("insecure=true")
+    config = load(kind, arguments.config, [*arguments.set, *given])
+    if arguments.print_config:
+        print(to_toml(config), end="")
+        return 0
+    log.setup(config.log_level)
+    check(config)
+    return uvloop.run(_until_stopped(running(config)))
+
+
+async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int:
+    """Says on stdout when it is ready; SIGTERM and SIGINT end it in order, a second one at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    async with running as addresses:
+        print(json.dumps({"ready": True, **addresses}), flush=True)
+        await stop.wait()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+    return 0
+
+
+@asynccontextmanager
+async def front(
+    config: Frontend, router: Router, metrics: Metrics, apart: str, shown: Sequence[web.RouteDef]
+) -> AsyncIterator[Addresses]:
+    """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
+    address ``apart``, or shares a loopback one. Raises ConfigError."""
+    encoder = PromptEncoder(tokenizer.load(config.model or demo.weights()))
+    gateway = Gateway(router, encoder, config.served_name, config.tenants, config.limits, metrics, config.tls)
+    async with AsyncExitStack() as stack:
+        stack.callback(encoder.close)
+        stack.push_async_callback(gateway.close)
+        addresses = {}
+        app = application()
+        app.add_routes(gateway.routes())
+        if apart:
+            own = application()
+            own.add_routes(shown)
+            addresses["admin"] = await _open(stack, Site(own, apart))
+        elif is_loopback(config.http):
+            app.add_routes(shown)
+        await gateway.start()
+        lag = asyncio.create_task(watch_loop(metrics))
+        stack.push_async_callback(_cancelled, lag)
+        site = Site(app, config.http, https_context(config.https), config.limits.drain_s)
+        addresses["http"] = await _open(stack, site)
+        stack.callback(gateway.drain)
+        yield addresses
+
+
+async def _open(stack: AsyncExitStack, site: Site) -> str:
+    address = await site.start()
+    stack.push_async_callback(site.close)
+    return address
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
