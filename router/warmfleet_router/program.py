@@ -50,7 +50,7 @@ def run(
 ) -> int:
     """The exit status. Raises ConfigError."""
     chosen = {key: getattr(arguments, key) for key in flags}
-    given = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    given: list[str] = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
     if arguments.insecure:
         given.append("insecure=true")
     config = load(kind, arguments.config, [*arguments.set, *given])
