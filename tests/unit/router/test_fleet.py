@@ -1,0 +1,204 @@
+"""States of workers, by a clock that the test moves."""
+
+import pytest
+from warmfleet_proto import router_pb2 as rpb
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import Corrupt, Rejected
+from warmfleet_router.core import RouterCore
+
+from tests.unit.router.fleet_of import FakeWorker, ask, fleet_of, tokens
+
+PROMPT = tokens((1, 64))
+DROPPED, OK, IGNORE = rpb.FinishRequest.DROPPED, rpb.FinishRequest.OK, rpb.FinishRequest.IGNORE
+
+
+def states(core: RouterCore, now: float) -> list[str]:
+    return [view.state for view in core.workers(now)]
+
+
+def end(core: RouterCore, worker: FakeWorker, outcome: int, now: float, times: int = 1) -> None:
+    """Requests that only this worker could take, and how they end."""
+    others = [view.worker for view in core.workers(now) if view.worker != worker.name]
+    for _ in range(times):
+        placement = core.route(ask(PROMPT, exclude=others), now)
+        assert placement.worker == worker.name
+        core.finish(rpb.FinishRequest(booking=placement.booking, outcome=outcome), now)
+
+
+def test_joining_until_it_has_told_who_it_is_and_what_it_does() -> None:
+    core, _ = fleet_of(0)
+    worker = FakeWorker(core, "w")
+    core.roster.add(worker.address)
+    assert states(core, 0.0) == ["joining"]
+    with pytest.raises(Rejected, match="no worker has joined"):
+        core.route(ask(PROMPT), 0.0)
+    with pytest.raises(Corrupt):
+        worker.report(0.0)
+    worker.join(0.0)
+    assert states(core, 0.0) == ["healthy"]
+    assert core.route(ask(PROMPT), 0.0).worker == "w"
+
+
+def test_silence_makes_stuck_and_a_message_mends_it() -> None:
+    core, workers = fleet_of(3)
+    for now in (0.25, 0.5, 0.75, 1.0, 1.25):
+        for worker in workers[1:]:
+            worker.report(now)
+        core.tick(now)
+    assert states(core, 1.25) == ["stuck", "healthy", "healthy"]
+    assert {core.route(ask(PROMPT), 1.25).worker for _ in range(8)} <= {"w1", "w2"}
+    workers[0].report(1.3)
+    assert states(core, 1.3) == ["healthy"] * 3
+
+
+def test_our_own_stall_is_not_held_against_the_workers() -> None:
+    core, _ = fleet_of(2)
+    core.tick(0.1)
+    core.tick(5.0)
+    assert states(core, 5.0) == ["healthy", "healthy"]
+    for i in range(1, 12):
+        core.tick(5.0 + 0.1 * i)
+    assert states(core, 6.1) == ["stuck", "stuck"]
+
+
+def test_broken_stream_is_lost_at_once() -> None:
+    core, workers = fleet_of(2)
+    core.roster.broken(workers[0].address, 0.1)
+    assert states(core, 0.1) == ["lost", "healthy"]
+    assert {core.route(ask(PROMPT), 0.1).worker for _ in range(4)} == {"w1"}
+    core.roster.broken(workers[1].address, 0.2)
+    with pytest.raises(Rejected):
+        core.route(ask(PROMPT), 0.2)
+
+
+def test_draining_takes_nothing_new() -> None:
+    core, workers = fleet_of(2)
+    workers[0].report(0.1, draining=True)
+    assert states(core, 0.1) == ["draining", "healthy"]
+    assert {core.route(ask(PROMPT), 0.1).worker for _ in range(4)} == {"w1"}
+
+
+def test_five_dropped_in_a_row_eject_for_longer_each_time() -> None:
+    core, workers = fleet_of(4)
+    end(core, workers[0], DROPPED, 0.1, times=4)
+    end(core, workers[0], OK, 0.1)
+    end(core, workers[0], DROPPED, 0.1, times=4)
+    end(core, workers[0], IGNORE, 0.1)
+    assert states(core, 0.1)[0] == "healthy"
+    now = 0.1
+    for seconds in (5.0, 10.0, 15.0):
+        end(core, workers[0], DROPPED, now, times=5 if seconds > 5 else 1)
+        assert states(core, now)[0] == "ejected"
+        assert states(core, now + seconds - 0.1)[0] == "ejected"
+        now += seconds + 0.1
+        for worker in workers:
+            worker.report(now)
+        core.tick(now)
+        assert states(core, now)[0] == "healthy"
+    assert core.workers(now)[0].ejections == 3
+
+
+def test_at_most_half_of_the_fleet_is_ejected() -> None:
+    core, workers = fleet_of(4)
+    for worker in workers[:3]:
+        end(core, worker, DROPPED, 0.1, times=5)
+    assert states(core, 0.1) == ["ejected", "ejected", "healthy", "healthy"]
+    alone, (only,) = fleet_of(1)
+    end(alone, only, DROPPED, 0.1, times=20)
+    assert states(alone, 0.1) == ["healthy"]
+
+
+def test_endings_of_the_incarnation_before_say_nothing() -> None:
+    core, workers = fleet_of(4)
+    old = [core.route(ask(PROMPT, exclude=["w1", "w2", "w3"]), 0.1).booking for _ in range(9)]
+    for booking in old[:5]:
+        core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.1)
+    assert states(core, 0.1)[0] == "ejected"
+    workers[0].restart(0.2)
+    assert states(core, 0.2)[0] == "healthy"
+    for booking in old[5:]:
+        core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.2)
+    end(core, workers[0], DROPPED, 0.3)
+    assert states(core, 0.3)[0] == "healthy"
+
+
+def test_panic_uses_whoever_can_be_reached() -> None:
+    core, workers = fleet_of(4)
+    for now in (0.5, 1.0, 1.5):
+        workers[0].report(now)
+        core.tick(now - 0.25)
+        core.tick(now)
+    core.roster.broken(workers[3].address, 1.5)
+    assert states(core, 1.5) == ["healthy", "stuck", "stuck", "lost"]
+    placed = {core.route(ask(tokens((i, 64))), 1.5).worker for i in range(30)}
+    assert placed == {"w0", "w1", "w2"}
+    assert core.counters.panic == 30
+    assert core.totals(1.5).panic
+
+
+def test_slow_start_ramps_a_newcomer() -> None:
+    core, _ = fleet_of(2)
+    newcomer = FakeWorker(core, "new")
+    newcomer.join(0.0)
+    weights = [core.roster.fleet.workers[newcomer.address].weight(t) for t in (0.0, 5.0, 10.0, 99.0)]
+    assert weights == [0.1, 0.5, 1.0, 1.0]
+    placed = [core.route(ask(tokens((i * 100, 64))), 0.1).worker for i in range(8)]
+    assert "new" not in placed
+    late = [core.route(ask(tokens((i * 100, 64))), 10.1).worker for i in range(8)]
+    assert "new" in late
+
+
+def test_a_name_belongs_to_one_connected_worker() -> None:
+    core, _ = fleet_of(2)
+    thief = FakeWorker(core, "w0")
+    core.roster.add("elsewhere:1")
+    status = thief._status()
+    with pytest.raises(Rejected, match="known at w0:1"):
+        core.roster.joined("elsewhere:1", status, 0.1)
+    core.roster.broken("w0:1", 0.2)
+    core.roster.joined("elsewhere:1", status, 0.2)
+    assert [v.address for v in core.workers(0.2) if v.worker == "w0"] == ["elsewhere:1"]
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        pb.StatusResponse(),
+        pb.StatusResponse(worker="w", model="m", block_size=0, epoch=1),
+        pb.StatusResponse(worker="w" * 200, model="m", block_size=16, epoch=1),
+        pb.StatusResponse(worker="w", model="m", block_size=16, epoch=0),
+        pb.StatusResponse(worker="w", model="m", block_size=16, epoch=1, model_fingerprint=bytes(65)),
+    ],
+)
+def test_a_nonsense_status_is_refused(status: pb.StatusResponse) -> None:
+    core, _ = fleet_of(0)
+    core.roster.add("a:1")
+    with pytest.raises(Corrupt):
+        core.roster.joined("a:1", status, 0.0)
+    assert states(core, 0.0) == ["joining"]
+
+
+def test_removal_and_a_change_of_model_leave_nothing_behind() -> None:
+    core, workers = fleet_of(2)
+    workers[0].store(PROMPT, 0.0)
+    booking = core.route(ask(PROMPT), 0.1).booking
+    core.roster.remove(workers[0].address, 0.1)
+    assert core.explain(ask(PROMPT), 0.1).chosen.available_tokens == 0
+    assert core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.1).known
+    core.route(ask(PROMPT), 0.1)
+    workers[1].status = {"model": "other", "model_fingerprint": b"g"}
+    workers[1].restart(0.2)
+    assert list(core.roster.models) == ["other"]
+    assert core.route(ask(PROMPT, model="other"), 0.3).expected_tokens == 0
+
+
+def test_hit_rates_of_the_last_minute_and_since_start_across_epochs() -> None:
+    core, (worker,) = fleet_of(1)
+    worker.report(1.0, prompt_tokens_total=100, cached_tokens_total=10)
+    worker.report(90.0, prompt_tokens_total=200, cached_tokens_total=90)
+    view = core.workers(100.0)[0]
+    assert (view.hit_minute, view.hit_total) == ((80, 100), (90, 200))
+    worker.restart(101.0)
+    worker.report(102.0, prompt_tokens_total=50, cached_tokens_total=5)
+    view = core.workers(103.0)[0]
+    assert (view.hit_minute, view.hit_total) == ((85, 150), (95, 250))
