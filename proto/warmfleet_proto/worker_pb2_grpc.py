@@ -69,6 +69,7 @@ class WorkerServicer(object):
 
     def Serve(self, request_iterator, context):
         """One stream per gateway. Submits and cancels go up; one message per engine step comes down.
+        The worker answers an Open with its initial metadata at once: a gateway that gets none gives up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

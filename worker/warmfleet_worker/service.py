@@ -50,6 +50,7 @@ class WorkerService(WorkerServicer):
             asyncio.create_task(outbox.broken.wait()),
         ]
         try:
+            await context.send_initial_metadata(())  # it has its stream, however long an answer takes
             await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._sessions.detach(session, outbox)
