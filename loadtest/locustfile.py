@@ -169,7 +169,7 @@ def _report(environment: Environment, **_: Any) -> None:
     print(f"hit rate {share(_tokens['cached'], _tokens['prompt'])} by the answers' usage")
     try:
         shown = requests.get(f"{environment.host}/admin/workers", timeout=5).json()
-        nodes = {worker["worker"]: worker["total"] for worker in shown["workers"]}
+        nodes = {worker["worker"]: worker["hit_rate"]["total"] for worker in shown["workers"]}
     except (requests.RequestException, ValueError, LookupError, TypeError):
         return  # some other server, or its admin page has an address of its own
     for name, total in nodes.items():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tests.bars import load
 from tests.bars.programs import Program, Starter, programs
 
-MODEL = "sim"
+VOCAB_SIZE = 49_152  # of the demo model's tokenizer, which the gateway uses for sim workers as well
 
 
 class Counts(NamedTuple):
@@ -36,6 +36,9 @@ class Fleet:
         shown: dict[str, Any] = json.loads(get(f"{self.url}/admin/workers"))
         return shown
 
+    def models(self) -> list[str]:
+        return [model["id"] for model in json.loads(get(f"{self.url}/v1/models"))["data"]]
+
     def counts(self) -> list[Counts]:
         return [counts(get(f"{face}/metrics").decode()) for face in self.faces]
 
@@ -46,7 +49,7 @@ def sim_fleet(
 ) -> Iterator[Fleet]:
     """Workers without a model; unless ``instant`` they take the times of ``load.TIMING``."""
     timing = [f"sim.timing.{key}={value}" for key, value in load.TIMING.items()]
-    settings = ["engine=sim", f"sim.model={MODEL}", f"total_blocks={total_blocks}"]
+    settings = ["engine=sim", f"sim.vocab_size={VOCAB_SIZE}", f"total_blocks={total_blocks}"]
     settings += ["sim.instant=true"] if instant else timing
     with fleet([settings] * workers, policy) as running:
         yield running
@@ -73,11 +76,11 @@ def fleet(workers: Sequence[Sequence[str]], policy: str) -> Iterator[Fleet]:
         url = base(router.ready()["http"])
         running = Fleet(url, [base(s["http"]) for s in said], "", router, started, starter)
         for _ in router.polls(60):
-            if running.admin()["fleet"]["healthy"] == len(workers):
+            if running.admin()["fleet"]["healthy"] == len(workers) and running.models():
                 break
         else:
             raise RuntimeError(f"the workers did not join: {router.tail()}")
-        running.model = json.loads(get(f"{url}/v1/models"))["data"][0]["id"]
+        running.model = running.models()[0]
         yield running
 
 
@@ -86,7 +89,8 @@ def worker(starter: Starter, name: str, settings: Sequence[str]) -> Program:
 
 
 def router_settings(policy: str, addresses: Sequence[str]) -> list[str]:
-    return [f"policy={policy}", f"workers={json.dumps(list(addresses))}"]
+    places = ["http=127.0.0.1:0", "listen=127.0.0.1:0", f"workers={json.dumps(list(addresses))}"]
+    return [*places, f"routing.policy={policy}"]
 
 
 def start(starter: Starter, name: str, module: str, settings: Sequence[str]) -> Program:

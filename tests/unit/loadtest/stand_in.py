@@ -28,7 +28,7 @@ class StandIn:
 
     async def workers(self, _: web.Request) -> web.Response:
         total = {"hit_tokens": 3, "asked_tokens": 4}
-        return web.json_response({"fleet": {}, "workers": [{"worker": "w0", "total": total}]})
+        return web.json_response({"fleet": {}, "workers": [{"worker": "w0", "hit_rate": {"total": total}}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
