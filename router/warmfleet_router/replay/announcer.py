@@ -1,0 +1,111 @@
+"""What a modelled worker tells the router: messages, digests, replays and snapshots as a real one's."""
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import groupby
+
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.hashing import digest_bytes, presence
+from warmfleet_proto.limits import EVENT_RING_BATCHES, HASH_BYTES, KEY_BYTES
+
+from warmfleet_router.replay.cache import Node
+from warmfleet_router.replay.worker import Worker
+
+_PAD = bytes(HASH_BYTES - KEY_BYTES)
+
+
+def block_hash(key: int) -> bytes:
+    """A BlockHash whose first half, the index's key, is ``key``."""
+    return key.to_bytes(KEY_BYTES, "little") + _PAD
+
+
+class Announcer:
+    def __init__(self, worker: Worker, epoch: int) -> None:
+        self.epoch = epoch
+        self.seq = 0
+        self.told_at = 0.0
+        self._worker = worker
+        self._digest = 0
+        self._present: dict[int, Node] = {}
+        self._ring: deque[pb.KvBatch] = deque(maxlen=EVENT_RING_BATCHES)
+        self._bookings: list[int] = []
+        self._live: dict[int, None] = {}  # bookings
+
+    def accepted(self, booking: int) -> None:
+        self._bookings.append(booking)
+        self._live[booking] = None
+
+    def ended(self, booking: int) -> None:
+        self._live.pop(booking, None)
+
+    def message(self, now: float) -> pb.WatchKvResponse:
+        """Everything since the last message, in one batch."""
+        self.told_at = now
+        cache = self._worker.cache
+        stored, cache.stored = cache.stored, []
+        removed, cache.removed = cache.removed, []
+        # what came and went within the batch is not present after it
+        events = (
+            [pb.KvEvent(removed=pb.Removed(tier=pb.DEVICE, hashes=self._remove(removed)))] if removed else []
+        )
+        events += [pb.KvEvent(stored=run) for run in self._store(stored)]
+        self.seq += 1
+        batch = pb.KvBatch(seq=self.seq, digest=digest_bytes(self._digest), events=events)
+        self._ring.append(batch)
+        bookings, self._bookings = self._bookings, []
+        return pb.WatchKvResponse(epoch=self.epoch, batch=batch, load=self._load(bookings))
+
+    def repeat(self, epoch: int, after_seq: int) -> list[pb.WatchKvResponse]:
+        """The answer to a router that watches again: a replay of what it missed, or a snapshot."""
+        if epoch == self.epoch and self._ring and self._ring[0].seq <= after_seq + 1:
+            missed = [b for b in self._ring if b.seq > after_seq]
+            return [pb.WatchKvResponse(epoch=self.epoch, batch=b) for b in missed]
+        snapshot = pb.KvSnapshot(
+            seq=self.seq,
+            digest=digest_bytes(self._digest),
+            stored=_runs(self._present.values()),
+            first=True,
+            last=True,
+        )
+        return [pb.WatchKvResponse(epoch=self.epoch, snapshot=snapshot, load=self._load(list(self._live)))]
+
+    def _remove(self, nodes: list[Node]) -> bytes:
+        gone = []
+        for node in nodes:
+            if self._present.pop(node.key, None) is not None:
+                gone.append(block_hash(node.key))
+                self._digest -= presence(gone[-1], pb.DEVICE)
+        return b"".join(gone)
+
+    def _store(self, nodes: list[Node]) -> list[pb.Stored]:
+        fresh = [n for n in nodes if self._worker.cache.holds(n)]
+        for node in fresh:
+            self._present[node.key] = node
+            self._digest += presence(block_hash(node.key), pb.DEVICE)
+        return _runs(fresh)
+
+    def _load(self, bookings: list[int]) -> pb.WorkerLoad:
+        worker = self._worker
+        return pb.WorkerLoad(
+            running=len(worker.running),
+            waiting=len(worker.waiting),
+            prefill_tokens=worker.prefill_tokens,
+            context_tokens=worker.context_tokens,
+            free_blocks=worker.cache.free,
+            cached_blocks=worker.cache.cached,
+            bookings=bookings,
+            prompt_tokens_total=worker.prompt_tokens,
+            cached_tokens_total=worker.cached_tokens,
+            steps_total=worker.steps,
+            step_seconds_total=worker.step_seconds,
+        )
+
+
+def _runs(nodes: Iterable[Node]) -> list[pb.Stored]:
+    """Nodes that continue one another in one message each."""
+    runs = []
+    for _, run in groupby(enumerate(nodes), key=lambda pair: pair[1].depth - pair[0]):
+        members = [node for _, node in run]
+        hashes = b"".join([block_hash(n.key) for n in members])
+        runs.append(pb.Stored(tier=pb.DEVICE, depth=members[0].depth, hashes=hashes))
+    return runs

@@ -1,0 +1,115 @@
+"""A modelled worker's blocks: the rules of the worker's own pool and prefix cache, on keys alone.
+
+A block is free, private to one job, or readable under a key; readable ones are pinned or cached, and
+cached ones are evicted least recently used first, children before parents. A key stands for a whole
+prefix, so nothing needs comparing here.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from itertools import count
+
+
+class Node:
+    __slots__ = ("children", "depth", "key", "parent", "pins", "stamp")
+
+    def __init__(self, key: int, parent: "Node | None") -> None:
+        self.key = key
+        self.parent = parent
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.children = 0
+        self.pins = 0
+        self.stamp = 0
+
+
+class Cache:
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.free = total
+        self.cached = 0
+        self.stored: list[Node] = []  # since they were last taken
+        self.removed: list[Node] = []
+        self._nodes: dict[int, Node] = {}
+        self._leaves: list[tuple[int, int, Node]] = []
+        self._order = count()
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def available(self) -> int:
+        return self.free + self.cached
+
+    def holds(self, node: Node) -> bool:
+        return self._nodes.get(node.key) is node
+
+    def match(self, keys: Sequence[int]) -> list[Node]:
+        found = []
+        for key in keys:
+            node = self._nodes.get(key)
+            if node is None:
+                break
+            found.append(node)
+        return found
+
+    def take(self, blocks: int) -> bool:
+        """Makes ``blocks`` private to the caller, evicting as needed; False when there are not so many."""
+        if blocks > self.free + self.cached:
+            return False
+        while self.free < blocks:
+            self._evict()
+        self.free -= blocks
+        return True
+
+    def give(self, blocks: int) -> None:
+        """Private blocks back."""
+        self.free += blocks
+        self._clock += 1
+
+    def seal(self, key: int, parent: Node | None) -> Node:
+        """A private block becomes readable and stays pinned; where its key is readable already, that node
+        is pinned instead and the private block is free."""
+        node = self._nodes.get(key)
+        if node is not None:
+            self.pin((node,))
+            self.give(1)
+            return node
+        node = self._nodes[key] = Node(key, parent)
+        node.pins = 1
+        if parent is not None:
+            parent.children += 1
+        self.stored.append(node)
+        return node
+
+    def pin(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if not node.pins:
+                self.cached -= 1
+            node.pins += 1
+
+    def unpin(self, nodes: Iterable[Node]) -> None:
+        self._clock += 1
+        for node in nodes:
+            node.pins -= 1
+            if not node.pins:
+                self.cached += 1
+                node.stamp = self._clock
+                self._offer(node)
+
+    def _offer(self, node: Node) -> None:
+        if not node.children and not node.pins:
+            heapq.heappush(self._leaves, (node.stamp, next(self._order), node))
+
+    def _evict(self) -> None:
+        while True:
+            stamp, _, node = heapq.heappop(self._leaves)
+            if node.stamp == stamp and not node.children and not node.pins and self.holds(node):
+                break
+        del self._nodes[node.key]
+        self.cached -= 1
+        self.free += 1
+        self.removed.append(node)
+        if node.parent is not None:
+            node.parent.children -= 1
+            self._offer(node.parent)

@@ -1,0 +1,150 @@
+"""``warmfleet replay``: a trace through the router's placement, for one policy or all of them."""
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from warmfleet_proto.command import Command
+from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.settings import load as load_settings
+
+from warmfleet_router.replay import capacity, chart, report
+from warmfleet_router.replay.fleet import Fleet, Network
+from warmfleet_router.replay.profile import Profile, flat, read
+from warmfleet_router.replay.report import Row
+from warmfleet_router.replay.trace import Trace, load
+from warmfleet_router.routing import PolicyName, Routing
+
+POLICIES: tuple[str, ...] = get_args(PolicyName)
+PROFILES = Path(__file__).parent
+
+EPILOG = """\
+The placement, index, cursor, prices and books are the router's own; workers and network are modelled in
+virtual time. The same trace, options and seed give the same output, byte for byte.
+
+examples:
+  warmfleet replay --trace conversation_blk512.jsonl.gz --policy all --speed 5 --no-decode
+  warmfleet replay --trace conversation_blk512.jsonl.gz --engine h200-llama-3-8b --capacity 1750
+  warmfleet replay --trace conversation_blk512.jsonl.gz --no-decode --capacity-at 'ttft_p99<10'
+"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--trace", required=True, metavar="FILE", help=".jsonl or .jsonl.gz, as in the Mooncake traces"
+    )
+    parser.add_argument(
+        "--block-size", type=int, metavar="TOKENS", help="of the trace (default: blkN in its name)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="play the first N requests only")
+    parser.add_argument("--speed", type=float, default=1.0, help="times faster than recorded (default 1)")
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="default 8")
+    parser.add_argument(
+        "--capacity", type=int, default=8000, metavar="BLOCKS", help="of each worker (default 8000)"
+    )
+    parser.add_argument(
+        "--policy", default="cheapest", help=f"all, or some of {', '.join(POLICIES)}, with commas"
+    )
+    parser.add_argument(
+        "--engine", default="flat", metavar="NAME|FILE", help="flat, h200-llama-3-8b or a TOML profile"
+    )
+    parser.add_argument(
+        "--block-seconds", type=float, default=0.025, help="of the flat engine (default 0.025)"
+    )
+    parser.add_argument("--no-decode", action="store_true", help="every completion is one token")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="of presence events")
+    parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of presence events")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a routing setting")
+    parser.add_argument(
+        "--capacity-at", metavar="'ROW<X'", help="search the highest speed at which this holds"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE", help="write the rows")
+    parser.add_argument("--png", metavar="FILE", help="draw them (needs matplotlib)")
+
+
+def run(args: Namespace) -> int:
+    trace = _trace(args)
+    policies = POLICIES if args.policy == "all" else tuple(args.policy.split(","))
+    routings = [load_settings(Routing, None, [*args.set, f'policy="{policy}"']) for policy in policies]
+    play = _player(args, trace)
+    if args.capacity_at:
+        bound = capacity.parse(args.capacity_at)
+        for routing in routings:
+            found = capacity.search(bound, partial(play, routing))
+            print(f"{routing.policy:<16} {args.capacity_at} up to speed {found:.2f}", flush=True)
+        return 0
+    rows = [play(routing, args.speed) for routing in routings]
+    print(report.table(rows, report.bounds(trace, args.capacity * args.workers)))
+    if args.json:
+        Path(args.json).write_bytes(report.to_json(rows))
+    if args.png:
+        chart.draw(rows, args.png)
+    return 0
+
+
+def _trace(args: Namespace) -> Trace:
+    if args.speed <= 0:
+        raise ConfigError(f"--speed {args.speed}: must be above 0")
+    if args.workers < 1 or args.capacity < 1:
+        raise ConfigError("--workers and --capacity: must be at least 1")
+    trace = load(args.trace, args.block_size, args.limit)
+    if args.no_decode:
+        trace = trace._replace(requests=[r._replace(completion_tokens=1) for r in trace.requests])
+    return trace
+
+
+def _player(args: Namespace, trace: Trace) -> Callable[[Routing, float], Row]:
+    profile = _profile(args, trace)
+
+    def play(routing: Routing, speed: float) -> Row:
+        fleet = Fleet(
+            routing,
+            profile,
+            trace.block_size,
+            [args.capacity] * args.workers,
+            network=Network(args.delay, args.loss),
+            seed=args.seed,
+        )
+        with _Progress(f"{routing.policy} at speed {speed:g}", len(trace.requests)) as progress:
+            fleet.run(trace, speed, progress)
+        return report.summarise(routing.policy, fleet, trace.span_s / speed)
+
+    return play
+
+
+def _profile(args: Namespace, trace: Trace) -> Profile:
+    if args.engine == "flat":
+        return flat(args.block_seconds, trace.block_size)
+    named = PROFILES / f"{args.engine}.toml"
+    return read(str(named) if named.exists() else args.engine)
+
+
+class _Progress:
+    """A line on a terminal's stderr after two seconds."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._began = time.monotonic()
+        self._shown = False
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def _show(self, done: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() > self._began + 2:
+            self._shown = True
+            print(f"\r{self._what}: {done} of {self._total} requests", end="", file=sys.stderr, flush=True)
+
+
+command = Command("play a recorded trace through the placement code, in virtual time", configure, run)

@@ -1,0 +1,132 @@
+"""What a replay showed, a row a policy, beside what no placement could beat."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from warmfleet_router.replay.cache import Cache, Node
+from warmfleet_router.replay.fleet import Fleet
+from warmfleet_router.replay.trace import Trace
+
+GOOD_TTFT_S = 10.0
+
+
+class Row(NamedTuple):
+    """Seconds; ``hit``, ``utilisation`` and ``goodput`` are shares; ``skew`` the busiest worker's uncached
+    work over the mean. ``error`` is the mean of |predicted - measured| over the mean TTFT."""
+
+    policy: str
+    hit: float
+    skew: float
+    utilisation: float
+    ttft_mean: float
+    ttft_p50: float
+    ttft_p90: float
+    ttft_p99: float
+    itl_p99: float
+    goodput: float
+    pulled_blocks: int
+    finished: int
+    expected: float
+    available: float
+    error: float
+
+
+def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
+    """``span_s`` is how long requests kept arriving."""
+    outcomes = fleet.outcomes
+    ttfts = sorted(o.ttft_s for o in outcomes)
+    mean = _mean(ttfts)
+    prompts = sum(o.prompt_tokens for o in outcomes) or 1
+    work = [member.worker.prefill_s for member in fleet.members]
+    return Row(
+        policy=policy,
+        hit=sum(o.cached_tokens for o in outcomes) / prompts,
+        skew=max(work) / _mean(work) if any(work) else 1.0,
+        utilisation=_mean(work) / span_s if span_s else 0.0,
+        ttft_mean=mean,
+        ttft_p50=_percentile(ttfts, 0.5),
+        ttft_p90=_percentile(ttfts, 0.9),
+        ttft_p99=_percentile(ttfts, 0.99),
+        itl_p99=_percentile(sorted(o.itl_s for o in outcomes), 0.99),
+        goodput=_mean([float(o.ttft_s < GOOD_TTFT_S and not o.slow) for o in outcomes]),
+        pulled_blocks=0,
+        finished=len(outcomes),
+        expected=sum(o.expected_tokens for o in outcomes) / prompts,
+        available=sum(o.available_tokens for o in outcomes) / prompts,
+        error=_mean([abs(o.predicted_s - o.ttft_s) for o in outcomes]) / mean if mean else 0.0,
+    )
+
+
+class Bounds(NamedTuple):
+    """Hit rates in tokens that no placement can beat, and what one cache of the pooled size reaches."""
+
+    infinite: float
+    pooled: float
+
+
+def bounds(trace: Trace, blocks: int) -> Bounds:
+    return Bounds(_hit_rate(trace, None), _hit_rate(trace, blocks))
+
+
+def table(rows: Iterable[Row], limits: Bounds | None = None) -> str:
+    names = (
+        "policy",
+        "hit",
+        "skew",
+        "util",
+        "ttft mean",
+        "p50",
+        "p90",
+        "p99",
+        "itl p99",
+        "goodput",
+        "finished",
+    )
+    lines = [f"{names[0]:<16}" + "".join(f"{name:>10}" for name in names[1:])]
+    for r in rows:
+        shares = (r.hit, r.skew, r.utilisation, r.ttft_mean, r.ttft_p50, r.ttft_p90, r.ttft_p99, r.itl_p99)
+        figures = "".join(f"{value:>10.3f}" for value in shares)
+        lines.append(f"{r.policy:<16}{figures}{r.goodput:>10.3f}{r.finished:>10}")
+    if limits:
+        lines.append(
+            f"bounds of the hit rate: infinite cache {limits.infinite:.3f}, pooled {limits.pooled:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def to_json(rows: Sequence[Row]) -> bytes:
+    encoded = msgspec.json.encode([row._asdict() for row in rows])
+    return msgspec.json.format(encoded, indent=2) + b"\n"
+
+
+def _hit_rate(trace: Trace, blocks: int | None) -> float:
+    """Of one least-recently-used cache that sees the whole trace in order."""
+    size = blocks if blocks is not None else sum(len(r.keys) for r in trace.requests) + 1
+    cache = Cache(size)
+    hit = asked = 0
+    for request in trace.requests:
+        nodes = cache.match(request.keys)
+        most = (request.prompt_tokens - 1) // trace.block_size
+        hit += min(len(nodes), most) * trace.block_size
+        asked += request.prompt_tokens
+        _insert(cache, request.keys, nodes)
+    return hit / asked if asked else 0.0
+
+
+def _insert(cache: Cache, keys: Sequence[int], nodes: list[Node]) -> None:
+    cache.pin(nodes)
+    for key in keys[len(nodes) :]:
+        if not cache.take(1):
+            break
+        nodes.append(cache.seal(key, nodes[-1] if nodes else None))
+    cache.unpin(nodes)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0

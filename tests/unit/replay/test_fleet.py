@@ -1,0 +1,122 @@
+"""Whole fleets in virtual time."""
+
+from array import array
+from pathlib import Path
+from random import Random
+
+import pytest
+from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.settings import load as load_settings
+from warmfleet_router.replay import capacity, report, trace
+from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
+from warmfleet_router.replay.profile import Profile, flat
+from warmfleet_router.replay.trace import Request, Trace
+from warmfleet_router.routing import Routing
+
+BLOCK = 512
+DECODING = Profile(prefill_token=4e-5, decode_base=5e-3, decode_sequence=1e-4, max_running=16)
+
+
+def conversations(requests: int, seed: int = 0) -> Trace:
+    """Turns of a few conversations that share their first blocks."""
+    random = Random(seed)
+    histories = [[1, 2, 3, 100 * c] for c in range(1, 9)]
+    made, now = [], 0.0
+    for number in range(requests):
+        now += random.expovariate(20.0)
+        history = random.choice(histories)
+        history += [10_000 + 10 * number + i for i in range(random.randrange(1, 4))]
+        keys = array("Q", history)
+        made.append(Request(now, keys, len(keys) * BLOCK + random.randrange(BLOCK), random.randrange(1, 200)))
+    return Trace("made", BLOCK, made)
+
+
+def play(policy: str, network: Network = IDEAL, requests: int = 300, seed: int = 0) -> Fleet:
+    routing = load_settings(Routing, None, [f"policy={policy}"])
+    fleet = Fleet(routing, DECODING, BLOCK, [400] * 4, network=network, seed=seed)
+    fleet.run(conversations(requests))
+    return fleet
+
+
+def rows(fleet: Fleet) -> bytes:
+    return report.to_json([report.summarise("p", fleet, 10.0)])
+
+
+@pytest.mark.parametrize("policy", ["cheapest", "prefix_hash", "round_robin", "least_loaded", "two_choices"])
+def test_every_request_ends_once_and_nothing_stays_booked(policy: str) -> None:
+    fleet = play(policy)
+    assert len(fleet.outcomes) == 300
+    assert fleet.core.totals(fleet.now).bookings == 0
+    for member in fleet.members:
+        assert member.worker.cache.available == 400
+        assert not member.worker.running
+        assert not member.worker.waiting
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    network = Network(delay_s=0.05, loss=0.1)
+    assert rows(play("two_choices", network, seed=3)) == rows(play("two_choices", network, seed=3))
+    assert rows(play("two_choices", network, seed=3)) != rows(play("two_choices", network, seed=4))
+
+
+def test_the_cheapest_beats_turns() -> None:
+    cheap, turns = (report.summarise(p, play(p), 10.0) for p in ("cheapest", "round_robin"))
+    assert cheap.hit > 1.2 * turns.hit
+    assert cheap.ttft_mean < turns.ttft_mean
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_the_index_equals_the_truth_when_loss_has_healed(loss: float) -> None:
+    fleet = play("cheapest", Network(delay_s=0.02, loss=loss))
+    fleet.rest(2.0, IDEAL)
+    for member in fleet.members:
+        roster = fleet.core.roster
+        worker = roster.fleet.workers[member.address]
+        group = roster.group_of(worker)
+        assert group is not None
+        assert group.index.held(worker.slot) == len(member.announcer._present) == len(member.worker.cache)
+        group.index.remove(
+            worker.slot, 1, b"".join(k.to_bytes(8, "little") for k in member.announcer._present)
+        )
+        assert group.index.held(worker.slot) == 0
+
+
+def test_a_flat_engine_serves_one_prompt_after_another() -> None:
+    made = Trace("t", BLOCK, [Request(0.0, array("Q", [n]), BLOCK, 1) for n in range(1, 4)])
+    fleet = Fleet(Routing(), flat(0.025, BLOCK), BLOCK, [10])
+    fleet.run(made)
+    assert [round(o.ttft_s, 6) for o in fleet.outcomes] == [0.025, 0.05, 0.075]
+
+
+def test_bounds_of_the_hit_rate() -> None:
+    chains = [1, 2], [1, 2], [3], [1, 4]
+    made = Trace("t", 1, [Request(0.0, array("Q", keys), len(keys) + 1, 1) for keys in chains])
+    assert report.bounds(made, 100) == (3 / 11, 3 / 11)
+    assert report.bounds(made, 1).pooled < 3 / 11
+
+
+def test_a_trace_is_read_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "made_blk512.jsonl"
+    made = conversations(20)
+    trace.write(str(path), iter(made.requests))
+    read = trace.load(str(path))
+    assert [(r.prompt_tokens, len(r.keys)) for r in read.requests] == [
+        (r.prompt_tokens, len(r.keys)) for r in made.requests
+    ]
+    assert len({k for r in read.requests for k in r.keys}) == len({k for r in made.requests for k in r.keys})
+
+
+@pytest.mark.parametrize("line", ["{", '{"timestamp": 1}', '{"timestamp": "x"}'])
+def test_a_bad_trace_is_refused_by_name(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "bad_blk512.jsonl"
+    path.write_text(line)
+    with pytest.raises(ConfigError, match="bad_blk512"):
+        trace.load(str(path))
+
+
+def test_capacity_search_finds_the_edge() -> None:
+    row = report.summarise("p", play("cheapest", requests=5), 1.0)
+    found = capacity.search(capacity.parse("ttft_p99<10"), lambda speed: row._replace(ttft_p99=speed * 2))
+    assert 4.9 < found < 5.0
+    with pytest.raises(ConfigError, match="ttft_p98"):
+        capacity.parse("ttft_p98<10")

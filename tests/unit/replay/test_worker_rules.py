@@ -1,0 +1,93 @@
+"""The replay's worker does what the real scheduler does, step for step."""
+
+from array import array
+from random import Random
+
+import pytest
+from warmfleet_proto.hashing import chain, root_hash
+from warmfleet_proto.limits import KEY_BYTES
+from warmfleet_router.replay.profile import Profile
+from warmfleet_router.replay.worker import Job, Worker
+from warmfleet_worker.admission import Limits
+from warmfleet_worker.engine.base import Drawn, Plan, Sampling, StepResult
+from warmfleet_worker.scheduler import Scheduler
+from warmfleet_worker.sequence import Key, Params, Request
+
+BLOCK = 4
+ROOT = root_hash(b"model", BLOCK)
+
+
+class Pair:
+    """The same requests in the real scheduler and in the replay's worker."""
+
+    def __init__(self, blocks: int, chunk: int, slots: int) -> None:
+        limits = Limits(BLOCK, blocks * BLOCK, slots, 10_000, chunk)
+        self.real = Scheduler(limits, blocks)
+        profile = Profile(chunk_tokens=chunk, max_running=slots, decode_base=0.01)
+        self.modelled = Worker(profile, BLOCK, blocks)
+        self.first_cached: dict[int, int] = {}
+        self._handles = 0
+        self._token = 1 << 20
+
+    def submit(self, prompt: list[int], completion_tokens: int) -> None:
+        self._handles += 1
+        packed = array("I", prompt).tobytes()
+        hashes = chain(ROOT, packed, BLOCK)
+        params = Params(Sampling(), max_tokens=completion_tokens)
+        self.real.submit(Request(Key("g", self._handles), "", ROOT, packed, hashes, params, 0.0))
+        keys = array("Q", b"".join(h[:KEY_BYTES] for h in hashes))
+        self.modelled.submit(Job(self._handles, keys, len(prompt), completion_tokens, 0.0))
+
+    def step(self) -> bool:
+        """One step of both, or as many real ones as the model took in one go; false when both are idle."""
+        step = self.modelled.schedule(0.0)
+        for repeat in range(step.repeats if step else 1):
+            plan = self.real.schedule(0.0)
+            assert (plan is None) == (step is None)
+            if plan is None or step is None:
+                return False
+            if repeat == 0:
+                assert [(w.start, len(w.token_ids)) for w in plan.works] == [
+                    (job.computed, tokens) for job, tokens in step.works
+                ]
+                assert len(plan.copies) == sum(job.copy is not None for job, _ in step.works)
+            self.real.commit(StepResult(tuple(self._drawn(plan))), 0.0)
+        assert step is not None
+        done = self.modelled.commit(step, 0.0)
+        outputs = self.real.take_outputs()
+        started = {o.request.key.handle: o.started.cached_tokens for o in outputs if o.started}
+        assert started == {job.booking: job.cached_tokens for job in done.started}
+        self.compare()
+        return True
+
+    def compare(self) -> None:
+        load, cache = self.real.load(), self.modelled.cache
+        assert (load.running, load.waiting) == (len(self.modelled.running), len(self.modelled.waiting))
+        assert (load.free_blocks, load.cached_blocks) == (cache.free, cache.cached)
+        assert load.prefill_tokens == self.modelled.prefill_tokens
+        assert load.context_tokens == self.modelled.context_tokens
+        self.real.check_integrity()
+
+    def _drawn(self, plan: Plan) -> list[Drawn]:
+        """Tokens that no other request ever has: only prompts are shared."""
+        drawn = []
+        for work in plan.works:
+            self._token += 1
+            drawn.append(Drawn((self._token,) if work.sampling else ()))
+        return drawn
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_hundred_random_requests_a_seed(seed: int) -> None:
+    random = Random(seed)
+    pair = Pair(random.choice([24, 40, 200]), random.choice([6, 16, 64]), random.choice([2, 8]))
+    stems = [[random.randrange(1000) for _ in range(40)] for _ in range(4)]
+    left = 100
+    while left or pair.step():
+        while left and random.random() < 0.4:
+            stem = random.choice(stems)
+            tail = [random.randrange(1000) for _ in range(random.randrange(0, 9))]
+            pair.submit(stem[: random.randrange(1, 40)] + tail, random.randrange(1, 30))
+            left -= 1
+        pair.step()
+    assert pair.modelled.cache.available == pair.modelled.cache.total
