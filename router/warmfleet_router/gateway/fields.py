@@ -13,6 +13,7 @@ from warmfleet_router.gateway.messages import MAX_MESSAGES, MAX_TOOLS, Message, 
 
 MAX_MODEL_CHARS = 512
 MAX_TOKEN_ID = (1 << 31) - 1
+MAX_OWN_STOP_IDS = MAX_STOP_IDS // 2  # the model's own go beside them
 MAX_TOKENS = 1 << 31  # more than any context; below it, max_tokens is clipped to the context
 
 NULL = Raw(b"null")
@@ -75,7 +76,7 @@ class _Common(_Unimplemented, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_OWN_STOP_IDS)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -11,7 +11,6 @@ from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.prompt import ids
-from warmfleet_router.prompt.detokenizer import Detokenizer
 from warmfleet_router.prompt.masking import Masking
 from warmfleet_router.prompt.memo import Memo
 from warmfleet_router.prompt.offload import Offload
@@ -87,9 +86,6 @@ class PromptEncoder:
             text = f"prompt: token id {largest} is not below the vocabulary size {vocab_size}"
             raise BadRequest(text, "prompt")
         return packed
-
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.tokenizer)
 
     def close(self) -> None:
         self._offload.close()

@@ -2,8 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_router.prompt.detokenizer import Detokenizer
 from warmfleet_router.prompt.encoder import encode_texts
-from warmfleet_router.prompt.ids import pack, unpack
-from warmfleet_router.prompt.scores import score
+from warmfleet_router.prompt.ids import unpack
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
 from tests.unit.prompt.reference import text
@@ -42,15 +41,3 @@ def test_character_cut_short_is_flushed(tokenizer: Tokenizer) -> None:
 
 def test_ids_outside_the_vocabulary_have_no_text(tokenizer: Tokenizer) -> None:
     assert Detokenizer(tokenizer).push([49152, 2**32 - 1, 33]) == "1"
-
-
-def test_score_spells_tokens_and_alternatives(tokenizer: Tokenizer) -> None:
-    part = unpack(encode_texts(tokenizer, ["👩"])[0])[0]
-    given = score(tokenizer.token_bytes, part, -0.5, pack([33, 2, 2**20]), [-1.0, -2.0, -3.0])
-    assert given.token.data == "👩".encode()[: len(given.token.data)]
-    assert given.token.text == "\ufffd"
-    assert [(t.text, t.data, t.logprob) for t in given.top] == [
-        ("1", b"1", -1.0),
-        ("<|im_end|>", b"<|im_end|>", -2.0),
-        ("", b"", -3.0),
-    ]
