@@ -1,31 +1,35 @@
 """One learned line: seconds as a sum of features times coefficients that are never negative.
 
-Recursive least squares with relative noise. It starts from given coefficients, forgets slowly, and
-takes a surprising measurement for no more than a fixed ratio of what it predicted, so that one
-outlier moves it a little and a lasting change moves it within a few measurements.
+Weighted least squares over what has been seen, with a weak pull towards the start; the past fades.
+A measurement far above the prediction weighs little, so that outliers pass by, until several in a
+row say the same: then the past is given up.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 
-NOISE = 0.2  # of the predicted value, one standard deviation
-CLAMP = 3.0  # a measurement counts as at most this times the prediction, and at least its inverse
-HUBER = 1.5  # standard deviations beyond which a measurement weighs less
+NOISE = 0.2  # of the larger of prediction and measurement, one standard deviation
 KEEP = 0.98  # of what is known, per measurement: fifty count
+SURPRISE = 2.0  # times the prediction, or its inverse
+SURPRISES = 5.0  # in a row, by weight
+KEEP_SURPRISED = 0.1
+SWEEPS = 8  # of coordinate descent; each begins where the last one ended
 TINY_S = 1e-6
 
 
 class Line:
     """``spread[i]`` is how far (one standard deviation) ``start[i]`` may be from the truth."""
 
-    __slots__ = ("_covariance", "_limits", "coefficients", "count")
+    __slots__ = ("_pull", "_side", "_squares", "_start", "_surprised", "_targets", "coefficients", "count")
 
     def __init__(self, start: Sequence[float], spread: Sequence[float]) -> None:
         self.coefficients = list(start)
         self.count = 0
-        self._limits = [s * s for s in spread]
-        size = range(len(self.coefficients))
-        self._covariance = [[self._limits[i] if i == j else 0.0 for j in size] for i in size]
+        self._start = tuple(start)
+        self._pull = [1.0 / (s * s) for s in spread]
+        self._squares = [[0.0] * len(self._start) for _ in self._start]
+        self._targets = [0.0] * len(self._start)
+        self._surprised = 0.0  # weight of surprises in a row
+        self._side = 0
 
     def predict(self, features: Sequence[float]) -> float:
         return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
@@ -33,28 +37,31 @@ class Line:
     def observe(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> None:
         """``weight`` below 1 for a measurement that may hold more than what the features explain."""
         predicted = max(self.predict(features), TINY_S)
-        error = min(max(seconds, predicted / CLAMP), predicted * CLAMP) - predicted
-        deviation = NOISE * predicted
-        variance = deviation**2 * max(abs(error) / (HUBER * deviation), 1.0) / weight
-        along = [sum(c * f for c, f in zip(row, features, strict=True)) for row in self._covariance]
-        total = variance + sum(a * f for a, f in zip(along, features, strict=True))
-        self.coefficients = [
-            max(c + a * error / total, 0.0) for c, a in zip(self.coefficients, along, strict=True)
-        ]
-        self._shrink(along, total)
+        self._fade(self._notice(seconds / predicted, weight))
+        weight /= (NOISE * max(predicted, seconds)) ** 2
+        for i, feature in enumerate(features):
+            self._targets[i] += weight * feature * seconds
+            for j, other in enumerate(features):
+                self._squares[i][j] += weight * feature * other
+        for _ in range(SWEEPS):
+            self._descend()
         self.count += 1
 
-    def _shrink(self, along: Sequence[float], total: float) -> None:
-        """What was learned leaves the covariance; forgetting widens it, never beyond the start."""
-        wide = [
-            [(value - a * b / total) / KEEP for value, b in zip(row, along, strict=True)]
-            for row, a in zip(self._covariance, along, strict=True)
-        ]
-        scale = [
-            sqrt(min(limit / wide[i][i], 1.0)) if wide[i][i] > 0 else 0.0
-            for i, limit in enumerate(self._limits)
-        ]
-        self._covariance = [
-            [value * si * sj for value, sj in zip(row, scale, strict=True)]
-            for row, si in zip(wide, scale, strict=True)
-        ]
+    def _notice(self, ratio: float, weight: float) -> float:
+        """How much of the past to keep."""
+        side = (ratio > SURPRISE) - (ratio < 1.0 / SURPRISE)
+        self._surprised = self._surprised + weight if side and side == self._side else weight * abs(side)
+        self._side = side
+        return KEEP_SURPRISED if self._surprised >= SURPRISES else KEEP
+
+    def _fade(self, keep: float) -> None:
+        self._targets = [keep * value for value in self._targets]
+        self._squares = [[keep * value for value in row] for row in self._squares]
+
+    def _descend(self) -> None:
+        """Each coefficient in turn to where it fits best beside the others, but not below nothing."""
+        for i, (row, pull) in enumerate(zip(self._squares, self._pull, strict=True)):
+            others = sum(c * s for c, s in zip(self.coefficients, row, strict=True))
+            others -= self.coefficients[i] * row[i]
+            best = (self._targets[i] + pull * self._start[i] - others) / (row[i] + pull)
+            self.coefficients[i] = max(best, 0.0)

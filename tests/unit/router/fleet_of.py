@@ -98,8 +98,8 @@ def fleet_of(
     return core, workers
 
 
-def ask(token_ids: bytes = b"", **fields: object) -> rpb.RouteRequest:
+def ask(token_ids: bytes | None = None, **fields: object) -> rpb.RouteRequest:
     given: dict[str, object] = {"model": "m", "gateway_id": "g", "max_tokens": 64}
-    if token_ids:
+    if token_ids is not None:
         given["token_ids"] = token_ids
     return rpb.RouteRequest(**(given | fields))  # type: ignore[arg-type]

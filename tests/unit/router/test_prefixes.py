@@ -1,0 +1,66 @@
+"""Booked prefixes against comparing chains with each other."""
+
+from __future__ import annotations
+
+from array import array
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from warmfleet_router.prefixes import BookedPrefixes
+
+
+def chain(parts: list[int]) -> array[int]:
+    """A block's key depends on all blocks before it."""
+    keys, parent = array("Q"), 17
+    for part in parts:
+        parent = hash((parent, part)) & 0xFFFF_FFFF_FFFF_FFFF
+        keys.append(parent)
+    return keys
+
+
+def common(a: array[int], b: array[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+prompts = st.builds(
+    lambda shared, own, tail: [1] * shared + [own] * tail,
+    st.integers(0, 60),
+    st.integers(2, 4),
+    st.integers(0, 40),
+)
+
+
+@given(
+    booked=st.lists(st.tuples(st.integers(0, 3), prompts), max_size=6),
+    dropped=st.lists(st.integers(0, 5), max_size=3),
+    asked=prompts,
+)
+@settings(deadline=None)
+def test_overlaps_are_true_and_at_most_one_step_short(
+    booked: list[tuple[int, list[int]]], dropped: list[int], asked: list[int]
+) -> None:
+    prefixes = BookedPrefixes(block_size=32)  # a mark every 4 blocks
+    chains = [(worker, chain(parts)) for worker, parts in booked]
+    marks = [prefixes.add(worker, keys) for worker, keys in chains]
+    for i in sorted(set(dropped), reverse=True):
+        if i < len(chains):
+            prefixes.remove(chains[i][0], marks.pop(i))
+            chains.pop(i)
+    wanted = chain(asked)
+    found = prefixes.overlaps(wanted)
+    for worker in range(4):
+        truth = max((common(keys, wanted) for w, keys in chains if w == worker), default=0)
+        got = found.get(worker, 0)
+        assert got <= truth
+        assert got >= truth - truth % 4 or got == truth
+        if any(keys == wanted for w, keys in chains if w == worker):
+            assert got == len(wanted)
+    for (worker, _), marked in zip(chains, marks, strict=True):
+        prefixes.remove(worker, marked)
+    assert len(prefixes) == 0
+
+
+def test_long_chains_take_few_marks() -> None:
+    prefixes = BookedPrefixes(block_size=16)
+    assert len(prefixes.add(0, range(512))) == 64
+    assert len(prefixes.add(0, range(20_000))) < 400

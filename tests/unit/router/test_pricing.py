@@ -1,0 +1,109 @@
+"""Rates are learned from what workers do."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from warmfleet_router.pricing import Rates, starting_rates
+
+from tests.unit.router.fleet_of import fleet_of
+
+Truth = Callable[[float, float], float]
+
+
+def h200(uncached: float, context: float) -> float:
+    return 4e-3 + uncached * (2.4e-5 + 3e-10 * (context + uncached / 2))
+
+
+def laptop(uncached: float, context: float) -> float:
+    return 2e-2 + uncached * (1.2e-3 + 5e-8 * (context + uncached / 2))
+
+
+def flat(uncached: float, context: float) -> float:
+    return uncached * 25e-3 / 512
+
+
+def teach(rates: Rates, truth: Truth, count: int, seed: int = 1, noise: float = 0.1) -> None:
+    chance = random.Random(seed)
+    for _ in range(count):
+        uncached = int(16 * 2 ** chance.uniform(0, 10))
+        context = int(chance.choice([0, 0, 2 ** chance.uniform(4, 14)]))
+        seconds = truth(uncached, context) * chance.lognormvariate(0, noise)
+        rates.observe_prefill(uncached, context, seconds, alone=True)
+
+
+def error(rates: Rates, truth: Truth) -> float:
+    """Worst ratio over the sizes that matter."""
+    pairs = [(rates.prefill_s(u, c), truth(u, c)) for u in (256, 1024, 8192) for c in (0, 4096)]
+    return max(max(a / b, b / a) for a, b in pairs)
+
+
+@pytest.mark.parametrize("truth", [h200, laptop, flat])
+def test_prefill_is_learned_within_a_few_dozen_requests(truth: Truth) -> None:
+    rates = starting_rates(())
+    teach(rates, truth, 60)
+    assert error(rates, truth) < 1.35
+    teach(rates, truth, 200, seed=2)
+    assert error(rates, truth) < 1.25
+
+
+def test_outliers_hardly_move_it() -> None:
+    rates = starting_rates(())
+    teach(rates, h200, 200)
+    for _ in range(3):
+        rates.observe_prefill(1024, 0, 30.0, alone=True)
+    assert error(rates, h200) < 1.5
+
+
+def test_a_lasting_change_is_followed() -> None:
+    rates = starting_rates(())
+    teach(rates, h200, 200)
+    teach(rates, lambda u, c: 10 * h200(u, c), 40, seed=3)
+    assert rates.prefill_s(1024, 0) > 5 * h200(1024, 0)
+
+
+def test_busy_measurements_teach_less() -> None:
+    alone, beside = starting_rates(()), starting_rates(())
+    for rates in (alone, beside):
+        teach(rates, h200, 100)
+    alone.observe_prefill(1024, 0, 0.05, alone=True)
+    beside.observe_prefill(1024, 0, 0.05, alone=False)
+    assert h200(1024, 0) < beside.prefill_s(1024, 0) < alone.prefill_s(1024, 0)
+
+
+def test_a_newcomer_starts_from_the_median() -> None:
+    others = [starting_rates(()) for _ in range(3)]
+    teach(others[0], h200, 100)
+    teach(others[1], h200, 100, seed=2)
+    teach(others[2], laptop, 100)
+    assert error(starting_rates(others), h200) < 1.35
+
+
+def test_decode_steps_are_learned_from_reports_of_pure_decoding() -> None:
+    core, (worker,) = fleet_of(1)
+    chance = random.Random(1)
+    steps, total, now = 0, 0.0, 1.0
+    for _ in range(300):
+        running = chance.randrange(1, 64)
+        for _ in range(2):
+            steps += 10
+            total += 10 * (6e-3 + 5e-5 * running)
+            now += 0.1
+            worker.report(
+                now,
+                running=running,
+                context_tokens=running * 500,
+                steps_total=steps,
+                step_seconds_total=total,
+            )
+    rates = core.roster.fleet.workers[worker.address].rates
+    for batch in (1, 32, 64):
+        assert rates.step_s(batch, 500 * batch) == pytest.approx(6e-3 + 5e-5 * batch, rel=0.2)
+
+
+def test_prediction_error_is_kept() -> None:
+    rates = starting_rates(())
+    assert rates.ttft_error is None
+    for _ in range(100):
+        rates.observe_ttft(0.5, 1.0)
+    assert rates.ttft_error == pytest.approx(0.5)
