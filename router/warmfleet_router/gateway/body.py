@@ -19,7 +19,7 @@ T = TypeVar("T")
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.S)
 _FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.S)
 _ESCAPED = re.compile(rb"[\\\x00\x01]")
-_BRACKETS = re.compile(rb"[{}\[\]]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _SHOWN = 200  # characters of a message that may quote the body
 
 
@@ -53,7 +53,7 @@ def check_structure(body: bytes) -> None:
 
 
 def _walk(structure: bytes, stack: list[set[bytes]]) -> None:
-    for bracket in _BRACKETS.findall(structure):
+    for bracket in structure.translate(None, _NOT_BRACKETS):
         if bracket in b"{[":
             stack.append(set())
         else:
