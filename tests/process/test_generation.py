@@ -1,0 +1,172 @@
+"""Which failures are tried elsewhere, how often, and what the router is told of each."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
+from warmfleet_proto.worker_pb2 import Ending, Sampling
+from warmfleet_router.backends.worker import WorkerPool
+from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
+from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.reports import Reports
+from warmfleet_router.gateway.retries import RetryBudget
+
+from tests.process.scripted_worker import ScriptedWorker, output, pack, serving, unpack
+
+PROMPT = pack(1, 2, 3)
+OK, IGNORE, DROPPED = pb.FinishRequest.OK, pb.FinishRequest.IGNORE, pb.FinishRequest.DROPPED
+
+
+class Placing:
+    """A router that takes the first worker not excluded, and remembers what it is told."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self.addresses = addresses
+        self.routed: list[pb.RouteRequest] = []
+        self.said: list[pb.ProgressRequest | pb.FinishRequest] = []
+        self.slow: asyncio.Event | None = None
+
+    async def route(self, request: pb.RouteRequest) -> pb.Placement:
+        self.routed.append(request)
+        booking = len(self.routed)
+        if self.slow is not None:
+            await self.slow.wait()
+        for address in self.addresses:
+            if address not in request.exclude:
+                return pb.Placement(booking=booking, worker=address, address=address)
+        raise Rejected("no worker is left")
+
+    async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
+        await asyncio.sleep(0)  # a report that takes its time is not overtaken
+        self.said.append(request)
+        return pb.ProgressResponse()
+
+    async def finish(self, request: pb.FinishRequest) -> pb.FinishResponse:
+        self.said.append(request)
+        return pb.FinishResponse(known=True)
+
+
+class Bench:
+    def __init__(self, workers: list[ScriptedWorker], placing: Placing, fleet: Fleet) -> None:
+        self.workers, self.placing, self.fleet = workers, placing, fleet
+
+    def generation(self, deadline_s: float = 5.0) -> Generation:
+        sampling = Sampling(max_tokens=4, choices=1)
+        wanted = Wanted("r", ANONYMOUS, "m", PROMPT, sampling, time.monotonic() + deadline_s)
+        return Generation(self.fleet, wanted, lambda: None)
+
+    async def endings(self) -> list[tuple[int, int]]:
+        """(booking, outcome) of every booking, in the order of their ends."""
+        await self.fleet.reports.close()
+        return [(r.booking, r.outcome) for r in self.placing.said if isinstance(r, pb.FinishRequest)]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        workers = [ScriptedWorker() for _ in range(2)]
+        placing = Placing([await stack.enter_async_context(serving(worker)) for worker in workers])
+        pool = WorkerPool("g")
+        stack.push_async_callback(pool.close)
+        reports = Reports(placing)  # type: ignore[arg-type]
+        fleet = Fleet("g", placing, pool, reports, RetryBudget(), time.monotonic)  # type: ignore[arg-type]
+        yield Bench(workers, placing, fleet)
+
+
+async def handle(worker: ScriptedWorker) -> int:
+    """Of the next submit on a fresh stream."""
+    await worker.next("open")
+    return int((await worker.next("submit")).handle)
+
+
+async def rest(generation: Generation) -> list[int]:
+    return [i for outputs in [b async for b in generation] for o in outputs for i in unpack(o.token_ids)]
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [(Ending.REJECTED, IGNORE), (Ending.FAILED, DROPPED)])
+async def test_what_one_worker_does_not_begin_another_does(
+    bench: Bench, reason: "Ending.Reason", outcome: int
+) -> None:
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    bench.workers[0].say(output(await handle(bench.workers[0]), 0, end=reason))
+    bench.workers[1].say(output(await handle(bench.workers[1]), 0, 7, end=Ending.STOP))
+    await starting
+    assert await rest(generation) == [7]
+    generation.finish(completion_tokens=1)
+    generation.finish(WorkerLost("too late"))
+    assert [list(r.exclude) for r in bench.placing.routed] == [[], [bench.placing.addresses[0]]]
+    assert await bench.endings() == [(1, outcome), (2, OK)]
+    assert [type(r).__name__ for r in bench.placing.said if r.booking == 2] == [
+        "ProgressRequest",
+        "FinishRequest",
+    ]
+
+
+async def test_nothing_is_tried_again_after_a_token(bench: Bench) -> None:
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    at = await handle(bench.workers[0])
+    bench.workers[0].say(output(at, 0, 7))
+    await starting
+    bench.workers[0].say(output(at, 1, end=Ending.FAILED))
+    with pytest.raises(WorkerLost) as lost:
+        await rest(generation)
+    generation.finish(lost.value)
+    assert await bench.endings() == [(1, DROPPED)]
+    assert bench.workers[1].streams == 0
+
+
+async def test_a_bad_request_is_bad_everywhere(bench: Bench) -> None:
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    bench.workers[0].say(output(await handle(bench.workers[0]), 0, end=Ending.BAD_REQUEST))
+    with pytest.raises(BadRequest):
+        await starting
+    assert await bench.endings() == [(1, IGNORE)]
+    assert bench.workers[1].streams == 0
+
+
+async def test_when_all_have_refused_the_router_has_the_last_word(bench: Bench) -> None:
+    starting = asyncio.create_task(bench.generation().start())
+    for worker in bench.workers:
+        worker.say(output(await handle(worker), 0, end=Ending.REJECTED))
+    with pytest.raises(Rejected, match="no worker is left"):
+        await starting
+    assert await bench.endings() == [(1, IGNORE), (2, IGNORE)]
+
+
+async def test_an_empty_budget_forbids_another_try(bench: Bench) -> None:
+    while bench.fleet.budget.take(time.monotonic()):
+        pass
+    starting = asyncio.create_task(bench.generation().start())
+    bench.workers[0].say(output(await handle(bench.workers[0]), 0, end=Ending.REJECTED))
+    with pytest.raises(Rejected, match="scripted"):
+        await starting
+    assert bench.workers[1].streams == 0
+
+
+async def test_a_stuck_worker_does_not_outlive_the_deadline(bench: Bench) -> None:
+    generation = bench.generation(deadline_s=0.05)
+    began = time.monotonic()
+    with pytest.raises(Rejected, match="deadline"):
+        await generation.start()
+    assert time.monotonic() - began < 1
+    await handle(bench.workers[0])
+    await bench.workers[0].next("cancel")
+    assert await bench.endings() == [(1, IGNORE)]
+
+
+async def test_who_leaves_while_being_placed_leaves_no_booking(bench: Bench) -> None:
+    bench.placing.slow = asyncio.Event()
+    starting = asyncio.create_task(bench.generation().start())
+    await asyncio.sleep(0.01)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    bench.placing.slow.set()
+    await asyncio.sleep(0.01)
+    assert await bench.endings() == [(1, IGNORE)]
