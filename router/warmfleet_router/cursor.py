@@ -67,6 +67,11 @@ class Cursor:
         self._held: dict[int, pb.KvBatch] = {}
         self._held_bytes = 0
 
+    @property
+    def digest(self) -> bytes:
+        """Over what the worker holds at ``seq``."""
+        return digest_bytes(self._digest)
+
     def position(self) -> Ask:
         """Where a new watch must begin, whatever happened to the one before."""
         if self.state in (State.LIVE, State.GAP):
@@ -107,7 +112,7 @@ class Cursor:
     def _batch(self, batch: pb.KvBatch) -> Iterator[Instruction]:
         if self.state is State.UNKNOWN or self.state is State.LOADING:
             self._hold(batch)
-        elif batch.seq == self.seq and batch.digest != digest_bytes(self._digest):
+        elif batch.seq == self.seq and batch.digest != self.digest:
             self.counters.kv_bad_digests += 1
             yield from self._forget()
         elif batch.seq <= self.seq:
@@ -130,7 +135,7 @@ class Cursor:
             return
         for event in batch.events:
             yield from self._event(event)
-        if batch.digest != digest_bytes(self._digest):
+        if batch.digest != self.digest:
             self.counters.kv_bad_digests += 1
             yield from self._forget()
             return
@@ -207,7 +212,7 @@ class Cursor:
             yield from self._loaded(part.digest)
 
     def _loaded(self, digest: bytes) -> Iterator[Instruction]:
-        if digest != digest_bytes(self._digest):
+        if digest != self.digest:
             self.counters.kv_bad_digests += 1
             yield from self._forget()
             return
