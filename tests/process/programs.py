@@ -1,0 +1,118 @@
+"""A router, gateways and sim workers as processes of their own, for tests that kill or look from outside."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.model import demo_model_path
+
+VOCAB_SIZE = 49152  # of the demo model's tokenizer
+ANY = "127.0.0.1:0"
+
+
+@dataclass
+class Program:
+    process: "subprocess.Popen[str]"
+    log: Path  # its stderr
+    said: dict[str, Any] = field(default_factory=dict)  # its ready line
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def program(logs: Path, command: str, **settings: Any) -> Iterator[Program]:
+    """``warmfleet COMMAND``, ready; ended on the way out."""
+    pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
+    flags = [part for pair in pairs for part in ("--set", pair)]
+    log = logs / f"{command}-{len(list(logs.iterdir()))}.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "warmfleet_router.cli", command, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    made = Program(process, log)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        made.said = json.loads(line)
+        yield made
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            made.kill()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@dataclass
+class Processes:
+    url: str  # of the gateway
+    router: Program
+    workers: list[Program]
+
+    def admin(self) -> list[dict[str, Any]]:
+        """Every worker as the admin page shows it."""
+        shown = get(f"http://{self.router.said['http']}/admin/workers")
+        workers: list[dict[str, Any]] = json.loads(shown)["workers"]
+        return workers
+
+
+@contextlib.contextmanager
+def processes(logs: Path, workers: int = 2, **sim: Any) -> Iterator[Processes]:
+    """Healthy ``workers`` with the sim engine, and their router; ``sim`` as in a worker's configuration."""
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(worker(logs, f"w{n}", ANY, **sim)) for n in range(workers)]
+        places = [each.said["grpc"] for each in started]
+        main = stack.enter_context(
+            program(logs, "router", http=ANY, listen=ANY, model=str(demo_model_path()), workers=places)
+        )
+        running = Processes(f"http://{main.said['http']}", main, started)
+        until(lambda: [w["state"] for w in running.admin()] == ["healthy"] * workers)
+        until(lambda: answers(f"{running.url}/health"))
+        yield running
+
+
+def worker(logs: Path, name: str, listen: str, **sim: Any) -> contextlib.AbstractContextManager[Program]:
+    settings = {f"sim__{key}": value for key, value in ({"vocab_size": VOCAB_SIZE} | sim).items()}
+    return program(logs, "worker", name=name, engine="sim", listen=listen, http=ANY, drain_s=0, **settings)
+
+
+def until(condition: Any, within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    try:
+        get(url)
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        body: bytes = response.read()
+        return body
