@@ -68,4 +68,5 @@ def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:
 
 
 def _terms(terms: Terms) -> list[pb.Term]:
-    return [pb.Term(name=name, seconds=seconds) for name, seconds in terms]
+    """Those that are not nothing."""
+    return [pb.Term(name=name, seconds=seconds) for name, seconds in terms if seconds]

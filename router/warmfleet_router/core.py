@@ -156,7 +156,9 @@ class RouterCore:
             record=_record(wanted, decision, id_, self.policy.name, now),
         )
         self._ledger.book(booking)
-        booking.marks = decision.group.prefixes.add(worker.slot, decision.ask.keys)
+        booking.marks = decision.group.prefixes.add(
+            worker.slot, decision.ask.keys, chosen.overlap // decision.ask.block_size
+        )
         decision.group.settle(worker)
         return booking
 

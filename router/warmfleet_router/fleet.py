@@ -103,7 +103,7 @@ class Worker:
     draining: bool = False
     stuck: bool = False
     heard_at: float | None = None
-    ready_at: float = 0.0  # slow start counts from here
+    full_at: float = 0.0  # slow start is over
     failures: int = 0
     ejections: int = 0
     ejected_until: float = 0.0
@@ -132,7 +132,7 @@ class Worker:
 
     def weight(self, now: float) -> float:
         """Slow start: from a tenth to one."""
-        return min(max((now - self.ready_at) / SLOW_START_S, SLOW_START_FROM), 1.0)
+        return min(max(1.0 - (self.full_at - now) / SLOW_START_S, SLOW_START_FROM), 1.0)
 
     def settle(self) -> None:
         """After a change of report or booked."""
@@ -179,7 +179,7 @@ class Fleet:
         worker.hits.begin_epoch()
         worker.failures = worker.ejections = 0
         worker.ejected_until = 0.0
-        worker.ready_at = now
+        worker.full_at = now + SLOW_START_S
         return True
 
     def heard(self, worker: Worker, now: float) -> None:
@@ -229,7 +229,7 @@ class Fleet:
         worker.ejections += 1
         worker.all_ejections += 1
         worker.ejected_until = now + min(EJECTION_S * worker.ejections, EJECTION_CAP_S)
-        worker.ready_at = worker.ejected_until
+        worker.full_at = worker.ejected_until + SLOW_START_S
         self._counters.ejections += 1
 
     # ---- time

@@ -6,7 +6,7 @@ The same code serves live requests, dry runs and trace replay.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from warmfleet_router.fleet import SLOW_START_S, Worker
+from warmfleet_router.fleet import Worker
 from warmfleet_router.group import Group
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
 from warmfleet_router.request import Request
@@ -61,11 +61,7 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     for worker, rank in policy.nominate(ask, pool):
         ranks[worker.slot] = max(rank, ranks.get(worker.slot, 0))
         blocks.setdefault(worker.slot, 0)
-    candidates = [
-        _candidate(group.workers[slot], ask, overlap, ranks.get(slot, 0), now)
-        for slot, overlap in blocks.items()
-        if group.workers[slot] in pool.members
-    ]
+    candidates = _candidates(group, pool, ask, blocks, ranks, now)
     return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
 
 
@@ -78,17 +74,33 @@ def _overlaps(group: Group, packed: bytes) -> dict[int, int]:
     return blocks
 
 
-def _candidate(worker: Worker, ask: Ask, blocks: int, rank: int, now: float) -> Candidate:
-    rates = worker.rates
-    overlap = min(blocks * ask.block_size, ask.prompt_tokens - 1)  # the last token is always computed
-    completion = min(ask.max_tokens, rates.completion) if ask.max_tokens else rates.completion
-    return Candidate(
-        worker,
-        overlap,
-        worker.wait_s(now),
-        0.0,  # nothing is brought from elsewhere yet
-        rates.prefill_s(ask.prompt_tokens - overlap, overlap),
-        completion * worker.crowd_s,
-        1.0 if now >= worker.ready_at + SLOW_START_S else worker.weight(now),
-        rank,
-    )
+def _candidates(
+    group: Group, pool: Pool, ask: Ask, blocks: dict[int, int], ranks: dict[int, int], now: float
+) -> list[Candidate]:
+    """The inner loop of a placement: a microsecond a worker, so it calls nothing that it can do itself."""
+    candidates = []
+    workers, members, prompt, size = group.workers, pool.members, ask.prompt_tokens, ask.block_size
+    longest = ask.max_tokens or prompt + group.most_context
+    for slot, held in blocks.items():
+        worker = workers[slot]
+        if worker not in members:
+            continue
+        overlap = held * size
+        if overlap >= prompt:
+            overlap = prompt - 1  # the last token is always computed
+        queue = worker.queue_until - now
+        rates = worker.rates
+        completion = rates.completion
+        candidates.append(
+            Candidate(
+                worker,
+                overlap,
+                worker.rest_s + queue if queue > 0 else worker.rest_s,
+                0.0,  # nothing is brought from elsewhere yet
+                rates.prefill_s(prompt - overlap, overlap),
+                worker.crowd_s * (completion if completion < longest else longest),
+                1.0 if now >= worker.full_at else worker.weight(now),
+                ranks.get(slot, 0),
+            )
+        )
+    return candidates

@@ -40,7 +40,11 @@ class Cheapest:
         return [(home, rank) for home, rank in homes if home]
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
-        prices = [self.price(c) for c in candidates]
+        factor = 1.0 + self._externality
+        prices = [
+            (wait + bring + factor * prefill + decode) / weight
+            for _, _, wait, bring, prefill, decode, weight, _ in candidates
+        ]
         least = min(prices)
         limit = least + max(NEAR_SHARE * least, NEAR_S)
         near = [c for c, price in zip(candidates, prices, strict=True) if price <= limit]
@@ -52,9 +56,6 @@ class Cheapest:
         return Choice(
             near[ask.ticket % len(near)], f"one of {len(near)} near the cheapest of {len(candidates)}"
         )
-
-    def price(self, c: Candidate) -> float:
-        return (c.wait_s + c.bring_s + (1.0 + self._externality) * c.prefill_s + c.decode_s) / c.weight
 
     def terms(self, candidate: Candidate) -> Terms:
         externality = self._externality * candidate.prefill_s

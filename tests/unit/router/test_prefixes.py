@@ -60,6 +60,20 @@ def test_overlaps_are_true_and_at_most_one_step_short(
     assert len(prefixes) == 0
 
 
+@given(held=st.integers(0, 40), asked=st.integers(0, 40), other=st.integers(0, 40))
+def test_what_a_worker_holds_already_needs_no_marks(held: int, asked: int, other: int) -> None:
+    prefixes = BookedPrefixes(block_size=32)
+    keys = chain([1] * 40)
+    everything = len(prefixes.add(0, keys))
+    marked = prefixes.add(1, keys, held)
+    assert len(marked) <= everything - max(held // 4 - 1, 0)
+    wanted = chain([1] * asked + [2] * other)
+    got = prefixes.overlaps(wanted).get(1, 0)
+    assert got <= asked
+    if asked - asked % 4 > held:
+        assert got >= asked - asked % 4
+
+
 def test_long_chains_take_few_marks() -> None:
     prefixes = BookedPrefixes(block_size=16)
     assert len(prefixes.add(0, range(512))) == 64
