@@ -88,6 +88,7 @@ class Api:
         finally:
             self._in_flight -= 1
             record.ended(failure, self._fleet.clock())
+            failure = None  # its traceback holds this frame, and with it the whole body
 
     async def _served(
         self, request: web.Request, parse: Parse, record: Record
@@ -116,6 +117,7 @@ class Api:
         finally:
             for generation in generations:
                 generation.finish(failure)
+            failure = None
 
     def _generations(
         self, request: web.Request, job: Job, tenant: intake.Tenant, deadline: float
