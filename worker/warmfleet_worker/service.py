@@ -44,14 +44,13 @@ class WorkerService(WorkerServicer):
             session, outbox = self._sessions.attach(opening)
         except WarmfleetError as error:
             await context.abort(grpc_status(error), str(error))
-        tasks = [
-            asyncio.create_task(_read(requests, session, outbox)),
-            asyncio.create_task(_write(outbox, context)),
-            asyncio.create_task(outbox.broken.wait()),
-        ]
+        tasks: list[asyncio.Task[Any]] = []
         try:
             await context.send_initial_metadata(())  # it has its stream, however long an answer takes
-            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+            tasks.append(asyncio.create_task(_read(requests, session, outbox)))
+            ends = [asyncio.create_task(_write(outbox, context)), asyncio.create_task(outbox.broken.wait())]
+            tasks += ends
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._sessions.detach(session, outbox)
             for task in tasks:
