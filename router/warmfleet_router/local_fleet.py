@@ -56,16 +56,16 @@ class LocalFleet:
     async def _serve(self) -> None:
         """Ends only by an exception."""
         options = self._options
-        what = f"{options.workers} workers ({options.engine}, {options.model.name})"
+        what = f"{_workers(options.workers)} ({options.engine}, {options.model.name})"
         _say(f"starting {what}; logs in {self._logs}")
         commands = [launch.worker_command(options, c.name, i) for i, c in enumerate(self._workers)]
         said = await self._ready(self._workers, commands)
         command = launch.router_command(options, [line["grpc"] for line in said])
         (line,) = await self._ready([self._router], [command])
         base = f"http://{line['http']}"
-        await self._patiently(self._joined(base), lambda: "the workers join the router")
-        _say(f"{options.workers} workers and a router ready after {self._elapsed():.1f} s")
-        served = await self._patiently(converse(base, _say), lambda: "the model answers")
+        served = await self._patiently(self._joined(base), lambda: "the workers join the router")
+        _say(f"{_workers(options.workers)} and a router ready after {self._elapsed():.1f} s")
+        await self._patiently(converse(base, served, _say), lambda: "the model is answering")
         _say(_farewell(base, served))
         await self._watch()
 
@@ -82,11 +82,15 @@ class LocalFleet:
 
         return await self._patiently(asyncio.gather(*(child.ready() for child in children)), doing)
 
-    async def _joined(self, base: str) -> None:
-        """Waits until the router finds all workers healthy. Raises ChildDied and Unanswered."""
+    async def _joined(self, base: str) -> str:
+        """The served model's name, once all workers are healthy. Raises ChildDied and Unanswered."""
         try:
-            async with asyncio.timeout(_JOIN_S), aiohttp.ClientSession() as session:
-                while await _healthy(session, base) < len(self._workers):
+            async with asyncio.timeout(_JOIN_S), aiohttp.ClientSession(raise_for_status=True) as session:
+                while True:
+                    healthy = (await _get(session, f"{base}/admin/workers"))["fleet"]["healthy"]
+                    models = (await _get(session, f"{base}/v1/models"))["data"]
+                    if healthy == len(self._workers) and models:
+                        return str(models[0]["id"])
                     self._check_alive()
                     await asyncio.sleep(_POLL_S)
         except (TimeoutError, aiohttp.ClientError) as error:
@@ -123,7 +127,7 @@ class LocalFleet:
     def _lost(self, child: Child, left: int) -> None:
         if child is self._router or not left:
             raise ChildDied(child.obituary())
-        _say(f"{child.obituary()}\n{left} of {len(self._workers)} workers serve on")
+        _say(f"{child.obituary()}\n{left} of {_workers(len(self._workers))} left")
 
     async def _end(self, *tasks: asyncio.Task[Any]) -> None:
         for task in tasks:
@@ -136,9 +140,10 @@ class LocalFleet:
         return time.monotonic() - self._start
 
 
-async def _healthy(session: aiohttp.ClientSession, base: str) -> int:
-    async with session.get(f"{base}/admin/workers") as response:
-        return int((await response.json())["fleet"]["healthy"])
+async def _get(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    async with session.get(url) as response:
+        found: dict[str, Any] = await response.json()
+        return found
 
 
 def _farewell(base: str, model: str) -> str:
@@ -148,6 +153,10 @@ def _farewell(base: str, model: str) -> str:
            -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
 Ctrl-C ends the fleet."""
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _say(text: str) -> None:

@@ -60,6 +60,11 @@ class Terminal:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.fixture(autouse=True)
+def _logs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @asynccontextmanager
 async def up(*arguments: str) -> AsyncIterator[Terminal]:
     process = await asyncio.create_subprocess_exec(
@@ -107,9 +112,9 @@ async def test_a_fleet_from_greeting_to_end(tmp_path: Path) -> None:
         children = terminal.children()
         assert len(children) == 3
         os.kill(children[0], signal.SIGKILL)
-        said = await terminal.until("workers serve on")
+        said = await terminal.until("workers left")
         assert "worker-1 ended with SIGKILL" in said
-        assert "1 of 2 workers serve on" in said
+        assert "1 of 2 workers left" in said
         assert await _chat(terminal.base) == 200
 
         terminal.process.send_signal(signal.SIGTERM)

@@ -194,7 +194,7 @@ function showPlacement(parts, p) {
   const delivered = p.delivered_tokens === null ? "–" : count(p.delivered_tokens);
   setText(parts.overlapSub, `${delivered} / ${count(p.expected_tokens)} / ${count(p.available_tokens)}`);
   setText(parts.reason, p.reason);
-  const terms = p.terms.map((term) => `${term.name} ${seconds(term.seconds)}`);
+  const terms = p.terms.filter((term) => term.seconds).map((term) => `${term.name} ${seconds(term.seconds)}`);
   setText(parts.terms, [p.policy, ...terms].join(" · "));
   setText(parts.ending, p.ending || "running");
   parts.ending.className = `ending ${p.ending}`;
