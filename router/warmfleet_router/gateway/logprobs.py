@@ -24,9 +24,15 @@ def completion_logprobs(scores: Sequence[Score], offset: int = 0) -> dict[str, A
     return {
         "tokens": [s.token.text for s in scores],
         "token_logprobs": [_finite(s.token.logprob) for s in scores],
-        "top_logprobs": [{t.text: _finite(t.logprob) for t in s.top} if s.top else None for s in scores],
+        "top_logprobs": [_alternatives(score) for score in scores],
         "text_offset": offsets,
     }
+
+
+def _alternatives(score: Score) -> dict[str, float | None] | None:
+    if score.token.logprob is None:
+        return None
+    return {other.text: _finite(other.logprob) for other in score.top}
 
 
 def _entry(token: Scored) -> dict[str, Any]:
