@@ -30,9 +30,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Literal["torch", "sim"] = "torch"
     model: str = ""  # a Hugging Face folder or a GGUF file
     served_name: str = ""  # empty: the model's own name
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU when there is one
-    threads: Positive = 1  # of the torch engine
+    threads: Positive | None = None  # of the torch engine; default: OMP_NUM_THREADS or all cores
     block_size: Annotated[int, Meta(ge=1, le=1024)] = 16  # tokens
     total_blocks: Positive | None = None  # of the KV pool
     memory_bytes: Positive | None = None  # or so much memory for it

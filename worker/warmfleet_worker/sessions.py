@@ -47,7 +47,7 @@ class Session:
         for handle, positions in listed.items():
             transcript = self._transcripts.get(handle)
             if transcript is None:
-                self._refuse(handle, Ending(Reason.FAILED, "the worker does not know this request"))
+                self._send(_unknown(handle, positions))
             elif outputs := transcript.repeat(positions):
                 self._send(outputs)
 
@@ -184,6 +184,14 @@ class Sessions:
         session.end()
         del self._sessions[session.gateway]
         del self._runner.sinks[session.gateway]
+
+
+def _unknown(handle: int, positions: Sequence[int]) -> list[WireOutput]:
+    ending = wire.ending(Ending(Reason.FAILED, "the worker does not know this request"))
+    return [
+        WireOutput(handle=handle, choice=choice, position=position, ending=ending)
+        for choice, position in enumerate(positions or [0])
+    ]
 
 
 def _ending(error: WarmfleetError) -> Ending:

@@ -1,6 +1,7 @@
 """The pool against a plain account of every block."""
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from warmfleet_worker.blocks import BlockPool
@@ -78,3 +79,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=50, deadline=None)

@@ -1,6 +1,7 @@
 """The prefix cache against a plain reference: a dict of chains and an eviction that looks at everything."""
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from warmfleet_proto.hashing import block_hash, chain
@@ -124,6 +125,7 @@ class PrefixMachine(RuleBasedStateMachine):
 
 
 TestPrefix = PrefixMachine.TestCase
+TestPrefix.settings = settings(max_examples=50, deadline=None)
 
 
 def test_collision_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:

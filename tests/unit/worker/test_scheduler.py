@@ -184,13 +184,25 @@ def test_max_tokens_is_clipped_to_the_context() -> None:
     driver.check_exact(request)
 
 
-def test_admission_takes_the_prompt_and_one_token_more() -> None:
-    driver = Driver(total_blocks=6, chunk_tokens=4)
-    driver.submit(range(15), 1)  # 16 tokens: four blocks, though the first chunk fills one
-    driver.submit(range(8, 12), 1)  # 5 tokens: two blocks, and one is left for the first request
+def test_admission_takes_the_prompt_one_token_more_and_a_block_a_choice() -> None:
+    driver = Driver(chunk_tokens=4)
+    driver.submit(range(16), 1, choices=3)  # 17 tokens: five blocks, though the first chunk fills one
     driver.step()
-    assert [len(s.blocks) for s in driver.scheduler.running] == [4]
+    (sequence,) = driver.scheduler.running
+    assert (len(sequence.blocks), len(sequence.spares)) == (5, 2)
+    assert driver.pool.pinned == 7
     driver.run()
+
+
+def test_admission_leaves_a_block_for_each_that_runs() -> None:
+    driver = Driver(total_blocks=6)
+    driver.submit(range(8), 8)  # three blocks now, four at its end
+    driver.submit(range(20, 28), 2)  # three blocks: none would be left
+    driver.step()
+    driver.step()
+    assert len(driver.scheduler.running) == 1
+    driver.run()
+    assert driver.scheduler.totals.preemptions == 0
 
 
 def test_queue_has_a_bound() -> None:

@@ -46,11 +46,11 @@ def _torch(config: Config) -> Engine:
     return TorchEngine.load(
         config.model,
         name=config.served_name,
-        dtype=config.dtype,
+        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
         device=device,
         block_size=config.block_size,
         total_blocks=config.total_blocks,
         memory_bytes=memory_bytes,
-        threads=config.threads,
+        threads=config.threads or torch.get_num_threads(),
         progress=lambda stage, done: _log.info("%s: %.0f %%", stage, 100 * done),
     )
