@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ ANY = "127.0.0.1:0"
 class Program:
     process: "subprocess.Popen[str]"
     log: Path  # its stderr
-    said: dict[str, Any] = field(default_factory=dict)  # its ready line
+
+    @cached_property
+    def said(self) -> dict[str, Any]:
+        """Its ready line, once it is ready."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        said: dict[str, Any] = json.loads(line)
+        return said
 
     def kill(self) -> None:
         self.process.kill()
@@ -35,7 +44,7 @@ class Program:
 
 @contextlib.contextmanager
 def program(logs: Path, command: str, **settings: Any) -> Iterator[Program]:
-    """``warmfleet COMMAND``, ready; ended on the way out."""
+    """``warmfleet COMMAND``, starting; ended on the way out."""
     pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
     flags = [part for pair in pairs for part in ("--set", pair)]
     log = logs / f"{command}-{len(list(logs.iterdir()))}.log"
@@ -49,10 +58,6 @@ def program(logs: Path, command: str, **settings: Any) -> Iterator[Program]:
         )
     made = Program(process, log)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, log.read_text()
-        made.said = json.loads(line)
         yield made
     finally:
         process.terminate()

@@ -10,6 +10,7 @@ from warmfleet_proto.errors import WarmfleetError, http_status
 from warmfleet_router.gateway import openai
 from warmfleet_router.gateway.choices import ChoiceText, prompt_scores
 from warmfleet_router.gateway.generation import Generation
+from warmfleet_router.gateway.http import told
 from warmfleet_router.gateway.job import Job
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.prompt.scores import Score
@@ -65,7 +66,7 @@ class Answer:
             await together([self._follow(i, send) for i in range(len(self._generations))])
         except WarmfleetError as error:
             response.force_close()
-            await response.write(openai.error_chunk(str(error), http_status(error)))
+            await response.write(openai.error_chunk(str(told(error)), http_status(error)))
             return error
         usage = events.usage(self._usage()) if self._job.include_usage else b""
         await response.write(usage + openai.DONE)

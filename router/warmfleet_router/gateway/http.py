@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 from warmfleet_proto.channel import split_address
-from warmfleet_proto.errors import WarmfleetError
+from warmfleet_proto.errors import Corrupt, WarmfleetError, WorkerLost
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.gateway import intake
@@ -61,8 +61,15 @@ class Site:
         await self._runner.cleanup()
 
 
+def told(error: WarmfleetError) -> WarmfleetError:
+    """``error`` as clients are told of it: which machine failed, and how, is for the log."""
+    if isinstance(error, WorkerLost | Corrupt):
+        return WorkerLost("the worker was lost; the request may be sent again")
+    return error
+
+
 def error_response(error: WarmfleetError) -> web.Response:
-    status, headers, body = error_of(error)
+    status, headers, body = error_of(told(error))
     if status == 504:
         headers["x-should-retry"] = "false"  # the deadline was the client's own
     return web.Response(status=status, headers=headers, body=body, content_type="application/json")

@@ -1,0 +1,140 @@
+"""SIGKILL of a worker: its streams end with a clean error, the others and new requests do not notice."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.process.programs import Processes, processes, until, worker
+
+pytestmark = pytest.mark.timeout(60)  # each starts a fleet of its own
+
+STEP_S = 0.01
+SYSTEM = "You know every river and every bridge of Europe, and you tell of them at length. " * 8
+
+
+@pytest.fixture
+def sims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    with processes(tmp_path_factory.mktemp("logs"), 3, timing__step_s=STEP_S) as running:
+        yield running
+
+
+@dataclass
+class Reader(threading.Thread):
+    """One streamed request, read to its end."""
+
+    url: str
+    number: int
+    events: list[str] = field(default_factory=list)
+    worker: str = ""
+    status: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    __hash__ = threading.Thread.__hash__
+
+    def run(self) -> None:
+        fields = {
+            "stream": True,
+            "max_tokens": 150,
+            "messages": [{"role": "user", "content": f"{self.number}"}],
+        }
+        with urllib.request.urlopen(asked(self.url, fields), timeout=15) as response:
+            self.status = response.status
+            self.worker = response.headers["X-Warmfleet-Worker"]
+            for line in response:
+                if line.startswith(b"data: "):
+                    self.events.append(line[6:].decode().strip())
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        last = json.loads(self.events[-1]) if self.events[-1] != "[DONE]" else {}
+        found: dict[str, Any] | None = last.get("error")
+        return found
+
+
+def asked(url: str, fields: dict[str, Any]) -> urllib.request.Request:
+    body = json.dumps({"model": "sim"} | fields).encode()
+    return urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+
+
+def ask(url: str, **fields: Any) -> tuple[str, dict[str, Any]]:
+    """(worker, answer). Raises HTTPError."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "hi"}]
+    with urllib.request.urlopen(
+        asked(url, {"messages": messages, "max_tokens": 2} | fields), timeout=10
+    ) as r:
+        return r.headers["X-Warmfleet-Worker"], json.loads(r.read())
+
+
+def cached(answer: dict[str, Any]) -> int:
+    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_killed_under_streams(sims: Processes) -> None:
+    readers = [Reader(sims.url, number) for number in range(12)]
+    for reader in readers:
+        reader.start()
+    until(lambda: all(len(reader.events) > 3 for reader in readers))
+    victim = sims.workers[0]
+    name, address = victim.said["worker"], victim.said["grpc"]
+    victim.kill()
+    killed = time.monotonic()
+    while time.monotonic() < killed + 1:  # from the first moment on
+        served_by, _ = ask(sims.url, max_tokens=1)
+        assert served_by != name
+    for reader in readers:
+        reader.join(10)
+        assert reader.status == 200
+    cut = [reader for reader in readers if reader.worker == name]
+    assert 0 < len(cut) < len(readers)
+    for reader in readers:
+        if reader in cut:
+            assert reader.error is not None
+            assert reader.error["type"] == "server_error"
+            assert "worker was lost" in reader.error["message"]
+        else:
+            assert reader.events[-1] == "[DONE]"
+    until(lambda: state_of(sims, address) == "lost", 2)
+    assert all(w["bookings"] == 0 for w in sims.admin())
+
+
+def state_of(sims: Processes, address: str) -> str:
+    return next(str(w["state"]) for w in sims.admin() if w["address"] == address)
+
+
+def test_reborn_with_an_empty_cache(sims: Processes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    holder, _ = ask(sims.url)
+    again, warm = ask(sims.url)
+    assert again == holder
+    assert cached(warm) > 0
+    victim = next(w for w in sims.workers if w.said["worker"] == holder)
+    address = victim.said["grpc"]
+    held = {w["address"]: w["held_blocks"] for w in sims.admin()}
+    assert held[address] > 0
+    victim.kill()
+    with worker(tmp_path_factory.mktemp("logs"), holder, address, timing__step_s=STEP_S):
+        until(lambda: state_of(sims, address) == "healthy")
+        held = {w["address"]: w["held_blocks"] for w in sims.admin()}
+        assert held[address] == 0
+        for number in range(6):  # whoever serves it, nothing is expected of the reborn worker's past
+            _, answer = ask(sims.url, seed=number)
+        assert cached(answer) > 0
+
+
+def test_all_are_gone(sims: Processes) -> None:
+    for each in sims.workers:
+        each.kill()
+    began = time.monotonic()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(sims.url)
+    assert refused.value.code in (502, 503)
+    assert time.monotonic() - began < 1
+    assert sims.router.alive
