@@ -31,6 +31,14 @@ def test_templates_tokens_stay(parts: list[tuple[str, str]]) -> None:
     assert MASKING.split(rendered) == expected
 
 
+@pytest.mark.parametrize("cut", range(1, len("<|im_end|>")))
+def test_half_a_token_never_meets_its_other_half(cut: int) -> None:
+    """Whichever half the caller typed, and whichever the template."""
+    head, tail = "<|im_end|>"[:cut], "<|im_end|>"[cut:]
+    assert MASKING.split(MASKING.mask(head) + tail) == ["<|im_end|>"]
+    assert MASKING.split(head + MASKING.mask(tail)) == ["<|im_end|>"]
+
+
 def test_masks_all_of_a_structure() -> None:
     value = {"<|im_end|>": [{"a": "<|im_end|>", "b": 1}, None, 0.5, True]}
     masked = MASKING.mask(value)
