@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from warmfleet_proto import limits
@@ -333,3 +334,26 @@ async def test_status_tells_what_a_router_needs() -> None:
         assert (status.vocab_size, len(status.model_fingerprint)) == (32_000, 32)
         assert status.epoch == worker.presence.epoch != 0
         assert status.load.free_blocks == 100
+
+
+async def test_metrics_and_health_over_http() -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        for handle in (1, 2):
+            await gateway.submit(handle, range(64), 10)
+            await gateway.end(handle)
+        async with aiohttp.ClientSession(f"http://{worker.http_address}") as http:
+            async with http.get("/metrics") as response:
+                lines = (await response.text()).splitlines()
+            async with http.get("/health") as response:
+                assert (response.status, await response.json()) == (200, {"status": "ok"})
+            await worker.drain(1)
+            async with http.get("/health") as response:
+                assert (response.status, await response.json()) == (503, {"status": "draining"})
+        for line in (
+            "warmfleet_worker_prompt_tokens_total 128.0",
+            "warmfleet_worker_cached_tokens_total 63.0",
+            "warmfleet_worker_completion_tokens_total 20.0",
+            'warmfleet_worker_endings_total{reason="length"} 2.0',
+            "warmfleet_worker_prefill_seconds_count 2.0",
+        ):
+            assert line in lines

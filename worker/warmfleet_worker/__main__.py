@@ -3,13 +3,19 @@
 import argparse
 import sys
 
+from warmfleet_proto.settings import ConfigError
+
 from warmfleet_worker.app import command
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="warmfleet-worker", description=command.help)
     command.configure(parser)
-    return command.run(parser.parse_args())
+    try:
+        return command.run(parser.parse_args(argv))
+    except ConfigError as error:
+        print(f"warmfleet-worker: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

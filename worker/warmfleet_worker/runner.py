@@ -38,6 +38,7 @@ class Runner:
         self.presence = presence
         self.sinks: dict[str, Sink] = {}
         self.listeners: set[Listener] = set()
+        self.closing = False
         self.on_outputs: Callable[[list[Output]], None] = lambda _: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._wake = asyncio.Event()
@@ -95,6 +96,11 @@ class Runner:
         except TimeoutError:
             pass
         return len(self.scheduler.requests)
+
+    def close(self) -> None:
+        """Lets everyone who follows this worker leave."""
+        self.closing = True
+        self._tell_change()
 
     async def _step(self) -> None:
         began = self.now()

@@ -51,12 +51,13 @@ class WorkerService(WorkerServicer):
             ends = [asyncio.create_task(_write(outbox, context)), asyncio.create_task(outbox.broken.wait())]
             tasks += ends
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            broken = outbox.broken.is_set()
         finally:
             self._sessions.detach(session, outbox)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if outbox.broken.is_set():
+        if broken:
             await context.abort(grpc.StatusCode.ABORTED, outbox.why)
 
     async def WatchKv(self, request: WatchKvRequest, context: Any) -> None:  # noqa: N802
@@ -91,6 +92,8 @@ class WorkerService(WorkerServicer):
         return DrainResponse(unfinished=await self._runner.drain(request.deadline_s))
 
     def close(self) -> None:
+        """Ends every stream; what is ready is still written."""
+        self._runner.close()
         self._sessions.close()
 
 

@@ -176,9 +176,10 @@ class Sessions:
         session.expiry = loop.call_later(REATTACH_S, self._expire, session)
 
     def close(self) -> None:
-        """No session waits for its gateway any more."""
+        """Every stream ends when what is ready has been written."""
         for session in self._sessions.values():
-            session.detach()
+            if session.outbox is not None:
+                session.outbox.close()
 
     def _expire(self, session: Session) -> None:
         session.end()

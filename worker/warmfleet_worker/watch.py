@@ -30,12 +30,12 @@ class Watch:
         self._unnamed.append(booking)
 
     async def messages(self, request: WatchKvRequest) -> AsyncGenerator[WatchKvResponse, None]:
-        """Without end."""
+        """Until the worker closes."""
         log = self._runner.presence
         seq = request.after_seq if request.epoch == log.epoch else -1
         self._runner.listeners.add(self)
         try:
-            while True:
+            while not self._runner.closing:
                 self._change.clear()
                 batches = log.since(seq)
                 if batches is None or len(batches) > WATCH_BACKLOG_MESSAGES:

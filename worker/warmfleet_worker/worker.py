@@ -66,8 +66,8 @@ class Worker:
         return await self.runner.drain(deadline_s)
 
     async def close(self) -> None:
-        await self._web.cleanup()
-        await self._server.stop(_CLOSE_GRACE_S)
-        self.service.close()
         self.loop.cancel()
         await asyncio.gather(self.loop, return_exceptions=True)
+        self.service.close()
+        await self._server.stop(_CLOSE_GRACE_S)
+        await self._web.cleanup()

@@ -1,0 +1,214 @@
+"""WatchKv over real gRPC: whoever follows it holds what the worker holds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from warmfleet_proto import limits
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.hashing import chain, digest_bytes, presence, root_hash
+from warmfleet_worker import watch, wire
+from warmfleet_worker.worker import Worker
+
+from tests.process.fleet import sim_worker
+from tests.process.gateway import ENDLESS, packed, stream, stub_of
+
+SLOW = {"sim": {"timing": {"step_s": 0.005}}}
+
+
+class Follower:
+    """Keeps what a router keeps of a worker, and checks each digest."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.present: dict[bytes, int] = {}  # hash -> depth
+        self.seq = -1
+        self.snapshots = 0
+        self.bookings: list[int] = []
+        self.load = pb.WorkerLoad()
+        self.epoch = 0
+
+    async def read(self) -> pb.WatchKvResponse:
+        message: pb.WatchKvResponse = await asyncio.wait_for(self._call.read(), 5)
+        self.load, self.epoch = message.load, message.epoch
+        self.bookings += message.load.bookings
+        if message.HasField("snapshot"):
+            self._take_snapshot(message.snapshot)
+        elif message.HasField("batch"):
+            self._take_batch(message.batch)
+        return message
+
+    async def until(self, worker: Worker) -> None:
+        """It knows all that the worker has published."""
+        while self.seq != worker.presence.seq:
+            await self.read()
+        assert set(self.present) == set(worker.scheduler.cache._nodes)
+
+    def _take_snapshot(self, snapshot: pb.KvSnapshot) -> None:
+        if snapshot.first:
+            self.present.clear()
+            self.snapshots += 1
+        for run in snapshot.stored:
+            self._store(run)
+        if snapshot.last:
+            self.seq = snapshot.seq
+            self._check(snapshot.digest)
+
+    def _take_batch(self, batch: pb.KvBatch) -> None:
+        assert batch.seq == self.seq + 1
+        for event in batch.events:
+            if event.HasField("stored"):
+                self._store(event.stored)
+            elif event.HasField("removed"):
+                for i in range(0, len(event.removed.hashes), 16):
+                    del self.present[event.removed.hashes[i : i + 16]]
+            else:
+                self.present.clear()
+        self.seq = batch.seq
+        self._check(batch.digest)
+
+    def _store(self, run: pb.Stored) -> None:
+        assert run.tier == pb.DEVICE
+        for i in range(0, len(run.hashes), 16):
+            hashed = run.hashes[i : i + 16]
+            assert hashed not in self.present
+            self.present[hashed] = run.depth + i // 16
+
+    def _check(self, digest: bytes) -> None:
+        assert digest == digest_bytes(sum(presence(hashed, pb.DEVICE) for hashed in self.present))
+
+
+@asynccontextmanager
+async def follow(stub: Any, epoch: int = 0, after_seq: int = 0) -> AsyncIterator[Follower]:
+    call = stub.WatchKv(pb.WatchKvRequest(router_id="r", epoch=epoch, after_seq=after_seq))
+    try:
+        yield Follower(call)
+    finally:
+        call.cancel()
+
+
+async def ask(stub: Any, gateway: str, *prompts: range) -> None:
+    async with stream(stub, gateway) as opened:
+        for handle, prompt in enumerate(prompts, 1):
+            await opened.submit(handle, prompt, 20)
+            await opened.end(handle)
+
+
+async def test_events_lead_to_what_is_readable() -> None:
+    async with sim_worker(total_blocks=24) as worker, stub_of(worker) as stub, follow(stub) as follower:
+        await follower.read()
+        assert (follower.snapshots, follower.seq, follower.present) == (1, 0, {})
+        await ask(stub, "a", range(100), range(50, 170), range(60), range(300, 500), range(100))
+        await follower.until(worker)
+        assert worker.scheduler.cache.evictions
+        prompt = packed(range(100))
+        root = root_hash(worker.runner.engine.fingerprint, 16)
+        for depth, hashed in enumerate(chain(root, prompt, 16)):
+            assert follower.present[hashed] == depth
+        assert follower.snapshots == 1
+        assert follower.epoch == worker.presence.epoch
+
+
+async def test_replay_and_snapshot_lead_to_the_same() -> None:
+    async with sim_worker(total_blocks=40) as worker, stub_of(worker) as stub:
+        async with follow(stub) as follower:
+            await ask(stub, "a", range(100))
+            await follower.until(worker)
+        await ask(stub, "b", range(200, 400), range(700, 900), range(50))
+        async with follow(stub, worker.presence.epoch, follower.seq) as again:
+            again.seq, again.present = follower.seq, follower.present
+            await again.until(worker)
+            assert again.snapshots == 0
+        async with follow(stub) as fresh:
+            await fresh.until(worker)
+            assert fresh.snapshots == 1
+        assert fresh.present == again.present
+
+
+@pytest.mark.parametrize(("epoch", "after_seq"), [(1, 0), (1, 1), (None, 2**40), (0, 0)])
+async def test_unknown_position_gets_a_snapshot(epoch: int | None, after_seq: int) -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub:
+        await ask(stub, "a", range(100))
+        async with follow(stub, worker.presence.epoch if epoch is None else epoch, after_seq) as follower:
+            await follower.until(worker)
+            assert follower.snapshots == 1
+
+
+async def test_snapshot_comes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HASHES_PER_MESSAGE", 5)
+    async with sim_worker() as worker, stub_of(worker) as stub:
+        await ask(stub, "a", range(100), range(300, 450))
+        async with follow(stub) as follower:
+            first = await follower.read()
+            assert (first.snapshot.first, first.snapshot.last) == (True, False)
+            assert sum(len(run.hashes) for run in first.snapshot.stored) == 5 * limits.HASH_BYTES
+            await follower.until(worker)
+            assert follower.snapshots == 1
+
+
+async def test_router_that_is_too_far_behind_gets_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WATCH_BACKLOG_MESSAGES", 3)
+    async with sim_worker() as worker, stub_of(worker) as stub:
+        await ask(stub, "a", *(range(i, i + 50) for i in range(0, 500, 100)))
+        async with follow(stub, worker.presence.epoch, 1) as follower:
+            await follower.until(worker)
+            assert follower.snapshots == 1
+        async with follow(stub, worker.presence.epoch, worker.presence.seq - 3) as follower:
+            message = await follower._call.read()
+            assert message.batch.seq == worker.presence.seq - 2
+
+
+async def test_silence_is_short_and_load_is_told() -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub, follow(stub) as follower:
+        await follower.read()
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            began = loop.time()
+            await follower.read()
+            assert loop.time() - began < 2 * limits.HEARTBEAT_S
+        await ask(stub, "a", range(100), range(100))
+        await follower.until(worker)
+        while follower.load.completion_tokens_total < 40 or follower.load.running:
+            await follower.read()
+        load = follower.load
+        assert (load.prompt_tokens_total, load.cached_tokens_total) == (200, 96)
+        assert (load.completion_tokens_total, load.requests_total) == (40, 2)
+        assert load.free_blocks + load.cached_blocks == worker.scheduler.cache.pool.total
+        assert load.cached_blocks == len(follower.present)
+
+
+async def test_bookings_are_named_once_a_stream() -> None:
+    async with sim_worker(**SLOW) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        await gateway.submit(1, range(50), ENDLESS, booking=101)
+        await gateway.until(1, 1)
+        async with follow(stub) as follower:
+            await follower.read()
+            assert follower.bookings == [101]
+            await gateway.submit(2, range(50), ENDLESS, booking=102)
+            await gateway.submit(3, range(50), 1)
+            while follower.load.requests_total < 3:
+                await follower.read()
+            for _ in range(3):
+                await follower.read()
+            assert follower.bookings == [101, 102]
+        await gateway.send(cancel=pb.Cancel(handle=1))
+        await gateway.end(1)
+        async with follow(stub, worker.presence.epoch, worker.presence.seq) as follower:
+            await follower.read()
+            assert follower.bookings == [102]
+            assert follower.snapshots == 0
+
+
+async def test_watchers_leave_nothing_behind() -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub:
+        for _ in range(3):
+            async with follow(stub) as follower:
+                await follower.read()
+        async with asyncio.timeout(5), stream(stub) as gateway:
+            handle = 0
+            while worker.runner.listeners:
+                handle += 1
+                await gateway.submit(handle, [1], 1)
+                await gateway.end(handle)
