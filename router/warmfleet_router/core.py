@@ -195,6 +195,7 @@ class RouterCore:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
             )
+            self.roster.measured(worker)
         if 0.0 < request.ttft_s < LONGEST_S:
             record.ttft_s = request.ttft_s
             worker.ttft.add(now, request.ttft_s)

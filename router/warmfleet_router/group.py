@@ -10,6 +10,7 @@ from warmfleet_router.index import Index
 from warmfleet_router.policy.base import Pool
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prefixes import BookedPrefixes
+from warmfleet_router.pricing import starting_rates
 
 FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
 
@@ -65,6 +66,13 @@ class Group:
         if worker in self.pool.members:
             self.loads[worker.slot] = _load_s(worker)
             self.pool.in_flight += worker.flying - before
+
+    def lend_rates(self) -> None:
+        """Workers not measured yet cost what the measured ones do: a guess must not look like a bargain."""
+        unknown = [worker for worker in self.workers.values() if not worker.rates.measured]
+        for worker in unknown:
+            worker.rates = starting_rates(w.rates for w in self.workers.values())
+            self.settle(worker)
 
     def pool_for(self, context: int, exclude: AbstractSet[str]) -> Pool:
         """Those of the pool that take ``context`` tokens and that the request has not tried."""

@@ -16,7 +16,6 @@ STEP_GUESS = (1e-2, 1e-4, 0.0)  # seconds, per sequence of the batch, per token 
 PREFILL_SPREAD = (2e-2, 1e-3, 1e-8)
 STEP_SPREAD = (5e-2, 1e-3, 1e-6)
 COMPLETION_GUESS = 128.0
-SETTLED = 5  # measurements before others start from this worker's rates
 BESIDE_OTHERS = 0.25  # weight of a prefill measured while the worker had other work
 FORGET = 0.05
 
@@ -32,6 +31,10 @@ class Rates:
         self.completion = completion  # mean tokens of a completion
         self._span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
+
+    @property
+    def measured(self) -> bool:
+        return self.prefill.count > 0
 
     def prefill_s(self, uncached: float, context: float) -> float:
         """Seconds to compute ``uncached`` tokens that follow ``context`` cached ones."""
@@ -72,8 +75,8 @@ class Rates:
 
 
 def starting_rates(others: Iterable[Rates]) -> Rates:
-    """Of a new worker: the median of those that have been measured, else the guesses."""
-    known = list(others)
+    """Of a worker not measured yet: the median of those that have been, else the guesses."""
+    known = [rates for rates in others if rates.measured]
     return Rates(
         Line(_median([r.prefill for r in known], PREFILL_GUESS), PREFILL_SPREAD),
         Line(_median([r.step for r in known], STEP_GUESS), STEP_SPREAD),
@@ -82,5 +85,5 @@ def starting_rates(others: Iterable[Rates]) -> Rates:
 
 
 def _median(lines: list[Line], guess: tuple[float, ...]) -> list[float]:
-    settled = [line.coefficients for line in lines if line.count >= SETTLED]
-    return [median(column) for column in zip(*settled, strict=True)] if settled else list(guess)
+    seen = [line.coefficients for line in lines if line.count]
+    return [median(column) for column in zip(*seen, strict=True)] if seen else list(guess)

@@ -162,6 +162,12 @@ class Roster:
         """Clears up to ``budget`` places of an index after departed workers; True when nothing is left."""
         return all(group.index.sweep(budget) for group in self.groups.values())
 
+    def measured(self, worker: Worker) -> None:
+        """One worker's rates are known better."""
+        group = self.group_of(worker)
+        if group is not None:
+            group.lend_rates()
+
     def changed(self, worker: Worker) -> None:
         """One worker's load is another."""
         group = self.group_of(worker)

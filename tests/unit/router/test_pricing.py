@@ -4,9 +4,10 @@ import random
 from collections.abc import Callable
 
 import pytest
+from warmfleet_proto import router_pb2 as rpb
 from warmfleet_router.pricing import Rates, starting_rates
 
-from tests.unit.router.fleet_of import fleet_of
+from tests.unit.router.fleet_of import fleet_of, tokens
 
 Truth = Callable[[float, float], float]
 
@@ -107,3 +108,18 @@ def test_prediction_error_is_kept() -> None:
     for _ in range(100):
         rates.observe_ttft(0.5, 1.0)
     assert rates.ttft_error == pytest.approx(0.5)
+
+
+def test_a_worker_not_measured_yet_is_no_bargain() -> None:
+    """Its guessed rates would draw a conversation away from the slow worker that holds it."""
+    core, workers = fleet_of(2)
+    turn = tokens((1, 160))
+    placed = core.route(rpb.RouteRequest(model="m", gateway_id="g", token_ids=turn), 20.0)
+    holder = next(w for w in workers if w.name == placed.worker)
+    holder.store(turn, 21.0)
+    core.progress(rpb.ProgressRequest(booking=placed.booking, prefill_s=2.0, ttft_s=2.0), 21.0)
+    core.finish(rpb.FinishRequest(booking=placed.booking, outcome=rpb.FinishRequest.OK), 22.0)
+    longer = turn + tokens((900, 40))
+    followed = core.route(rpb.RouteRequest(model="m", gateway_id="g", token_ids=longer), 23.0)
+    assert followed.worker == placed.worker
+    assert followed.expected_tokens == 160
