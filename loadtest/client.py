@@ -83,7 +83,7 @@ class _Run:
 
     def cut(self) -> list[Record]:
         for record in self.records:
-            if record.ttft is None and not record.error:
+            if record.sent is not None and record.ttft is None and not record.error:
                 record.ttft = self.now() - record.sent
         return self.records
 

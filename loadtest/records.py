@@ -11,7 +11,8 @@ class Record:
     """One request; times in seconds."""
 
     conversation: int
-    sent: float  # after the start of the run
+    due: float  # after the start of the run
+    sent: float | None = None  # later than due when the conversation's previous answer was
     status: int = 0  # of HTTP; 0: no answer yet
     ttft: float | None = None
     itls: list[float] = field(default_factory=list)  # gaps between chunks that carry text
@@ -27,7 +28,7 @@ class Record:
 
 
 class Summary(NamedTuple):
-    """Of one run. An unanswered request counts in TTFT with the time that it had waited: a lower bound."""
+    """Of one run. What was sent and not answered counts in TTFT with the time that it waited."""
 
     requests: int
     finished: int

@@ -54,6 +54,7 @@ async def test_arrivals_do_not_wait_for_answers(url: str, stand_in: StandIn) -> 
 async def test_a_turn_waits_for_the_answer_before_it(url: str) -> None:
     first, second = await play(url, [turn(0, "arms"), turn(0.001, "baby")], model="m")
     assert first.e2e is not None
+    assert second.sent is not None
     assert second.sent >= first.e2e
 
 
@@ -66,10 +67,12 @@ async def test_a_refusal_is_an_error_and_not_finished(url: str) -> None:
 
 
 async def test_what_hangs_is_cut_and_counts_with_the_time_it_waited(url: str) -> None:
-    records = await play(url, [turn(0, "hang"), turn(0, "arms", 1)], model="m", grace=0.3)
+    turns = [turn(0, "hang"), turn(0, "never sent"), turn(0, "arms", 1)]
+    records = await play(url, turns, model="m", grace=0.3)
     assert (records[0].finished, records[0].e2e) == (False, None)
     assert records[0].ttft is not None
     assert records[0].ttft >= 0.3
+    assert (records[1].sent, records[1].ttft) == (None, None)
     assert summarise(records).finished == 1
 
 
