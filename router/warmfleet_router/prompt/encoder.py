@@ -1,10 +1,11 @@
 """From chat messages or text to packed token ids: render, split, remember, encode."""
 
-import time
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
@@ -30,7 +31,6 @@ class Figures:
 
     prompts: int = 0
     encoded_chars: int = 0
-    encode_s: float = 0.0
 
 
 class PromptEncoder:
@@ -55,6 +55,7 @@ class PromptEncoder:
         self._start = _start(tokenizer)
         self._longest = max(map(len, tokenizer.token_bytes), default=1)
         self._offload = Offload(THREADS, PENDING_CHARS)
+        self._turns: WeakValueDictionary[tuple[bytes, str], asyncio.Lock] = WeakValueDictionary()
         self._today = today
 
     async def chat(
@@ -103,26 +104,36 @@ class PromptEncoder:
 
     async def _encode(self, pieces: list[str | bytes], salt: bytes, field: str) -> bytes:
         self.figures.prompts += 1
-        known = {piece: self.memo.get(salt, piece) for piece in pieces if isinstance(piece, str)}
-        missing = [text for text, packed in known.items() if packed is None]
-        for text, packed in zip(missing, await self._encode_texts(missing), strict=True):
-            self.memo.put(salt, text, packed)
-            known[text] = packed
-        parts = [known[piece] or b"" if isinstance(piece, str) else piece for piece in pieces]
+        known: dict[str, bytes] = {}
+        missing = self._recall(salt, {piece for piece in pieces if isinstance(piece, str)}, known)
+        if sum(map(len, missing)) <= INLINE_CHARS:
+            self._learn(salt, missing, encode_texts(self.tokenizer, missing), known)
+        else:
+            # Siblings arrive together: the first one encodes what they share.
+            async with self._turns.setdefault((salt, max(missing, key=len)), asyncio.Lock()):
+                missing = self._recall(salt, missing, known)
+                chars = sum(map(len, missing))
+                packed = await self._offload.run(chars, encode_texts, self.tokenizer, missing)
+                self._learn(salt, missing, packed, known)
+        parts = [known[piece] if isinstance(piece, str) else piece for piece in pieces]
         return _checked(b"".join(parts), field)
 
-    async def _encode_texts(self, texts: list[str]) -> list[bytes]:
-        if not texts:
-            return []
-        chars = sum(map(len, texts))
-        started = time.perf_counter()
-        if chars <= INLINE_CHARS:
-            packed = encode_texts(self.tokenizer, texts)
-        else:
-            packed = await self._offload.run(chars, encode_texts, self.tokenizer, texts)
-        self.figures.encoded_chars += chars
-        self.figures.encode_s += time.perf_counter() - started
-        return packed
+    def _recall(self, salt: bytes, texts: Iterable[str], known: dict[str, bytes]) -> list[str]:
+        """Moves what the memo has into ``known``; returns the rest."""
+        missing = []
+        for text in texts:
+            packed = self.memo.get(salt, text)
+            if packed is None:
+                missing.append(text)
+            else:
+                known[text] = packed
+        return missing
+
+    def _learn(self, salt: bytes, texts: list[str], packed: list[bytes], known: dict[str, bytes]) -> None:
+        self.figures.encoded_chars += sum(map(len, texts))
+        for text, ids_of_text in zip(texts, packed, strict=True):
+            self.memo.put(salt, text, ids_of_text)
+            known[text] = ids_of_text
 
     def _refuse_hopeless(self, chars: int, max_context: int | None, field: str) -> None:
         if max_context is not None and chars > max_context * self._longest:
@@ -131,6 +142,8 @@ class PromptEncoder:
 
 def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
     """Packed ids of each; special tokens in them are text. Only the batch call releases the GIL."""
+    if not texts:
+        return []
     encodings = tokenizer.fast.encode_batch_fast(texts, add_special_tokens=False)
     return [ids.pack(encoding.ids) for encoding in encodings]
 

@@ -44,7 +44,7 @@ def shared(tokenizer: Tokenizer) -> Iterator[PromptEncoder]:
     encoder.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(conversations)
 def test_chat_equals_the_template_by_hand(
     shared: PromptEncoder, reference: Bpe, messages: list[dict[str, str]]
@@ -53,7 +53,7 @@ def test_chat_equals_the_template_by_hand(
         assert list(unpack(asyncio.run(shared.chat(messages)))) == chatml(reference, messages)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(conversations, max_size=5), st.integers(0, 5000))
 def test_memo_changes_nothing(
     tokenizer: Tokenizer, turns: list[list[dict[str, str]]], memo_bytes: int
@@ -102,6 +102,17 @@ async def test_tenants_never_share_the_memo(encoder: PromptEncoder) -> None:
     assert (encoder.memo.hits, encoder.memo.misses) == (0, 2)
     await encoder.text("a secret text", b"a")
     assert encoder.memo.hits == 1
+
+
+async def test_siblings_are_encoded_once(encoder: PromptEncoder) -> None:
+    shared = "what all siblings share " * 500
+    asked = [encoder.chat([{"role": "user", "content": shared}]) for _ in range(8)]
+    cancelled, *others = [asyncio.create_task(call) for call in asked]
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    answers = await asyncio.gather(*others)
+    assert len(set(answers)) == 1
+    assert encoder.figures.encoded_chars < 2 * len(shared)
 
 
 async def test_tools_and_generation_prompt_reach_the_template(tokenizer: Tokenizer) -> None:

@@ -16,14 +16,14 @@ MASKING = Masking({i: AddedToken(token, special=True) for i, token in enumerate(
 fragment = st.sampled_from(SPECIALS) | text  # what a template writes may hold halves of tokens too
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(text, max_size=6))
 def test_joined_callers_texts_never_make_a_token(texts: list[str]) -> None:
     pieces = MASKING.split("".join(map(MASKING.mask, texts)))
     assert pieces == [joined for joined in ["".join(texts)] if joined]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(text, st.sampled_from(SPECIALS)), max_size=5))
 def test_templates_tokens_stay(parts: list[tuple[str, str]]) -> None:
     rendered = "".join(MASKING.mask(typed) + token for typed, token in parts)

@@ -5,7 +5,7 @@ from warmfleet_router.prompt.memo import Memo
 entry = st.tuples(st.sampled_from([b"", b"s"]), st.sampled_from(["", "a", "é" * 50, "日" * 300]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(entry, max_size=40), st.integers(0, 3000))
 def test_remembers_exactly_and_within_its_bound(uses: list[tuple[bytes, str]], bound: int) -> None:
     memo = Memo(bound)

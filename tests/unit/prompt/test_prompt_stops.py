@@ -31,7 +31,7 @@ def test_any_cutting_gives_what_the_whole_text_gives(pieces: list[str], stops: l
     assert scan(pieces, stops) == naive("".join(pieces), stops)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(letters, max_size=6), stops)
 def test_holds_the_longest_possible_beginning_and_no_more(pieces: list[str], stops: list[str]) -> None:
     scanner, text, sent = StopScanner(stops), "", ""

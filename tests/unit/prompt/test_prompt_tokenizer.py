@@ -21,7 +21,7 @@ from tests.model import demo_model_path
 from tests.unit.prompt.reference import GPT2, Bpe, text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text)
 def test_gguf_tokenizer_equals_plain_bpe(tokenizer: Tokenizer, reference: Bpe, text: str) -> None:
     assert list(unpack(encode_texts(tokenizer, [text])[0])) == reference.encode(text)
@@ -105,7 +105,7 @@ def bytes_only(pre: str, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("pre", PATTERNS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=text)
 def test_words_are_cut_as_the_model_was_trained(pre: str, text: str) -> None:
     fast = byte_level.from_gguf(bytes_only(pre))
@@ -148,7 +148,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> To
     return load(folder(tmp_path_factory.mktemp("hf"), tokenizer))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts=st.lists(text, max_size=20))
 def test_folder_gives_the_same_ids(loaded: Tokenizer, tokenizer: Tokenizer, texts: list[str]) -> None:
     assert encode_texts(loaded, texts) == encode_texts(tokenizer, texts)
