@@ -12,7 +12,7 @@ from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.prompt import byte_level
 from warmfleet_router.prompt.gguf_header import read_metadata
-from warmfleet_router.prompt.vocabulary import token_bytes
+from warmfleet_router.prompt.vocabulary import check_segments, token_bytes
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -46,6 +46,7 @@ def load(path: str | Path) -> Tokenizer:
 def _tokenizer(
     fast: FastTokenizer, eos_ids: set[int], template: str | None, variables: dict[str, str]
 ) -> Tokenizer:
+    check_segments(fast)
     fast.no_truncation()
     fast.no_padding()
     fast.encode_special_tokens = True

@@ -2,12 +2,19 @@
 
 import re
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.prompt.byte_level import BYTE_OF
 
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def check_segments(fast: Tokenizer) -> None:
+    """Raises ConfigError where a prompt's first text is encoded unlike those behind a special token."""
+    pre = fast.pre_tokenizer
+    if isinstance(pre, pre_tokenizers.Metaspace) and pre.prepend_scheme == "first":
+        raise ConfigError("tokenizer.json: Metaspace with prepend_scheme first is not supported")
 
 
 def token_bytes(fast: Tokenizer) -> list[bytes]:
