@@ -97,6 +97,14 @@ class Runner:
             pass
         return len(self.scheduler.requests)
 
+    def forget(self) -> bool:
+        """Drops the whole cache; false, and nothing done, while anything runs or waits."""
+        if not self.scheduler.idle:
+            return False
+        self.scheduler.cache.clear()
+        self._publish()
+        return True
+
     def close(self) -> None:
         """Lets everyone who follows this worker leave."""
         self.closing = True

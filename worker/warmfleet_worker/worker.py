@@ -16,6 +16,7 @@ from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.events import PresenceLog
 from warmfleet_worker.http import application, listen
 from warmfleet_worker.metrics import Metrics
+from warmfleet_worker.openai_face import OpenAiFace
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.service import WorkerService
@@ -35,8 +36,10 @@ class Worker:
         self.scheduler = Scheduler(limits, engine.total_blocks)
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
-        self.service = WorkerService(config.name, config.served_name or engine.model, self.runner)
-        self.metrics = Metrics(self.runner)
+        model = config.served_name or engine.model
+        self.service = WorkerService(config.name, model, self.runner)
+        face = OpenAiFace(model, self.runner).routes() if config.engine == "sim" else []
+        self._application = application(self.runner, Metrics(self.runner), *face)
         self.grpc_address = self.http_address = ""
         self.loop: asyncio.Task[None]
         self._server: grpc.aio.Server
@@ -52,7 +55,7 @@ class Worker:
         self.grpc_address = f"{host}:{port}"
         host, port = split_address(self.config.http)
         try:
-            self._web, port = await listen(application(self.runner, self.metrics), host, port)
+            self._web, port = await listen(self._application, host, port)
         except OSError as error:
             raise ConfigError(f"cannot listen on {self.config.http}: {error.strerror}") from None
         self.http_address = f"{host}:{port}"
