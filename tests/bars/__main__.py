@@ -29,10 +29,11 @@ def main() -> int:
     names = "\n".join(f"  {name:15} {what}" for name, what in BARS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"bars:\n{names}"
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *BARS], help="one of those below")
-    rows: list[Row] = []
-    for name in parser.parse_args().names or BARS:
-        rows += run(name)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one of those below")
+    chosen = parser.parse_args().names or list(BARS)
+    if unknown := set(chosen) - set(BARS):
+        parser.error(f"no bar is called {', '.join(sorted(unknown))}")
+    rows = [row for name in chosen for row in run(name)]
     print(f"\n{table(rows)}")
     return 0
 
