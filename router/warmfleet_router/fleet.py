@@ -68,7 +68,7 @@ class Report:
     steps: int = 0
     step_seconds: float = 0.0
     prompt_tokens: int = 0
-    queue_s: float = 0.0  # prefill_tokens priced at ``at``
+    queue_s: float = 0.0  # what prefill_tokens took at ``at``, less what the step under way had done
 
 
 @dataclass(slots=True)
@@ -203,7 +203,7 @@ class Fleet:
             steps=load.steps_total,
             step_seconds=load.step_seconds_total,
             prompt_tokens=load.prompt_tokens_total,
-            queue_s=worker.rates.queue_s(load.prefill_tokens),
+            queue_s=_queue_s(worker.rates, load),
         )
         worker.draining = load.draining
         worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
@@ -255,6 +255,11 @@ def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
         return healthy, False
     reachable = (State.HEALTHY, State.STUCK, State.EJECTED)
     return [worker for worker, state in states if state in reachable], True
+
+
+def _queue_s(rates: Rates, load: pb.WorkerLoad) -> float:
+    """Tokens leave the report when their step ends: the step's age counts against them."""
+    return max(rates.queue_s(load.prefill_tokens) - max(load.step_age_s, 0.0), 0.0)
 
 
 def _learn_step(rates: Rates, before: Report, after: Report) -> None:

@@ -354,5 +354,5 @@ def replayed(log: list[pb.WatchKvResponse]) -> Present:
 
 TestFaulty = Faulty.TestCase
 TestFaulty.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

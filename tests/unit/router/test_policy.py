@@ -103,6 +103,15 @@ def test_a_full_worker_makes_its_next_request_wait() -> None:
     assert waits["w0"] > 0.01
 
 
+def test_a_reported_queue_drains_as_time_passes() -> None:
+    core, (worker,) = fleet_of(1)
+    worker.report(0.0, prefill_tokens=10_000, step_age_s=0.25)
+    state = core.roster.fleet.workers[worker.address]
+    waits = [state.wait_s(now) for now in (0.0, 0.5, 1.0)]
+    queue = state.rates.queue_s(10_000) - 0.25  # the step under way has done its part
+    assert waits == pytest.approx([queue, queue - 0.5, 0.0])
+
+
 def test_siblings_land_together_before_any_event() -> None:
     core, _ = fleet_of(4)
     assert len(set(place(core, LONG, 5))) == 1
@@ -113,7 +122,7 @@ def test_siblings_land_together_before_any_event() -> None:
 
 def test_a_burst_of_siblings_is_copied_once_a_second_copy_pays() -> None:
     core, _ = fleet_of(4)
-    tally = Tally(place(core, LONG, 1000))
+    tally = Tally(place(core, LONG, 300))
     assert len(tally) == 4
 
 
