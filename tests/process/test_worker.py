@@ -1,15 +1,20 @@
 """A worker over real gRPC on loopback, with the engine that notices wrong KV."""
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from warmfleet_proto import limits
 from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.channel import connect
 from warmfleet_worker import sessions
+from warmfleet_worker.engine.base import Plan, StepResult
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -281,7 +286,7 @@ async def test_nobody_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
             await gateway.until(1, 2)
         assert worker.scheduler.requests
         await idle(worker)
-        assert worker.runner.sinks == {}
+        assert "gateway" not in worker.runner.sinks
         async with stream(stub, reattach={1: [2]}) as gateway:
             assert (await gateway.end(1)).reason == pb.Ending.FAILED
 
@@ -318,6 +323,9 @@ async def test_drain_finishes_what_runs_and_admits_nothing() -> None:
         assert await gateway.finish(1) == expected(worker, range(5), 30)
         await gateway.send(cancel=pb.Cancel(handle=2))
         assert await _drain(stub, 5.0) == 0
+        async with connect(worker.grpc_address) as channel:
+            health = await HealthStub(channel).Check(HealthCheckRequest(service="warmfleet.v1.Worker"))
+            assert health.status == HealthCheckResponse.NOT_SERVING
         assert (await stub.Status(pb.StatusRequest())).load.draining
 
 
@@ -357,3 +365,43 @@ async def test_metrics_and_health_over_http() -> None:
             "warmfleet_worker_prefill_seconds_count 2.0",
         ):
             assert line in lines
+
+
+# ---- an engine that fails ------------------------------------------------------------------------
+
+
+async def test_step_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        execute, calls = worker.runner.engine.execute, itertools.count(1)
+
+        def shaky(plan: Plan) -> StepResult:
+            call = next(calls)
+            if call == 1 or (len(plan.works) > 1 and call % 3 == 0):
+                raise MemoryError("out of memory")
+            return execute(plan)
+
+        monkeypatch.setattr(worker.runner.engine, "execute", shaky)
+        for handle in (1, 2):
+            await gateway.submit(handle, range(40 * handle), 12, temperature=1.0, seed=handle)
+        for handle in (1, 2):
+            wanted = expected(worker, range(40 * handle), 12, temperature=1.0, seed=handle)
+            assert await gateway.finish(handle) == wanted
+        assert worker.scheduler.totals.failed_steps
+        await idle(worker)
+
+
+async def test_engine_that_always_fails_fails_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        with monkeypatch.context() as broken:
+            broken.setattr(worker.runner.engine, "execute", lambda plan: 1 / 0)
+            for handle in (1, 2):
+                await gateway.submit(handle, range(40), 5)
+            for handle in (1, 2):
+                ending = await gateway.end(handle)
+                assert (ending.reason, ending.message) == (
+                    pb.Ending.FAILED,
+                    "the engine failed: ZeroDivisionError",
+                )
+        await gateway.submit(3, range(40), 5)
+        assert await gateway.finish(3) == expected(worker, range(40), 5)
+        await idle(worker)

@@ -67,7 +67,7 @@ class Request:
     admitted: float | None = None
     started: bool = False  # its first output was made
     cached_tokens: int = 0  # of its first admission
-    failures: int = 0  # engine steps that failed with it
+    failures: int = 0  # engine steps that failed with it alone
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     live: "list[Sequence]" = field(default_factory=list)
     dropped: Ending | None = None  # asked to end at the next step boundary

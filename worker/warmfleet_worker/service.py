@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -32,7 +32,10 @@ _ServeContext = grpc.aio.ServicerContext[ServeRequest, ServeResponse]
 
 
 class WorkerService(WorkerServicer):
-    def __init__(self, name: str, model: str, runner: Runner) -> None:
+    def __init__(
+        self, name: str, model: str, runner: Runner, drain: Callable[[float], Awaitable[int]]
+    ) -> None:
+        self._drain = drain
         self._name = name
         self._model = model
         self._runner = runner
@@ -89,7 +92,7 @@ class WorkerService(WorkerServicer):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"deadline_s: expected 0 to {MAX_DRAIN_S:g} seconds"
             )
-        return DrainResponse(unfinished=await self._runner.drain(request.deadline_s))
+        return DrainResponse(unfinished=await self._drain(request.deadline_s))
 
     def close(self) -> None:
         """Ends every stream; what is ready is still written."""

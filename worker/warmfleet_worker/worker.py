@@ -37,7 +37,7 @@ class Worker:
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
         model = config.served_name or engine.model
-        self.service = WorkerService(config.name, model, self.runner)
+        self.service = WorkerService(config.name, model, self.runner, self.drain)
         face = OpenAiFace(model, self.runner).routes() if config.engine == "sim" else []
         self._application = application(self.runner, Metrics(self.runner), *face)
         self.grpc_address = self.http_address = ""

@@ -92,7 +92,7 @@ def test_equal_prompts_in_one_step_are_computed_apart_and_shared_after() -> None
     step = driver.step()
     assert step is not None
     assert [work.start for work in step.plan.works] == [0, 0]
-    first, second = driver.scheduler.running
+    first, second = driver.scheduler.batch.running
     assert first.blocks[:2] == second.blocks[:2]
     assert len(driver.log) == 2
     driver.run()
@@ -188,7 +188,7 @@ def test_admission_takes_the_prompt_one_token_more_and_a_block_a_choice() -> Non
     driver = Driver(chunk_tokens=4)
     driver.submit(range(16), 1, choices=3)  # 17 tokens: five blocks, though the first chunk fills one
     driver.step()
-    (sequence,) = driver.scheduler.running
+    (sequence,) = driver.scheduler.batch.running
     assert (len(sequence.blocks), len(sequence.spares)) == (5, 2)
     assert driver.pool.pinned == 7
     driver.run()
@@ -200,7 +200,7 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
     driver.submit(range(20, 28), 2)  # three blocks: none would be left
     driver.step()
     driver.step()
-    assert len(driver.scheduler.running) == 1
+    assert len(driver.scheduler.batch.running) == 1
     driver.run()
     assert driver.scheduler.totals.preemptions == 0
 
@@ -229,7 +229,7 @@ def test_no_more_than_max_running() -> None:
     driver = Driver(max_running=3)
     requests = [driver.submit([i], 5, choices=2) for i in range(4)]
     while driver.step():
-        assert sum(len(s.choices) for s in driver.scheduler.running) <= 3
+        assert sum(len(s.choices) for s in driver.scheduler.batch.running) <= 3
     for request in requests:
         driver.check_exact(request)
 
@@ -274,7 +274,7 @@ def test_preempted_goes_first_again() -> None:
     last = driver.submit(range(50, 55), 1)
     while not driver.scheduler.totals.preemptions:
         driver.step()
-    assert driver.scheduler.waiting[0].request is new
+    assert driver.scheduler.batch.waiting[0].request is new
     driver.run()
     driver.check_exact(last)
 
@@ -291,7 +291,7 @@ def test_choices_fork_after_one_prefill(length: int) -> None:
     (work,) = step.plan.works
     assert work.choices == (0, 1, 2)
     assert len(step.result.drawn[0].token_ids) == 3
-    first, *others = driver.scheduler.running
+    first, *others = driver.scheduler.batch.running
     for other in others:
         full = length // 4
         assert other.blocks[:full] == first.blocks[:full]

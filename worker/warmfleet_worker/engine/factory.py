@@ -1,6 +1,7 @@
 """The engine that a configuration asks for. torch is imported only when it is needed."""
 
 import logging
+import time
 
 from warmfleet_worker.config import Config
 from warmfleet_worker.engine.base import Engine
@@ -27,6 +28,7 @@ def _sim(config: Config) -> Engine:
         vocab_size=sim.vocab_size,
         max_context=sim.max_context,
         timing=INSTANT if sim.instant else sim.timing,
+        clock=time.perf_counter,
     )
 
 

@@ -1,0 +1,111 @@
+"""The sequences that run and those that wait, and how they move between the two: admission, growth,
+preemption, forking, leaving. Each move keeps the blocks' account."""
+
+from collections import deque
+
+from warmfleet_proto.hashing import chain
+
+from warmfleet_worker.admission import Limits, admit
+from warmfleet_worker.blocks import BlockPool
+from warmfleet_worker.filling import fork
+from warmfleet_worker.load import Load, Totals
+from warmfleet_worker.prefix import PrefixCache
+from warmfleet_worker.sequence import Sequence
+
+
+class Batch:
+    def __init__(self, limits: Limits, total_blocks: int, totals: Totals) -> None:
+        self.limits = limits
+        self.cache = PrefixCache(BlockPool(total_blocks), limits.block_size)
+        self.running: list[Sequence] = []  # oldest first
+        self.waiting: deque[Sequence] = deque()
+        self._totals = totals
+
+    def grow(self) -> None:
+        """A block for every sequence whose next token needs one; the newest give up theirs for it."""
+        i = 0
+        while i < len(self.running):
+            sequence = self.running[i]
+            if sequence.computed == len(sequence.blocks) * self.limits.block_size:
+                while (taken := self.cache.allocate(1)) is None:
+                    newest = self.running[-1]
+                    self.preempt(newest)
+                    if newest is sequence:
+                        return
+                sequence.blocks += taken
+            i += 1
+
+    def admit(self, now: float) -> None:
+        """Starts those who waited longest, while blocks, slots and the step's prompt tokens last."""
+        if not self.waiting:
+            return
+        prefill = sum(s.remaining for s in self.running if s.remaining > 1)
+        slots = self.limits.max_running - sum(len(s.choices) for s in self.running)
+        while self.waiting and prefill < self.limits.chunk_tokens:
+            sequence = self.waiting[0]
+            if len(sequence.choices) > slots:
+                return
+            if not admit(sequence, self.cache, self.limits, room=len(self.running)):
+                return
+            self.running.append(self.waiting.popleft())
+            self._note_admission(sequence, now)
+            slots -= len(sequence.choices)
+            prefill += sequence.remaining
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        token_ids = sequence.token_ids.tobytes()
+        sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
+        self.waiting.appendleft(sequence)
+        self._totals.preemptions += 1
+
+    def fork(self, sequence: Sequence) -> list[Sequence]:
+        """One sequence a choice; the new ones run beside the first."""
+        forks = fork(sequence, self.cache, self.limits.block_size)
+        sequence.request.live = list(forks)
+        at = self.running.index(sequence) + 1
+        self.running[at:at] = forks[1:]
+        return forks
+
+    def leave(self, sequence: Sequence) -> None:
+        """For good. Its full blocks stay cached."""
+        if sequence.blocks:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.held)
+        sequence.forget_blocks()
+
+    def _note_admission(self, sequence: Sequence, now: float) -> None:
+        request = sequence.request
+        if request.admitted is None:  # what is found again after a preemption is not a hit
+            request.admitted = now
+            request.cached_tokens = sequence.computed
+            self._totals.prompt_tokens += sequence.prompt_tokens
+            self._totals.cached_tokens += sequence.computed
+
+    def load(self) -> Load:
+        pool = self.cache.pool
+        waiting = sum(s.remaining if s.request.started else s.request.uncached for s in self.waiting)
+        return Load(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            prefill_tokens=waiting + sum(s.remaining for s in self.running if s.remaining > 1),
+            context_tokens=sum(s.computed for s in self.running),
+            free_blocks=pool.free,
+            cached_blocks=pool.cached,
+            pinned_blocks=pool.pinned,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when blocks and sequences disagree."""
+        self.cache.check_integrity()
+        pool = self.cache.pool
+        held = {block for sequence in self.running for block in sequence.held}
+        assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
+        assert not any(sequence.held for sequence in self.waiting)
