@@ -176,11 +176,13 @@ class Presence:
 
     # ---- lookup -------------------------------------------------------------------------------
 
-    def lookup(self, keys: bytes, booked: Sequence[float], top: int = 16) -> list[Overlap]:
+    def lookup(
+        self, keys: bytes, booked: Sequence[float], top: int = 16, jump_above: int = JUMP_ABOVE, /
+    ) -> list[Overlap]:
         """What the ``top`` workers with most leading blocks hold, then the ``top`` least booked.
 
         ``booked`` is each worker's load, by worker. Ties of overlap go to the less booked, ties of
-        load to the lower number; nobody appears twice. Up to ``JUMP_ABOVE`` blocks every figure is
+        load to the lower number; nobody appears twice. Up to ``jump_above`` blocks every figure is
         exact. Longer chains are probed in strides: then the first worker's figures are exact and
         nobody holds more, while the others' may miss a gap inside a stride.
         """
@@ -189,10 +191,11 @@ class Presence:
         if self._columns and len(booked) <= max(self._columns):
             raise ValueError(f"booked needs a load for each of {max(self._columns) + 1} workers")
         chain = _unpack(keys)
-        blocks, runs = self._match(chain, STRIDE if len(chain) > JUMP_ABOVE else 1)
+        jump = len(chain) > jump_above
+        blocks, runs = self._match(chain, STRIDE if jump else 1)
         found = self._choose(blocks, booked, top)
         own: _Runs | None = runs
-        if len(chain) > JUMP_ABOVE and found and blocks.get(found[0]):
+        if jump and found and blocks.get(found[0]):
             own = self._verify(chain, found[0], blocks[found[0]])
             if own is None:
                 blocks, own = self._match(chain, 1)

@@ -1,0 +1,414 @@
+"""The index against a plain model: both implementations, driven together, step by step."""
+
+import gc
+import os
+import random
+import shutil
+import sys
+import sysconfig
+import tracemalloc
+from array import array
+from math import inf, nan
+from pathlib import Path
+from time import thread_time
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from warmfleet_router import index, index_python
+from warmfleet_router.index import Overlap
+from warmfleet_router.index_python import JUMP_ABOVE, WINDOW
+from warmfleet_router.seats import MAX_COLUMNS, MAX_WORKERS, Seats
+
+DEVICE, HOST, DISK = 1, 2, 3
+BOUNDLESS = 100_000
+EXAMPLES = int(os.environ.get("INDEX_EXAMPLES", "30"))
+
+
+class TwinIndex(index_python.Presence, Seats):
+    """The Python twin, also where the native index was built."""
+
+    def __init__(self, cap: int = 1_000_000) -> None:
+        index_python.Presence.__init__(self, cap)
+        Seats.__init__(self)
+
+
+IMPLEMENTATIONS: list[Any] = [TwinIndex, index.Index] if index.native else [TwinIndex]
+both = pytest.mark.parametrize("make", IMPLEMENTATIONS)
+
+
+LONGEST = JUMP_ABOVE + 300
+CHAINS = [random.Random(chain).randbytes(8 * LONGEST) for chain in range(4)]
+
+
+def keys(chain: int, start: int, stop: int) -> bytes:
+    """Chain c is chain 0 up to position 8 c and its own from there."""
+    return (CHAINS[0][: 64 * chain] + CHAINS[chain][64 * chain :])[8 * start : 8 * stop]
+
+
+def split(packed: bytes) -> list[bytes]:
+    return [packed[i : i + 8] for i in range(0, len(packed), 8)]
+
+
+class Model:
+    """Truth, as slowly as possible: which tiers of which worker hold a key."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, dict[bytes, set[int]]] = {}
+
+    def store(self, worker: int, tier: int, packed: bytes) -> None:
+        for k in split(packed):
+            self.held[worker].setdefault(k, set()).add(tier)
+
+    def remove(self, worker: int, tier: int, packed: bytes) -> None:
+        for k in split(packed):
+            tiers = self.held[worker].get(k, set())
+            tiers.discard(tier)
+            if not tiers:
+                self.held[worker].pop(k, None)
+
+    def overlap(self, worker: int, packed: bytes) -> Overlap:
+        best: list[int] = []
+        for k in split(packed):
+            if k not in self.held[worker]:
+                break
+            best.append(min(self.held[worker][k]))
+        return Overlap(worker, len(best), *(best.count(tier) for tier in (DEVICE, HOST, DISK)))
+
+    def lookup(self, packed: bytes, booked: list[float], top: int) -> list[Overlap]:
+        every = [self.overlap(worker, packed) for worker in self.held]
+        most = sorted((o for o in every if o.blocks), key=lambda o: (-o.blocks, booked[o.worker], o.worker))
+        idle = sorted(every, key=lambda o: (booked[o.worker], o.worker))
+        return list(dict.fromkeys(most[:top] + idle[:top]))
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Below the cap an index equals the model; above it, it is a subset and says so."""
+
+    @initialize(cap=st.sampled_from([1, 5, 40, 2000, 2000, BOUNDLESS]))
+    def make(self, cap: int) -> None:
+        self.cap = cap
+        self.indexes = [implementation(cap) for implementation in IMPLEMENTATIONS]
+        self.model = Model()
+
+    def each(self, method: str, *args: Any) -> Any:
+        answers = [getattr(i, method)(*args) for i in self.indexes]
+        assert all(a == answers[0] for a in answers)
+        return answers[0]
+
+    def worker(self, choice: int) -> int:
+        return sorted(self.model.held)[choice % len(self.model.held)]
+
+    @rule(count=st.sampled_from([1, 1, 1, 3, 3, 70]))
+    def add_worker(self, count: int) -> None:
+        for _ in range(count if len(self.model.held) < 75 else 0):
+            worker = self.each("add_worker")
+            assert worker not in self.model.held
+            self.model.held[worker] = {}
+
+    runs = st.tuples(st.integers(0, 3), st.integers(0, 60), st.sampled_from([1, 3, 17, 200]))
+    some = precondition(lambda self: self.model.held)
+
+    @some
+    @rule(choice=st.integers(0), tier=st.sampled_from([1, 1, 1, 2, 3]), run=runs)
+    def store(self, choice: int, tier: int, run: tuple[int, int, int]) -> None:
+        worker, (chain, start, count) = self.worker(choice), run
+        self.each("store", worker, tier, start, keys(chain, start, start + count))
+        self.model.store(worker, tier, keys(chain, start, start + count))
+
+    @some
+    @rule(tier=st.sampled_from([1, 1, 2]), run=runs)
+    def store_everywhere(self, tier: int, run: tuple[int, int, int]) -> None:
+        for worker in self.model.held:
+            self.store(sorted(self.model.held).index(worker), tier, run)
+
+    @some
+    @rule(choice=st.integers(0), tier=st.sampled_from([1, 1, 2, 3]), run=runs, backwards=st.booleans())
+    def remove(self, choice: int, tier: int, run: tuple[int, int, int], backwards: bool) -> None:
+        worker, (chain, start, count) = self.worker(choice), run
+        packed = split(keys(chain, start, start + count))
+        joined = b"".join(reversed(packed) if backwards else packed)
+        self.each("remove", worker, tier, joined)
+        self.model.remove(worker, tier, joined)
+
+    @some
+    @rule(choice=st.integers(0), run=runs)
+    def twice_in_one_batch(self, choice: int, run: tuple[int, int, int]) -> None:
+        worker, (chain, start, count) = self.worker(choice), run
+        packed = keys(chain, start, start + count) * 2
+        self.each("store", worker, DEVICE, start, packed)
+        self.model.store(worker, DEVICE, packed)
+        self.each("remove", worker, HOST, packed)
+        self.model.remove(worker, HOST, packed)
+
+    @some
+    @rule(choice=st.integers(0))
+    def clear(self, choice: int) -> None:
+        self.each("clear", self.worker(choice))
+        self.model.held[self.worker(choice)] = {}
+
+    @some
+    @rule(choice=st.integers(0), run=runs)
+    def replace_by_snapshot(self, choice: int, run: tuple[int, int, int]) -> None:
+        self.clear(choice)
+        self.store(choice, HOST, run)
+        self.store(choice, DEVICE, (run[0], 0, run[2]))
+
+    @some
+    @rule(choice=st.integers(0))
+    def remove_worker(self, choice: int) -> None:
+        worker = self.worker(choice)
+        self.each("remove_worker", worker)
+        del self.model.held[worker]
+
+    @rule(budget=st.sampled_from([1, 7, 100, 1_000_000]))
+    def sweep(self, budget: int) -> None:
+        if self.each("sweep", budget):
+            held = set().union(*self.model.held.values()) if self.model.held else set()
+            gapless = not self.indexes[0].gaps
+            assert len(self.indexes[0]) == len(held) if gapless else len(self.indexes[0]) <= len(held)
+
+    @rule(
+        chain=st.integers(0, 3),
+        count=st.sampled_from([0, 1, 9, 64, 250]),
+        seed=st.integers(0, 9),
+        top=st.sampled_from([1, 3, 16]),
+    )
+    def lookup(self, chain: int, count: int, seed: int, top: int) -> None:
+        loads = random.Random(seed)
+        booked = [float(loads.randrange(4)) for _ in range(MAX_WORKERS)]
+        packed = keys(chain, 0, count)
+        answer = self.each("lookup", packed, array("d", booked), top)
+        if not self.indexes[0].gaps:
+            assert answer == self.model.lookup(packed, booked, top)
+        for claim in answer:
+            assert claim.device + claim.host + claim.disk == claim.blocks
+            assert claim.blocks <= self.model.overlap(claim.worker, packed).blocks
+
+    @invariant()
+    def agree(self) -> None:
+        if not hasattr(self, "indexes"):
+            return
+        assert self.each("__len__") <= self.cap
+        gaps = {i.gaps for i in self.indexes}
+        assert len(gaps) == 1
+        for worker, blocks in self.model.held.items():
+            held = self.each("held", worker)
+            assert held == len(blocks) if gaps == {0} else held <= len(blocks)
+
+    @rule(chain=st.integers(0, 3), count=st.sampled_from([1, 63, 64, 65, 250]), seed=st.integers(0, 9))
+    def lookup_in_jumps(self, chain: int, count: int, seed: int) -> None:
+        loads = random.Random(seed)
+        booked = [loads.random() for _ in range(MAX_WORKERS)]
+        packed = keys(chain, 0, count)
+        answer = self.each("lookup", packed, array("d", booked), 16, 0)
+        if answer and not self.indexes[0].gaps:
+            exact = self.model.lookup(packed, booked, 16)
+            assert answer[0].blocks == exact[0].blocks
+            assert answer[0] in exact or not exact[0].blocks
+            assert all(claim.blocks >= self.model.overlap(claim.worker, packed).blocks for claim in answer)
+
+
+IndexMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
+TestIndexMachine = IndexMachine.TestCase
+
+
+def test_the_native_index_is_built_where_it_can_be() -> None:
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not os.environ.get("CI") and not (shutil.which("cc") and header.exists()):
+        pytest.skip("no compiler")
+    assert index.native
+
+
+def filled(make: Any, workers: int = 2, blocks: int = 100, cap: int = 1000) -> Any:
+    full = make(cap)
+    for worker in range(workers):
+        assert full.add_worker() == worker
+        full.store(worker, DEVICE, 0, keys(0, 0, blocks))
+    return full
+
+
+@both
+def test_bad_arguments_are_named_and_change_nothing(make: Any) -> None:
+    full = filled(make)
+    for method, arguments, error, message in [
+        ("store", (0, DEVICE, 0, b"1234567"), ValueError, "8-byte keys"),
+        ("store", (0, 0, 0, b""), ValueError, "tier"),
+        ("store", (0, 4, 0, b""), ValueError, "tier"),
+        ("store", (0, DEVICE, -1, b""), ValueError, "depth"),
+        ("remove", (0, 4, b""), ValueError, "tier"),
+        ("remove", (0, DEVICE, b"1"), ValueError, "8-byte keys"),
+        ("lookup", (b"1", [0.0, 0.0]), ValueError, "8-byte keys"),
+        ("lookup", (b"", [0.0]), ValueError, "booked"),
+        ("lookup", (b"", [0.0, 0.0], 0), ValueError, "top"),
+        ("lookup", (b"", [0.0, 0.0], 65), ValueError, "top"),
+        ("lookup", (b"", ["load", 0.0]), TypeError, "str"),
+        ("lookup", ("text", [0.0, 0.0]), TypeError, "bytes-like"),
+        ("sweep", (0,), ValueError, "budget"),
+        *[("held", (worker,), IndexError, "worker") for worker in (-1, 2, MAX_WORKERS, 1 << 31)],
+        *[("store", (worker, DEVICE, 0, b""), IndexError, "worker") for worker in (-1, 2, MAX_WORKERS)],
+        ("remove_worker", (2,), IndexError, "worker"),
+        ("clear", (2,), IndexError, "worker"),
+    ]:
+        with pytest.raises(error, match=message):
+            getattr(full, method)(*arguments)
+    assert [full.held(0), full.held(1), len(full), full.gaps] == [100, 100, 100, 0]
+    for cap in (0, -1, (1 << 30) + 1):
+        with pytest.raises(ValueError, match="cap"):
+            make(cap)
+
+
+@both
+def test_loads_come_as_any_sequence_and_no_number_is_the_highest(make: Any) -> None:
+    full = filled(make, workers=3)
+    for booked in (array("d", [2, 1, 1]), [2, 1, 1], (2.0, 1.0, 1.0), array("f", [2, 1, 1])):
+        assert [o.worker for o in full.lookup(keys(0, 0, 9), booked)] == [1, 2, 0]
+    assert [o.worker for o in full.lookup(keys(0, 0, 9), [nan, 5.0, inf])] == [1, 0, 2]
+    unaligned = memoryview(bytearray(b"x" + keys(0, 0, 9)))[1:]
+    assert full.lookup(unaligned, [1.0] * 3)[0] == Overlap(0, 9, 9, 0, 0)
+
+
+@both
+def test_a_removed_workers_number_returns_after_its_sweep(make: Any) -> None:
+    full = filled(make)
+    full.remove_worker(0)
+    assert full.lookup(keys(0, 0, 9), [0.0, 0.0]) == [Overlap(1, 9, 9, 0, 0)]
+    assert full.add_worker() == 2
+    assert not full.sweep(99)
+    full.remove_worker(1)  # during a sweep: the next one takes it
+    assert full.sweep(1) is False
+    assert full.add_worker() == 0
+    assert full.sweep(100)
+    assert (len(full), full.held(0), full.lookup(keys(0, 0, 9), [0.0] * 3)[0].blocks) == (0, 0, 0)
+
+
+@both
+def test_every_worker_has_a_seat_and_no_more(make: Any) -> None:
+    full = make(10)
+    assert [full.add_worker() for _ in range(MAX_WORKERS)] == list(range(MAX_WORKERS))
+    with pytest.raises(ValueError, match="workers"):
+        full.add_worker()
+    booked = array("d", [1.0] * MAX_WORKERS)
+    for worker in range(0, MAX_COLUMNS, 3):  # more clears than columns: a sweep is forced
+        full.store(worker % MAX_WORKERS, HOST, 0, keys(0, 0, 3))
+        full.clear(worker % MAX_WORKERS)
+        full.store(worker % MAX_WORKERS, DISK, 0, keys(0, 0, 2))
+        full.clear(worker % MAX_WORKERS)
+    full.store(MAX_WORKERS - 1, DISK, 0, keys(0, 0, 3))
+    assert full.lookup(keys(0, 0, 3), booked)[0] == Overlap(MAX_WORKERS - 1, 3, 0, 0, 3)
+    assert full.sweep(1000)
+    assert len(full) == 3
+
+
+@both
+def test_above_the_cap_the_deepest_of_the_longest_untouched_goes(make: Any) -> None:
+    full = filled(make, workers=1, blocks=WINDOW, cap=WINDOW)
+
+    def present(chain: int, position: int) -> int:
+        return int(full.lookup(keys(chain, position, position + 1), [0.0])[0].blocks)
+
+    full.store(0, DEVICE, 20, keys(3, 20, 21))
+    assert [full.gaps, len(full), full.held(0)] == [1, WINDOW, WINDOW]
+    assert not present(0, WINDOW - 1)
+    full.lookup(keys(0, 0, WINDOW - 1), [0.0])  # touches all but the new block, the deepest
+    full.store(0, DEVICE, 5, keys(3, 25, 26))
+    assert [present(3, 20), present(3, 25), present(0, WINDOW - 2)] == [0, 1, 1]
+
+
+@both
+def test_what_departed_workers_left_goes_first_and_is_no_gap(make: Any) -> None:
+    full = filled(make, workers=2, blocks=10, cap=WINDOW)
+    full.store(1, DEVICE, 10, keys(0, 10, WINDOW))
+    full.remove_worker(1)
+    full.store(0, DEVICE, 100, keys(2, 100, 106))
+    assert [full.gaps, full.held(0), len(full)] == [0, 16, 16]
+
+
+@both
+def test_a_long_chains_winner_is_verified(make: Any) -> None:
+    full = make(10_000)
+    a, b = full.add_worker(), full.add_worker()
+    long = keys(0, 0, LONGEST)
+    full.store(a, DEVICE, 0, long)
+    full.store(b, DEVICE, 0, long[: 8 * 1500])
+    full.store(b, HOST, 0, long[: 8 * 1000])
+    full.remove(b, DEVICE, long[8 * 100 : 8 * 300])
+    booked = [0.0, 0.0]
+    answers = [Overlap(a, LONGEST, LONGEST, 0, 0), Overlap(b, 1500, 1300, 200, 0)]
+    assert [full.lookup(long, booked)[0], full.lookup(long, booked, 16, LONGEST)[1]] == answers
+    full.remove(a, DEVICE, long[8 * 77 : 8 * 78])  # a gap inside a stride
+    assert full.lookup(long, booked) == [answers[1], Overlap(a, 77, 77, 0, 0)]
+    full.remove(b, HOST, long[8 * 200 : 8 * 201])
+    assert full.lookup(long, booked)[0] == Overlap(b, 200, 100, 100, 0)
+
+
+@both
+def test_a_small_table_survives_churn(make: Any) -> None:
+    full, chance = make(60), random.Random(3)
+    worker, held = full.add_worker(), set[int]()
+    for step in range(6000):
+        position = chance.randrange(200)
+        if position in held or len(held) == 40:
+            position = position if position in held else chance.choice(sorted(held))
+            full.remove(worker, DEVICE, keys(0, position, position + 1))
+            held.remove(position)
+        else:
+            full.store(worker, DEVICE, position, keys(0, position, position + 1))
+            held.add(position)
+        if step % 50 == 0:
+            found = {n for n in range(200) if full.lookup(keys(0, n, n + 1), [0.0])[0].blocks}
+            assert (found, full.held(worker), len(full)) == (held, len(held), len(held))
+
+
+@both
+def test_memory_is_bounded_and_slices_are_short(make: Any) -> None:
+    """K2 in short: four times the cap in distinct blocks (``tests/bars/index_soak.py``: in long)."""
+    native = make is index.Index and index.native
+    cap, batch = (100_000, 512) if native else (2000, 100)
+    full, chance = make(cap), random.Random(1)
+    for _ in range(8):
+        full.add_worker()
+    taken, before = [], 0
+    for n in range(0, 4 * cap, batch):
+        packed = chance.randbytes(8 * batch)
+        start = thread_time()
+        full.store(n // batch % 8, DEVICE, n % 4096, packed)
+        taken.append(thread_time() - start)
+        before = before or (full.memory() if n > 2 * cap else 0)
+    assert [len(full), full.gaps] == [cap, sum(map(len, (range(0, 4 * cap, batch),))) * batch - cap]
+    assert full.memory() <= before * 1.05
+    if native:
+        assert full.memory() <= 60 * cap
+        assert sorted(taken)[len(taken) * 99 // 100] < 1e-3
+
+
+def test_the_native_index_gives_everything_back() -> None:
+    packed, booked = keys(0, 0, 200), array("d", [0.0] * 70)
+
+    def live_and_die() -> None:
+        full = filled(index.Index, workers=70, blocks=200, cap=150)
+        full.store(3, HOST, 0, packed)
+        full.lookup(packed, booked)
+        full.remove_worker(3)
+        full.sweep(10)
+
+    def counts() -> list[int]:
+        gc.collect()
+        return [sys.getrefcount(kind) for kind in (index.Index, Overlap, packed, booked)]
+
+    live_and_die()
+    before = counts()
+    tracemalloc.start()
+    try:
+        live_and_die()
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0]
+        for _ in range(5 if index.native else 0):
+            live_and_die()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - traced < 20_000
+    finally:
+        tracemalloc.stop()
+    assert counts() == before
