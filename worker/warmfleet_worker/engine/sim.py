@@ -82,11 +82,10 @@ class SimEngine:
         return StepResult(drawn, max(0.0, self.timing.seconds(plan) - (self._clock() - began)))
 
     def _compute(self, work: Work) -> Drawn:
-        blocks = np.array([b for run in work.runs for b in run.blocks], np.intp)
+        blocks = np.concatenate([np.array(run.blocks, np.intp) for run in work.runs])
         start, end = work.start, work.start + len(work.token_ids)
         values = extend(self._before(work, blocks), work.token_ids)
-        positions = np.arange(start, end)
-        self.pool[blocks[positions // self.block_size], positions % self.block_size] = values
+        self._write(blocks, start, values)
         scores = () if work.prompt_logprobs is None else self._score(work, values)
         if work.sampling is None:
             return Drawn(prompt_logprobs=scores)
@@ -95,6 +94,14 @@ class SimEngine:
         count = work.sampling.logprobs
         logprobs = () if count is None else tuple([self._logprobs(t, count) for t in tokens])
         return Drawn(tokens, logprobs, scores)
+
+    def _write(self, blocks: npt.NDArray[np.intp], start: int, values: _Values) -> None:
+        if len(values) == 1:  # decoding: indexing with arrays would take most of the step
+            block, slot = divmod(start, self.block_size)
+            self.pool[blocks[block], slot] = values[0]
+            return
+        positions = np.arange(start, start + len(values))
+        self.pool[blocks[positions // self.block_size], positions % self.block_size] = values
 
     def _before(self, work: Work, blocks: npt.NDArray[np.intp]) -> int:
         if work.start == 0:
@@ -124,8 +131,7 @@ def seed_value(root: bytes) -> int:
 def extend(before: int, token_ids: Sequence[int]) -> _Values:
     """v[p] = factor * v[p - 1] + mix(token[p]) modulo 2^64; shape [tokens]."""
     if len(token_ids) == 1:
-        value = (_FACTOR * before + int(_mix(np.array(token_ids, np.uint64))[0])) & _MASK
-        return np.array([value], np.uint64)
+        return np.array([(_FACTOR * before + _mix_one(token_ids[0])) & _MASK], np.uint64)
     count = len(token_ids)
     up, down = _powers(count)
     mixed = _mix(np.array(token_ids, np.uint64))
@@ -180,6 +186,14 @@ def _powers(count: int) -> tuple[_Values, _Values]:
         )
     up, down = _powers_known
     return up[:count], down[:count]
+
+
+def _mix_one(token: int) -> int:
+    """``_mix`` of one token, without numpy."""
+    x = (token + _FACTOR) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
 
 
 def _mix(tokens: _Values) -> _Values:
