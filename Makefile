@@ -8,7 +8,9 @@ STAMP := $(VENV)/.installed
 # A GPU machine takes torch's default (CUDA) build; elsewhere the CPU build is enough and far smaller.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 
-$(STAMP)-base: pyproject.toml
+NATIVE := router/warmfleet_router/_native.c router/warmfleet_router/_presence.h
+
+$(STAMP)-base: pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing warmfleet and the demo model into $(VENV) ..."
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
