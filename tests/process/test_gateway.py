@@ -13,6 +13,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from warmfleet_router import booking
+from warmfleet_router.gateway import service
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -59,8 +61,8 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     """start(sim=..., **settings of the gateway) -> Stack, with two workers."""
     async with AsyncExitStack() as stack:
 
-        async def started(sim: dict[str, Any] = SIM, **settings: Any) -> Stack:
-            workers = [await stack.enter_async_context(sim_worker(name=n, sim=sim)) for n in ("a", "b")]
+        async def started(sim: dict[str, Any] = SIM, names: str = "ab", **settings: Any) -> Stack:
+            workers = [await stack.enter_async_context(sim_worker(name=n, sim=sim)) for n in names]
             places = [worker.grpc_address for worker in workers]
             embedded = request.param == "embedded"
             main = await stack.enter_async_context(router(places, **(settings if embedded else {})))
@@ -132,9 +134,12 @@ async def test_choices_prompts_logprobs_and_echo(start: Start) -> None:
     ) as response:
         *chunks, _ = await events(response)
     texts = [""] * 4
-    for chunk in chunks:
-        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    offsets: list[list[int]] = [[] for _ in range(4)]
+    for (choice,) in [chunk["choices"] for chunk in chunks]:
+        texts[choice["index"]] += choice["text"]
+        offsets[choice["index"]] += (choice["logprobs"] or {"text_offset": []})["text_offset"]
     assert texts == [c["text"] for c in answer["choices"]]
+    assert offsets == [c["logprobs"]["text_offset"] for c in answer["choices"]]
 
 
 async def test_a_stop_string_cuts_the_text_and_frees_the_worker(start: Start) -> None:
@@ -225,7 +230,7 @@ def tenant(name: str, key: str, **more: str) -> dict[str, Any]:
 async def test_tenants_need_keys_and_share_nothing_by_default(start: Start) -> None:
     shared = {"salt": "group"}
     keys = [tenant("one", "k1"), tenant("two", "k2"), tenant("three", "k3", **shared)]
-    fleet = await start(tenants=[*keys, tenant("four", "k4", **shared)])
+    fleet = await start(names="a", tenants=[*keys, tenant("four", "k4", **shared)])
 
     async def cached(key: str) -> int:
         headers = {"Authorization": f"Bearer {key}"}
@@ -258,6 +263,20 @@ async def test_more_than_its_bound_of_requests_is_refused_at_once(start: Start) 
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_heartbeats_keep_the_booking_of_a_long_answer(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(booking, "BOOKING_TTL_S", 0.4)
+    monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 0.1)
+    fleet = await start(SLOW)
+    asking = asyncio.create_task(fleet.chat(max_tokens=100))
+    await soon(lambda: fleet.running() == 1)
+    while not asking.done():
+        assert await fleet.bookings() == 1 or asking.done()
+        await asyncio.sleep(0.05)
+    assert (await asking)["usage"]["completion_tokens"] == 100
 
 
 async def test_request_ids_and_one_log_line_without_the_prompt(

@@ -170,3 +170,13 @@ async def test_who_leaves_while_being_placed_leaves_no_booking(bench: Bench) -> 
     bench.placing.slow.set()
     await asyncio.sleep(0.01)
     assert await bench.endings() == [(1, IGNORE)]
+
+
+async def test_reports_of_one_booking_keep_their_order(bench: Bench) -> None:
+    reports = bench.fleet.reports
+    for number in (1, 2):
+        reports.progress(pb.ProgressRequest(booking=number))
+        reports.finish(pb.FinishRequest(booking=number, outcome=OK))
+    await reports.close()
+    kinds = [type(said).__name__ for said in bench.placing.said if said.booking == 1]
+    assert kinds == ["ProgressRequest", "FinishRequest"]

@@ -1,0 +1,69 @@
+"""What a router or a gateway refuses to start with, and that the key is named."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from warmfleet_proto.settings import ConfigError, load, to_toml
+from warmfleet_router.config import GatewayConfig, Https, RouterConfig, check, https_context
+
+DIGEST = "0" * 64
+TENANT = {"name": "a", "key_sha256": [DIGEST]}
+OPEN = "0.0.0.0:8000"
+TLS = {"certificate": "c", "key": "k", "authority": "a"}
+
+
+def router(**settings: Any) -> RouterConfig:
+    return msgspec.convert(settings, RouterConfig)
+
+
+def test_defaults_are_loopback_and_round_trip(tmp_path: Any) -> None:
+    check(router())
+    check(GatewayConfig())
+    file = tmp_path / "router.toml"
+    config = router(workers=["127.0.0.1:1"], tenants=[TENANT], routing={"policy": "round_robin"})
+    file.write_text(to_toml(config))
+    assert load(RouterConfig, str(file)) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"http": OPEN}, "http"),
+        ({"http": OPEN, "https": {"certificate": "c", "key": "k"}}, "tenants"),
+        ({"listen": OPEN}, "listen"),
+        ({"admin": OPEN}, "admin"),
+        ({"admin": OPEN, "tls": TLS}, "admin"),
+        ({"http": "localhost"}, "HOST:PORT"),
+        ({"workers": ["127.0.0.1:1", "127.0.0.1"]}, r"workers\[1\]"),
+        ({"workers": ["127.0.0.1:1", "127.0.0.1:1"]}, "twice"),
+        ({"tenants": [TENANT | {"key_sha256": ["secret"]}]}, r"tenants\[0\].key_sha256"),
+        ({"tenants": [TENANT | {"key_sha256": [DIGEST.upper().replace("0", "A")]}]}, "key_sha256"),
+        ({"tenants": [TENANT, TENANT | {"name": "b"}]}, "twice"),
+        ({"tenants": [TENANT, TENANT | {"key_sha256": ["1" * 64]}]}, "name"),
+        ({"tenants": [TENANT | {"name": ""}]}, "name"),
+        ({"tenants": [TENANT | {"salt": ""}]}, "salt"),
+        ({"tenants": [TENANT | {"salt": "x" * 65}]}, "salt"),
+    ],
+)
+def test_refusals_name_the_key(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check(router(**settings))
+
+
+def test_beyond_loopback_with_tls_and_keys_or_spelled_out() -> None:
+    check(router(http=OPEN, https={"certificate": "c", "key": "k"}, tenants=[TENANT], listen=OPEN, tls=TLS))
+    check(router(http=OPEN, listen=OPEN, admin=OPEN, insecure=True))
+
+
+def test_unknown_keys_and_values_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"routing\.policy"):
+        load(RouterConfig, None, ["routing.policy=magic"])
+    with pytest.raises(ConfigError, match="no_such_key"):
+        load(GatewayConfig, None, ["no_such_key=1"])
+
+
+def test_a_missing_certificate_is_named() -> None:
+    assert https_context(None) is None
+    with pytest.raises(ConfigError, match="https"):
+        https_context(Https("/nowhere.pem", "/nowhere.key"))
