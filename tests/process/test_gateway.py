@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from warmfleet_router import booking
-from warmfleet_router.gateway import service
+from warmfleet_router.gateway import job, service
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -140,6 +140,19 @@ async def test_choices_prompts_logprobs_and_echo(start: Start) -> None:
         offsets[choice["index"]] += (choice["logprobs"] or {"text_offset": []})["text_offset"]
     assert texts == [c["text"] for c in answer["choices"]]
     assert offsets == [c["logprobs"]["text_offset"] for c in answer["choices"]]
+
+
+@pytest.mark.parametrize("fields", [{"echo": True, "max_tokens": 1}, {"max_tokens": 300, "ignore_eos": True}])
+async def test_more_scores_than_a_body_may_hold(
+    start: Start, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(job, "MAX_SCORES", 400)
+    fleet = await start()
+    asked = body(prompt=list(range(300)), logprobs=1) | fields
+    async with fleet.http.post(f"{fleet.url}/v1/completions", json=asked) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "logprobs"
+    await soon(lambda: fleet.running() == 0)
 
 
 async def test_a_stop_string_cuts_the_text_and_frees_the_worker(start: Start) -> None:

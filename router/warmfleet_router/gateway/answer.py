@@ -11,7 +11,7 @@ from warmfleet_router.gateway import openai
 from warmfleet_router.gateway.choices import ChoiceText, prompt_scores
 from warmfleet_router.gateway.generation import Generation
 from warmfleet_router.gateway.http import told
-from warmfleet_router.gateway.job import Job
+from warmfleet_router.gateway.job import Job, check_scores
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.prompt.scores import Score
 from warmfleet_router.prompt.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ class Answer:
             for index, (text, scored) in pieces.items():
                 texts[index].append(text)
                 scores[index] += scored or ()
+            check_scores(sum(map(len, scores)) * (1 + (self._job.options.logprobs or 0)))
 
         await together([self._follow(i, keep) for i in range(len(self._generations))])
         scored = self._job.options.logprobs is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.worker_pb2 import Sampling
 
@@ -14,6 +15,8 @@ from warmfleet_router.gateway.schema import ChatRequest, CompletionRequest, Samp
 from warmfleet_router.prompt import ids
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.prompt.tokenizer import Tokenizer
+
+MAX_SCORES = 100_000  # tokens and their alternatives in one body or event: half a second to write out
 
 
 class Prompt(NamedTuple):
@@ -81,7 +84,10 @@ class Preparer:
         return _job("cmpl", request, tuple(prompts))
 
     def _sampling(self, options: SamplingOptions, token_ids: bytes, context: int, field: str) -> Sampling:
-        max_tokens = completion_budget(options, len(token_ids) // TOKEN_BYTES, context, field)
+        prompt_tokens = len(token_ids) // TOKEN_BYTES
+        max_tokens = completion_budget(options, prompt_tokens, context, field)
+        if options.prompt_logprobs is not None:
+            check_scores(prompt_tokens * (1 + options.prompt_logprobs))
         ends = () if options.ignore_eos else self._encoder.tokenizer.eos_ids
         return Sampling(
             temperature=options.temperature,
@@ -94,6 +100,15 @@ class Preparer:
             stop_ids=ids.pack((*ends, *options.stop_token_ids)),
             logprobs=options.logprobs,
             prompt_logprobs=options.prompt_logprobs,
+        )
+
+
+def check_scores(count: int) -> None:
+    """Raises BadRequest."""
+    if count > MAX_SCORES:
+        raise BadRequest(
+            f"logprobs: {count} log-probabilities are more than one answer may hold ({MAX_SCORES})",
+            "logprobs",
         )
 
 
