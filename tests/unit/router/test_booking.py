@@ -36,6 +36,15 @@ def test_the_first_token_ends_the_load_of_a_backend_that_names_no_bookings() -> 
     assert booked(worker) == (0, 1)
 
 
+def test_a_repeated_first_token_teaches_once() -> None:
+    core, _ = fleet_of(1)
+    placement = core.route(ask(PROMPT), 0.0)
+    for _ in range(2):
+        report = rpb.ProgressRequest(booking=placement.booking, cached_tokens=16, prefill_s=0.1, ttft_s=0.1)
+        core.progress(report, 0.1)
+    assert (core.counters.progress, core.counters.delivered_tokens) == (1, 16)
+
+
 def test_a_worker_speaks_for_its_own_bookings_only() -> None:
     core, (first, second) = fleet_of(2, policy="round_robin")
     placement = core.route(ask(PROMPT), 0.0)

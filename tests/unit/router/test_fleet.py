@@ -111,15 +111,30 @@ def test_at_most_half_of_the_fleet_is_ejected() -> None:
 def test_endings_of_the_incarnation_before_say_nothing() -> None:
     core, workers = fleet_of(4)
     old = [core.route(ask(PROMPT, exclude=["w1", "w2", "w3"]), 0.1).booking for _ in range(9)]
-    for booking in old[:5]:
+    for booking in old[:4]:
         core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.1)
+    workers[0].restart(0.2)
+    for booking in old[4:]:
+        core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.2)
+    end(core, workers[0], DROPPED, 0.3, times=4)
+    assert states(core, 0.3)[0] == "healthy"
+
+
+def test_a_new_epoch_ends_an_ejection() -> None:
+    core, workers = fleet_of(4)
+    end(core, workers[0], DROPPED, 0.1, times=5)
     assert states(core, 0.1)[0] == "ejected"
     workers[0].restart(0.2)
     assert states(core, 0.2)[0] == "healthy"
-    for booking in old[5:]:
-        core.finish(rpb.FinishRequest(booking=booking, outcome=DROPPED), 0.2)
-    end(core, workers[0], DROPPED, 0.3)
-    assert states(core, 0.3)[0] == "healthy"
+
+
+def test_the_entries_of_an_old_epoch_are_unusable_with_the_first_status_of_the_new() -> None:
+    core, (worker,) = fleet_of(1)
+    worker.store(PROMPT, 0.0)
+    core.roster.broken(worker.address, 0.1)
+    worker.epoch += 1
+    core.roster.joined(worker.address, worker._status(), 0.2)
+    assert core.workers(0.2)[0].held_blocks == 0
 
 
 def test_panic_uses_whoever_can_be_reached() -> None:

@@ -318,6 +318,16 @@ def test_above_the_cap_the_deepest_of_the_longest_untouched_goes(make: Any) -> N
 
 
 @both
+def test_a_block_that_is_stored_again_counts_as_touched(make: Any) -> None:
+    full = filled(make, workers=2, blocks=WINDOW, cap=WINDOW)
+    full.store(0, DEVICE, 0, keys(0, 0, WINDOW))
+    full.store(0, DEVICE, 20, keys(3, 20, 21))
+    full.store(0, DEVICE, WINDOW - 2, keys(0, WINDOW - 2, WINDOW - 1))
+    full.store(0, DEVICE, 30, keys(3, 30, 31))
+    assert full.lookup(keys(0, WINDOW - 2, WINDOW - 1), [0.0, 0.0])[0].blocks == 1
+
+
+@both
 def test_what_departed_workers_left_goes_first_and_is_no_gap(make: Any) -> None:
     full = filled(make, workers=2, blocks=10, cap=WINDOW)
     full.store(1, DEVICE, 10, keys(0, 10, WINDOW))

@@ -102,6 +102,14 @@ def test_decode_steps_are_learned_from_reports_of_pure_decoding() -> None:
         assert rates.step_s(batch, 500 * batch) == pytest.approx(6e-3 + 5e-5 * batch, rel=0.2)
 
 
+def test_no_rate_is_ever_negative() -> None:
+    rates = starting_rates(())
+    for batch in range(1, 64):
+        rates.observe_step(batch, 0, 0.1 - 1e-3 * batch)
+    assert min(rates.step.coefficients) >= 0
+    assert rates.step_s(1, 0) > 0
+
+
 def test_prediction_error_is_kept() -> None:
     rates = starting_rates(())
     assert rates.ttft_error is None
