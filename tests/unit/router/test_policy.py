@@ -197,6 +197,24 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     assert sum(s for _, s in policy.terms(choice)) == pytest.approx(price(choice))
 
 
+@pytest.mark.parametrize(
+    ("prefills", "ranks", "chosen"),
+    [
+        ((0.5, 0.5, 0.5), (0, 1, 2), 2),  # the deepest home
+        ((0.5, 0.505, 0.6), (0, 1, 2), 1),  # of those near the cheapest
+        ((0.5, 0.6, 0.6), (0, 1, 2), 0),
+        ((0.5, 0.5, 0.6), (0, 0, 2), 1),  # no home near: in turn
+    ],
+)
+def test_near_ties_go_home(prefills: tuple[float, ...], ranks: tuple[int, ...], chosen: int) -> None:
+    candidates = [
+        Candidate(worker, 0, 0.0, 0.0, prefill, 0.0, 1.0, rank)
+        for worker, prefill, rank in zip(WORKERS, prefills, ranks, strict=False)
+    ]
+    choice = Cheapest(8.0, 1.25).choose(Ask((), BLOCK, 100, 10, 1, ticket=1), candidates)
+    assert choice.candidate is candidates[chosen]
+
+
 def test_bounded_homes_pass_on_to_the_next_worker() -> None:
     ring = Ring()
     for worker in WORKERS:
