@@ -41,7 +41,8 @@ class Delivery:
         count = len(output.token_ids) // TOKEN_BYTES
         if seen < 0 or (ends and seen > count):
             raise WorkerLost(f"worker answered position {output.position} after {self._next[choice]} tokens")
-        fresh = _unseen(output, min(seen, count)) if self.started else output
+        follows = seen == 0 and output.position > 0  # the common case: nothing in it can be old
+        fresh = output if follows or not self.started else _unseen(output, min(seen, count))
         if fresh is None:
             return None
         self.started = True

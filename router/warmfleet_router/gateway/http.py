@@ -26,7 +26,7 @@ _SEND_BUFFER_BYTES = 256 << 10  # the kernel's share of what a client may be beh
 def application() -> web.Application:
     """Without routes; errors of every handler become OpenAI bodies, every response names its request."""
     made = web.Application(middlewares=[_errors])
-    made.on_response_prepare.append(_name)
+    made.on_response_prepare.append(_sign)
     return made
 
 
@@ -93,7 +93,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _shown(500, "internal error")
 
 
-async def _name(request: web.Request, response: web.StreamResponse) -> None:
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "warmfleet"
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
 

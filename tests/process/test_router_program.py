@@ -1,0 +1,108 @@
+"""``warmfleet router`` and ``warmfleet gateway`` as programs: options, ready lines, refusals, signals."""
+
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from warmfleet_proto.settings import load
+from warmfleet_router.config import GatewayConfig, RouterConfig
+
+from tests.process.programs import ANY, Processes, processes, program, until
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def warmfleet(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "warmfleet_router.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_print_config_can_be_read_back(tmp_path: Path) -> None:
+    options = ("--http", ANY, "--set", "routing.policy=two_choices", "--set", 'workers=["127.0.0.1:1"]')
+    done = warmfleet("router", *options, "--print-config")
+    file = tmp_path / "router.toml"
+    file.write_text(done.stdout)
+    config = load(RouterConfig, str(file))
+    assert (config.http, config.routing.policy, config.workers) == (ANY, "two_choices", ["127.0.0.1:1"])
+    done = warmfleet("gateway", "--router", "127.0.0.1:9", "--print-config")
+    file.write_text(done.stdout)
+    assert load(GatewayConfig, str(file)).router == "127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("router", "--http", "0.0.0.0:8000"), "http"),
+        (("router", "--set", "no_such=1"), "no_such"),
+        (("router", "--model", "/nowhere", "--http", ANY, "--listen", ANY), "/nowhere"),
+        (("gateway", "--router", "nowhere"), "HOST:PORT"),
+        (("router", "--config", "/nowhere.toml"), "/nowhere.toml"),
+    ],
+)
+def test_refusals_name_the_key_and_leave_no_traceback(arguments: tuple[str, ...], named: str) -> None:
+    done = warmfleet(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with program(tmp_path, "router", http=ANY, listen=ANY) as first:
+        taken = first.said["http"]
+        done = warmfleet("router", "--http", taken, "--listen", ANY)
+        assert done.returncode == 2
+        assert taken in done.stderr
+
+
+@pytest.fixture
+def sims(tmp_path: Path) -> Iterator[Processes]:
+    with processes(tmp_path, 1, timing__step_s=0.02) as running:
+        yield running
+
+
+def stream(sims: Processes, tokens: int, said: list[str]) -> threading.Thread:
+    """Reads a stream in a thread, line by line into ``said``."""
+    messages = [{"role": "user", "content": "x"}]
+    body = {"model": "sim", "stream": True, "max_tokens": tokens, "messages": messages}
+    request = urllib.request.Request(
+        f"{sims.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+
+    def read() -> None:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # when it is cut off
+                said.extend(line.decode() for line in response)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_sigterm_lets_open_streams_end(sims: Processes) -> None:
+    said: list[str] = []
+    thread = stream(sims, 100, said)
+    until(lambda: sims.admin()[0]["running"] == 1)
+    sims.router.process.send_signal(signal.SIGTERM)
+    assert sims.router.process.wait(15) == 0
+    thread.join(5)
+    assert "data: [DONE]\n" in said
+
+
+def test_a_second_signal_ends_it_at_once(sims: Processes) -> None:
+    thread = stream(sims, 2000, [])
+    until(lambda: sims.admin()[0]["running"] == 1)
+    sims.router.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert sims.router.alive
+    sims.router.process.send_signal(signal.SIGTERM)
+    sims.router.process.wait(2)
+    thread.join(5)
