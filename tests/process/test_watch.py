@@ -1,6 +1,8 @@
 """WatchKv over real gRPC: whoever follows it holds what the worker holds."""
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,7 +46,8 @@ class Follower:
         """It knows all that the worker has published."""
         while self.seq != worker.presence.seq:
             await self.read()
-        assert set(self.present) == set(worker.scheduler.cache._nodes)
+        nodes = worker.scheduler.cache._nodes.values()
+        assert self.present == {node.hash: node.depth for node in nodes}
 
     def _take_snapshot(self, snapshot: pb.KvSnapshot) -> None:
         if snapshot.first:
@@ -212,3 +215,18 @@ async def test_watchers_leave_nothing_behind() -> None:
                 handle += 1
                 await gateway.submit(handle, [1], 1)
                 await gateway.end(handle)
+
+
+async def test_later_snapshot_names_all_bookings_again() -> None:
+    async with sim_worker(**SLOW) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        await gateway.submit(1, range(50), ENDLESS, booking=101)
+        await gateway.until(1, 1)
+        async with contextlib.aclosing(watch.Watch(worker.runner).messages(pb.WatchKvRequest())) as messages:
+            assert list((await anext(messages)).load.bookings) == [101]
+            worker.presence._ring = deque(maxlen=1)
+            for handle, booking in ((2, 102), (3, 0), (4, 0)):
+                await gateway.submit(handle, range(100 * handle, 100 * handle + 50), 1, booking=booking)
+                await gateway.end(handle)
+            message = await anext(messages)
+            assert message.snapshot.last
+            assert list(message.load.bookings) == [101]  # 102 has come and gone

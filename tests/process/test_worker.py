@@ -291,6 +291,17 @@ async def test_nobody_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await gateway.end(1)).reason == pb.Ending.FAILED
 
 
+async def test_ended_requests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "REATTACH_S", 0.0)
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        for handle in range(1, 20):
+            await gateway.submit(handle, [handle], 2)
+            await gateway.end(handle)
+        (session,) = worker.service._sessions._sessions.values()
+        assert len(session._transcripts) <= 1
+        assert len(session._ended) <= 1
+
+
 async def test_gateway_that_does_not_read_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warmfleet_worker.outbox.BACKLOG_BYTES", 100_000)
     async with sim_worker(total_blocks=8192) as worker, stub_of(worker) as stub:

@@ -111,8 +111,6 @@ def _opening(request: ServeRequest | None) -> Open:
 async def _read(requests: AsyncIterator[ServeRequest], session: Session, outbox: Outbox) -> None:
     """Until the gateway ends the stream or breaks its rules."""
     async for request in requests:
-        if session.outbox is not outbox:
-            return  # another stream took over
         match request.WhichOneof("body"):
             case "submit":
                 session.submit(request.submit)

@@ -197,8 +197,7 @@ def test_admission_takes_the_prompt_one_token_more_and_a_block_a_choice() -> Non
 def test_admission_leaves_a_block_for_each_that_runs() -> None:
     driver = Driver(total_blocks=6)
     driver.submit(range(8), 8)  # three blocks now, four at its end
-    driver.submit(range(20, 28), 2)  # three blocks: none would be left
-    driver.step()
+    driver.submit(range(20, 28), 8)  # three blocks: none would be left
     driver.step()
     assert len(driver.scheduler.batch.running) == 1
     driver.run()
@@ -268,13 +267,13 @@ def test_what_is_found_after_a_preemption_is_not_a_hit() -> None:
 
 
 def test_preempted_goes_first_again() -> None:
-    driver = Driver(total_blocks=10)
+    driver = Driver(total_blocks=10, max_running=2)
     driver.submit(range(10), 25)
     new = driver.submit(range(9), 25)
     last = driver.submit(range(50, 55), 1)
     while not driver.scheduler.totals.preemptions:
         driver.step()
-    assert driver.scheduler.batch.waiting[0].request is new
+    assert [sequence.request for sequence in driver.scheduler.batch.waiting] == [new, last]
     driver.run()
     driver.check_exact(last)
 
