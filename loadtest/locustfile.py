@@ -20,7 +20,7 @@ from locust import HttpUser, between, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
-from loadtest.workloads import AgentShape, ChatShape, Message, around, message, prefix_lengths
+from loadtest.workloads import AgentShape, ChatShape, around, message, prefix_lengths
 
 CHAT_PATH = "/v1/chat/completions"
 CHAT, AGENT = ChatShape(), AgentShape()
@@ -95,7 +95,7 @@ class ChatUser(StreamingUser):
     def on_start(self) -> None:
         super().on_start()
         rng = random.Random(self.environment.parsed_options.seed)  # the same for every user
-        self.system = as_dict(message(rng, "system", CHAT.system))
+        self.system = message(rng, "system", CHAT.system).as_dict()
         self.history = [self.system]
 
     @task
@@ -103,7 +103,7 @@ class ChatUser(StreamingUser):
         if len(self.history) > 2 * CHAT.turns:
             self.history = [self.system]
         question = message(self.rng, "user", around(self.rng, CHAT.question))
-        asked = [*self.history, as_dict(question)]
+        asked = [*self.history, question.as_dict()]
         if answer := self.ask(asked, "chat"):
             self.history = [*asked, {"role": "assistant", "content": answer}]
 
@@ -118,7 +118,7 @@ class AgentUser(StreamingUser):
         options = self.environment.parsed_options
         rng = random.Random(options.seed)
         shape = AgentShape(longest=options.longest_prefix, shortest=options.longest_prefix // 12)
-        self.systems = [as_dict(message(rng, "system", words)) for words in prefix_lengths(shape)]
+        self.systems = [message(rng, "system", words).as_dict() for words in prefix_lengths(shape)]
         rng.shuffle(self.systems)
         self.weights = [1 / (rank + 1) ** shape.zipf for rank in range(shape.prefixes)]
 
@@ -126,11 +126,7 @@ class AgentUser(StreamingUser):
     def work(self) -> None:
         (system,) = self.rng.choices(self.systems, self.weights)
         question = message(self.rng, "user", around(self.rng, AGENT.question))
-        self.ask([system, as_dict(question)], "agent")
-
-
-def as_dict(spoken: Message) -> dict[str, str]:
-    return {"role": spoken.role, "content": spoken.content}
+        self.ask([system, question.as_dict()], "agent")
 
 
 def chunks(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:

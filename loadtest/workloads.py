@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 from loadtest.words import WORDS
 
 TOKENS_PER_WORD = {"demo": 1.0, "byte": 5.0}
-TEMPLATE_TOKENS = {"demo": 5, "byte": 30}  # what a chat template adds to a message, about
+TEMPLATE_TOKENS = {"demo": 6, "byte": 30}  # what a chat template adds to a message, about
 
 
 class Message(NamedTuple):
     role: str
     words: int
     content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
 
 
 class Turn(NamedTuple):
@@ -37,7 +40,7 @@ class Turn(NamedTuple):
         """Of ``POST /v1/chat/completions``: greedy, with usage in the last chunk of a stream."""
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
+            "messages": [m.as_dict() for m in self.messages],
             "max_tokens": self.max_tokens,
             "temperature": 0,
         }

@@ -22,7 +22,7 @@ from tests.bars.sharing import shown
 WORKERS, SEED = 8, 6
 SECONDS = float(os.environ.get("LIVE_SECONDS", "100"))
 AGENT = AgentShape(question=500, max_tokens=16)
-CHAT = ChatShape(system=1000, question=200, answer=100, max_tokens=16, turns=8)
+CHAT = ChatShape(system=300, question=300, answer=150, max_tokens=16, turns=6)
 
 
 class Case(NamedTuple):

@@ -6,7 +6,7 @@ from aiohttp.test_utils import TestServer
 from tests.unit.loadtest.headless import locust
 from tests.unit.loadtest.stand_in import StandIn
 
-LOAD = "--users 4 --spawn-rate 10 --run-time 3s --longest-prefix 600"
+LOAD = "--users 4 --spawn-rate 10 --run-time 6s --longest-prefix 600"
 
 
 @pytest.mark.timeout(40)
@@ -20,7 +20,7 @@ async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path)
         assert run.rows["TTFT", name]["num_requests"] == answers["num_requests"] > 0
         assert run.rows["ITL", name]["num_requests"] == 2 * answers["num_requests"]
         assert 38 <= run.median_ms("TTFT", name) < run.median_ms("POST", name)
-        assert 15 <= run.median_ms("ITL", name) <= 60
+        assert 15 <= run.median_ms("ITL", name) <= 200
     assert "hit rate 0." in run.output
     assert "w0: 0.750: 3 of 4 prompt tokens" in run.output
     histories = [b["messages"] for b in stand_in.bodies if len(b["messages"]) > 2]
