@@ -112,7 +112,8 @@ def until(condition: Any, within_s: float = 10.0) -> None:
 def answers(url: str) -> bool:
     try:
         get(url)
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         return False
     return True
 

@@ -78,9 +78,9 @@ def stream(sims: Processes, tokens: int, said: list[str]) -> threading.Thread:
     )
 
     def read() -> None:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            with contextlib.suppress(OSError, http.client.HTTPException):  # when it is cut off
-                said.extend(line.decode() for line in response)
+        cut_off = contextlib.suppress(OSError, http.client.HTTPException)
+        with cut_off, urllib.request.urlopen(request, timeout=30) as response:
+            said.extend(line.decode() for line in response)
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

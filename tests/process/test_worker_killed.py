@@ -135,6 +135,7 @@ def test_all_are_gone(sims: Processes) -> None:
     began = time.monotonic()
     with pytest.raises(urllib.error.HTTPError) as refused:
         ask(sims.url)
+    refused.value.close()
     assert refused.value.code in (502, 503)
     assert time.monotonic() - began < 1
     assert sims.router.alive
