@@ -10,7 +10,7 @@ import traceback
 
 from tests.bars.rows import Row, table
 
-# Issue, bar and what it shows, by module.
+# By module: the bar's number and what it shows; 3.2 is bar 2 of issue 3.
 BARS = {
     "first_light": "1: a fleet by one command, its first answer and the second turn's cached tokens",
     "exactness": "2: logits with the cache on and off, and against transformers",
@@ -20,7 +20,9 @@ BARS = {
     "users": "6: locust users for 30 s",
     "bad_input": "7: bad requests and the death of a worker",
     "gateway_cost": "8: CPU and latency that the gateway adds, beside sglang-router",
-    "live_vs_sglang": "issue 3, 6: 8 workers live, agents and chats, beside sglang-router",
+    "index": "3.2: the index beside Dynamo's radix tree",
+    "route": "3.3: a placement in microseconds",
+    "live_vs_sglang": "3.6: 8 workers live, agents and chats, beside sglang-router",
 }
 
 
