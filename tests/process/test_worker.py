@@ -235,6 +235,43 @@ async def test_full_queue_rejects() -> None:
         assert await gateway.finish(2) == expected(worker, [2], 1)
 
 
+async def test_too_many_gateways_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 1)
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub, "a") as gateway:
+        await gateway.call.initial_metadata()
+        call = stub.Serve()
+        await call.write(pb.ServeRequest(open=pb.Open(gateway_id="b")))
+        assert await call.code() == grpc.StatusCode.UNAVAILABLE
+        await gateway.submit(1, [1], 1)
+        await gateway.end(1)
+
+
+async def test_prompts_that_arrive_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_INCOMING_BYTES", 100)
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        half = pb.Submit(handle=1, prompt_tokens=20, token_ids=packed(range(10)))
+        await gateway.send(submit=half)
+        await gateway.submit(2, range(10), 1)
+        assert (await gateway.end(2)).reason == pb.Ending.REJECTED
+        await gateway.send(cancel=pb.Cancel(handle=1))
+        assert (await gateway.end(1)).reason == pb.Ending.CANCELLED
+        await gateway.submit(3, range(10), 1)
+        assert (await gateway.end(3)).reason == pb.Ending.LENGTH
+
+
+async def test_half_a_prompt_dies_with_its_stream() -> None:
+    async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as old:
+        await old.send(submit=pb.Submit(handle=1, prompt_tokens=20, token_ids=packed(range(10))))
+        await old.submit(2, [1], 1)
+        await old.end(2)
+        async with stream(stub, reattach={1: [0]}) as new:
+            assert (await new.end(1)).reason == pb.Ending.FAILED
+            (session,) = worker.service._sessions._sessions.values()
+            assert (session._incoming, session._incoming_bytes) == ({}, 0)
+        await asyncio.gather(old.reader, return_exceptions=True)
+        old.reader = asyncio.create_task(asyncio.sleep(0))
+
+
 # ---- breaks --------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ class Session:
 
     def open(self, opening: Open, outbox: Outbox) -> None:
         """Tells again what the gateway still waits for, and drops what it does not list."""
-        self._detach("another stream of this gateway was opened")
+        self.detach("another stream of this gateway was opened")
         self.outbox = outbox
         listed = {each.handle: list(each.next_positions) for each in opening.reattach}
         for handle in list(self._transcripts):
@@ -100,24 +100,21 @@ class Session:
         if self.outbox is not None and messages:
             self.outbox.put(step, messages)
 
-    def detach(self) -> None:
-        """The stream broke: what had not arrived completely cannot be completed."""
-        self._detach("the stream broke")
+    def detach(self, why: str) -> None:
+        """The stream is gone: what had not arrived completely cannot be completed."""
         for handle in list(self._incoming):
             self._forget_incoming(handle)
-
-    def end(self) -> None:
-        """Nobody came back."""
-        for handle in list(self._transcripts):
-            self._runner.drop(Key(self.gateway, handle), Ending(Reason.CANCELLED))
-
-    def _detach(self, why: str) -> None:
         if self.outbox is not None:
             self.outbox.break_off(why)
             self.outbox = None
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
+
+    def end(self) -> None:
+        """Nobody came back."""
+        for handle in list(self._transcripts):
+            self._runner.drop(Key(self.gateway, handle), Ending(Reason.CANCELLED))
 
     def _admit_complete(self, handle: int, submission: Submission) -> None:
         if not submission.complete:
@@ -171,7 +168,7 @@ class Sessions:
         """The stream of ``outbox`` has ended; the session's clock runs unless another took over."""
         if session.outbox is not None and session.outbox is not outbox:
             return
-        session.detach()
+        session.detach("the stream ended")
         loop = asyncio.get_running_loop()
         session.expiry = loop.call_later(REATTACH_S, self._expire, session)
 
