@@ -27,7 +27,7 @@ def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
 
 def explanation(decision: Decision, policy: Policy) -> pb.Explanation:
     """Candidates with the lowest price first."""
-    candidates = [_candidate(c, policy.terms(c)) for c in decision.candidates]
+    candidates = [_candidate(c, policy.terms(decision.ask, c)) for c in decision.candidates]
     candidates.sort(key=lambda c: c.price_s)
     return pb.Explanation(chosen=placement(decision, 0, policy.name), candidates=candidates)
 

@@ -156,6 +156,7 @@ class RouterCore:
             record=_record(wanted, decision, id_, self.policy.name, now),
         )
         self._ledger.book(booking)
+        decision.group.traffic.placed(chosen.prefill_s, now)
         booking.marks = decision.group.prefixes.add(
             worker.slot, decision.ask.keys, chosen.overlap // decision.ask.block_size
         )

@@ -11,6 +11,7 @@ from warmfleet_router.policy.base import Pool
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prefixes import BookedPrefixes
 from warmfleet_router.pricing import starting_rates
+from warmfleet_router.traffic import Traffic
 
 FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
 
@@ -25,6 +26,7 @@ class Group:
         self.prefixes = BookedPrefixes(block_size)
         self.workers: dict[int, Worker] = {}  # by slot
         self.loads: list[float] = []  # by slot, seconds; infinite where none may be placed
+        self.traffic = Traffic()
         self.panic = False
         self.pool = Pool((), frozenset(), Ring(), 0)
         self.least_context = 0  # of the pool's workers

@@ -41,7 +41,8 @@ def decide(
     worker = choice.candidate.worker
     chosen = next(s for s in surveys if s.group.workers.get(worker.slot) is worker)
     available = max(s.available for s in surveys)
-    return Decision(chosen.group, chosen.ask, choice, policy.terms(choice.candidate), candidates, available)
+    terms = policy.terms(chosen.ask, choice.candidate)
+    return Decision(chosen.group, chosen.ask, choice, terms, candidates, available)
 
 
 class _Survey(NamedTuple):
@@ -62,6 +63,8 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
         ranks[worker.slot] = max(rank, ranks.get(worker.slot, 0))
         blocks.setdefault(worker.slot, 0)
     candidates = _candidates(group, pool, ask, blocks, ranks, now)
+    waits = [candidate.wait_s for candidate in candidates]
+    ask = ask._replace(following=group.traffic.following(waits, len(pool.workers), now))
     return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
 
 

@@ -16,8 +16,8 @@ PolicyName = Literal["cheapest", "least_loaded", "prefix_hash", "round_robin", "
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: PolicyName = "cheapest"
-    # cheapest: what added work costs the requests after it, in units of itself.
-    externality: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 8.0
+    # cheapest: what added work costs the requests after it, in units of itself; adaptive: by the traffic.
+    externality: Annotated[float, msgspec.Meta(ge=0, le=1000)] | Literal["adaptive"] = "adaptive"
     # prefix_hash: tokens that are hashed.
     prefix_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1024
     # A ring home with more in flight than this times the mean passes the request on.
@@ -29,7 +29,8 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def make_policy(routing: Routing, seed: int) -> Policy:
     match routing.policy:
         case "cheapest":
-            return Cheapest(routing.externality, routing.load_bound)
+            constant = None if routing.externality == "adaptive" else routing.externality
+            return Cheapest(constant, routing.load_bound)
         case "least_loaded":
             return LeastLoaded()
         case "prefix_hash":

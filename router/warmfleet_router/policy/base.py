@@ -18,6 +18,7 @@ class Ask(NamedTuple):
     max_tokens: int  # of a completion
     slots: int  # sequences to decode
     ticket: int  # number of the placement: the same for a dry run of it
+    following: float = 0.0  # requests that come to a worker before its queue is empty
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Policy(Protocol):
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         """One of ``candidates``, of which there is at least one."""
 
-    def terms(self, candidate: Candidate) -> Terms:
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         """Named seconds; their sum is the candidate's price."""
 
 

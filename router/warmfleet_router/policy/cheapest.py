@@ -14,14 +14,19 @@ from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
 HOME_DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
+LEAST_FOLLOWING = 1.0  # somebody always comes: an idle worker is not for nothing
+MOST_FOLLOWING = 16.0  # beyond, more would only trade places (LOG.md)
 
 
 class Cheapest:
-    """``externality`` is the lambda of DESIGN section 6; ``bound`` is of the homes over the mean load."""
+    """``externality`` is a constant lambda; None: as many as are expected to come before the queue is empty.
+
+    ``bound`` is of the homes over the mean load.
+    """
 
     name = "cheapest"
 
-    def __init__(self, externality: float, bound: float) -> None:
+    def __init__(self, externality: float | None, bound: float) -> None:
         self._externality = externality
         self._bound = bound
 
@@ -40,7 +45,7 @@ class Cheapest:
         return [(home, rank) for home, rank in homes if home]
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
-        factor = 1.0 + self._externality
+        factor = 1.0 + self._lambda(ask)
         prices = [
             (wait + bring + factor * prefill + decode) / weight
             for _, _, wait, bring, prefill, decode, weight, _ in candidates
@@ -57,8 +62,13 @@ class Cheapest:
             near[ask.ticket % len(near)], f"one of {len(near)} near the cheapest of {len(candidates)}"
         )
 
-    def terms(self, candidate: Candidate) -> Terms:
-        externality = self._externality * candidate.prefill_s
+    def _lambda(self, ask: Ask) -> float:
+        if self._externality is not None:
+            return self._externality
+        return min(max(ask.following, LEAST_FOLLOWING), MOST_FOLLOWING)
+
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
+        externality = self._lambda(ask) * candidate.prefill_s
         terms = (
             ("wait", candidate.wait_s),
             ("bring", candidate.bring_s),

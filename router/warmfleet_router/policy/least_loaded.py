@@ -20,7 +20,7 @@ class LeastLoaded:
         best = min(candidates, key=lambda c: (load(c), -c.nominated))
         return Choice(best, f"fewest requests in flight: {best.worker.flying}")
 
-    def terms(self, candidate: Candidate) -> Terms:
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)
 
 

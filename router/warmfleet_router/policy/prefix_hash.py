@@ -26,5 +26,5 @@ class PrefixHash:
         home = nominated(candidates)[0]
         return Choice(home, f"home of the first {min(self._depth_tokens, ask.prompt_tokens)} tokens")
 
-    def terms(self, candidate: Candidate) -> Terms:
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)

@@ -16,5 +16,5 @@ class RoundRobin:
         turns = nominated(candidates)  # one a group
         return Choice(turns[ask.ticket % len(turns)], "its turn")
 
-    def terms(self, candidate: Candidate) -> Terms:
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)

@@ -31,5 +31,5 @@ class TwoChoices:
         best = min(drawn, key=lambda c: (load(c), -c.nominated))
         return Choice(best, f"less loaded of {len(drawn)} drawn")
 
-    def terms(self, candidate: Candidate) -> Terms:
+    def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)

@@ -75,7 +75,7 @@ def test_short_prompts_have_no_prefix_and_go_round() -> None:
 
 
 def test_cheapest_goes_to_the_holder_until_its_queue_costs_more() -> None:
-    core, workers = fleet_of(3)
+    core, workers = fleet_of(3, externality=8.0)
     workers[2].store(LONG, 0.0)
     placement = core.route(ask(LONG), 0.1)
     assert (placement.worker, placement.expected_tokens) == ("w2", 3999)
@@ -184,7 +184,8 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     candidates: list[Candidate], ticket: int, externality: float
 ) -> None:
     policy = Cheapest(externality, 1.25)
-    choice = policy.choose(Ask((), BLOCK, 100, 10, 1, ticket), candidates).candidate
+    request = Ask((), BLOCK, 100, 10, 1, ticket)
+    choice = policy.choose(request, candidates).candidate
 
     def price(c: Candidate) -> float:
         return (c.wait_s + c.bring_s + c.prefill_s + externality * c.prefill_s + c.decode_s) / c.weight
@@ -194,7 +195,7 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     assert price(choice) <= limit
     near_homes = [c.nominated for c in candidates if c.nominated and price(c) <= limit - 2e-9]
     assert choice.nominated >= max(near_homes, default=0)
-    assert sum(s for _, s in policy.terms(choice)) == pytest.approx(price(choice))
+    assert sum(s for _, s in policy.terms(request, choice)) == pytest.approx(price(choice))
 
 
 @pytest.mark.parametrize(

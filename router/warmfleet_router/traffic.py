@@ -1,0 +1,37 @@
+"""How fast work arrives at a group of workers, over about the last half minute."""
+
+from collections.abc import Iterable
+from math import exp
+
+MEMORY_S = 30.0
+FULL = 0.97  # no queue is taken to be fuller than this: it would never empty
+SHORTEST_S = 0.025  # waits below this are alike
+
+
+class Traffic:
+    __slots__ = ("_at", "_requests", "_work_s")
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._requests = 0.0  # both fade by 1/e every MEMORY_S
+        self._work_s = 0.0
+
+    def placed(self, work_s: float, now: float) -> None:
+        """One more request, with its seconds of prefill."""
+        keep = exp(-max(now - self._at, 0.0) / MEMORY_S)
+        self._at = now
+        self._requests = self._requests * keep + 1.0
+        self._work_s = self._work_s * keep + work_s
+
+    def following(self, waits_s: Iterable[float], workers: int, now: float) -> float:
+        """Requests that come to a worker before its queue is empty.
+
+        Arrivals a worker times the mean wait over 1 - utilisation, as in a busy period of M/G/1. The mean
+        is harmonic: who comes next goes where the queue is short, so one idle worker relieves them all.
+        """
+        waits = [1.0 / (wait + SHORTEST_S) for wait in waits_s]
+        if not waits:
+            return 0.0
+        wait = len(waits) / sum(waits) - SHORTEST_S
+        keep = exp(-max(now - self._at, 0.0) / MEMORY_S) / (MEMORY_S * workers)
+        return self._requests * keep * wait / (1.0 - min(self._work_s * keep, FULL))
