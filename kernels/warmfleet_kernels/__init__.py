@@ -9,6 +9,7 @@ from warmfleet_kernels.batch import Batch, Segment, Sequence, prepare
 from warmfleet_kernels.paged import attention
 from warmfleet_kernels.reference import copy_blocks, write_kv
 from warmfleet_kernels.rotation import Rotation, rotate
+from warmfleet_kernels.rows import project
 
 __all__ = [
     "Batch",
@@ -18,6 +19,7 @@ __all__ = [
     "attention",
     "copy_blocks",
     "prepare",
+    "project",
     "rotate",
     "write_kv",
 ]

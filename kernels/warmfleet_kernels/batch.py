@@ -44,7 +44,7 @@ class Gather(NamedTuple):
     """What attention of one sequence needs in every layer, computed once a step."""
 
     rows: Tensor  # int64 [2 * kv_heads * blocks]: of the pool as [-1, block_size * head_dim], for layer 0
-    mask: Tensor | None  # bool [count, context]; None for a single row and for rows from position 0
+    mask: Tensor | None  # 0 or -inf, [count, slots of the blocks]; None: several rows from position 0 on
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,12 @@ def _gather(sequence: Sequence, pool: Tensor) -> Gather:
     table = torch.cat([segment.blocks for segment in sequence.segments])
     parts = torch.arange(pair * kv_heads, device=pool.device)
     rows = (parts[:, None] + table[None, :] * (layers * pair * kv_heads)).reshape(-1)
-    return Gather(rows, _mask(sequence, pool.device))
+    return Gather(rows, _mask(sequence, len(table) * pool.shape[4], pool))
 
 
-def _mask(sequence: Sequence, device: torch.device) -> Tensor | None:
-    if sequence.count == 1 or sequence.start == 0:
+def _mask(sequence: Sequence, slots: int, pool: Tensor) -> Tensor | None:
+    if sequence.start == 0 and sequence.count > 1:
         return None
-    positions = torch.arange(sequence.context, device=device)
-    return positions[None, :] <= positions[sequence.start :, None]
+    positions = torch.arange(slots, device=pool.device)
+    future = positions[None, :] > positions[sequence.start : sequence.context, None]
+    return pool.new_zeros(future.shape).masked_fill(future, -torch.inf)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm, silu
-from warmfleet_kernels import Batch, Rotation, attention, rotate, write_kv
+from torch.nn.functional import embedding, rms_norm, silu
+from warmfleet_kernels import Batch, Rotation, attention, project, rotate, write_kv
 
 from warmfleet_worker.models.config import ModelConfig
 from warmfleet_worker.models.rope import Rope
@@ -64,13 +64,13 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[rows, vocab_size]`` in float32 of hidden states from ``forward``."""
-        return linear(hidden, self._weights.head).float()
+        return project(hidden, self._weights.head).float()
 
     def _attend(
         self, layer: Layer, index: int, hidden: Tensor, rotation: Rotation, batch: Batch, pool: Tensor
     ) -> Tensor:
         config = self.config
-        qkv = linear(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        qkv = project(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
         heads = qkv.view(len(hidden), -1, config.head_dim)
         keys, values = config.heads, config.heads + config.kv_heads
         query, key, value = heads[:, :keys], heads[:, keys:values], heads[:, values:]
@@ -78,11 +78,11 @@ class Llama:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
         query, key = rotate(query, rotation), rotate(key, rotation)
         write_kv(pool, index, batch, key, value)
-        return linear(attention(pool, index, batch, query).flatten(1), layer.output)
+        return project(attention(pool, index, batch, query).flatten(1), layer.output)
 
     def _transform(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate, up = linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
-        return linear(silu(gate) * up, layer.down)
+        gate, up = project(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
+        return project(silu(gate) * up, layer.down)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight.shape, weight, self.config.norm_eps)
