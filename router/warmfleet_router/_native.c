@@ -77,14 +77,27 @@ static PyObject *index_remove(Object *self, PyObject *args) {
     return result;
 }
 
-static PyObject *listed(const Pick *picks, uint32_t found) {
+static PyObject *overlap_of(const Pick *p) {
     newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+    uint32_t figures[] = {p->worker, p->blocks, p->tier[0], p->tier[1], p->tier[2]};
+    PyObject *fields = PyTuple_New(5), *made = NULL;
+    bool done = fields;
+    for (Py_ssize_t i = 0; done && i < 5; i++) {
+        PyObject *figure = PyLong_FromUnsignedLong(figures[i]);
+        done = figure && !PyTuple_SetItem(fields, i, figure);
+    }
+    PyObject *args = done ? PyTuple_Pack(1, fields) : NULL;
+    if (args) made = new_tuple(overlap, args, NULL);
+    Py_XDECREF(args);
+    Py_XDECREF(fields);
+    return made;
+}
+
+static PyObject *listed(const Pick *picks, uint32_t found) {
     PyObject *list = PyList_New(found);
-    for (const Pick *p = picks; list && p < picks + found; p++) {
-        PyObject *args = Py_BuildValue("((IIIII))", p->worker, p->blocks, p->tier[0], p->tier[1], p->tier[2]);
-        PyObject *item = args ? new_tuple(overlap, args, NULL) : NULL;
-        Py_XDECREF(args);
-        if (!item || PyList_SetItem(list, p - picks, item) < 0) Py_CLEAR(list);
+    for (uint32_t i = 0; list && i < found; i++) {
+        PyObject *item = overlap_of(&picks[i]);
+        if (!item || PyList_SetItem(list, i, item)) Py_CLEAR(list);
     }
     return list;
 }
@@ -171,7 +184,7 @@ static bool presence_init(Presence *x, uint32_t cap) {
     x->free = NONE;
     x->sets_used = 1;
     memset(x->column, -1, sizeof x->column);
-    x->blocks = PyMem_Calloc(cap, sizeof *x->blocks);
+    x->blocks = PyMem_Calloc((size_t)cap + AHEAD + 2 * ROW, sizeof *x->blocks);  // a prefetch stays inside
     x->sets = PyMem_Calloc((size_t)cap + 3 * MEMOS, sizeof *x->sets);  // a change may hold 2 * MEMOS more
     if (x->sets) x->sets[0].set = (Set *)&empty;
     return salt && x->blocks && x->sets && table_init(x, &x->by_key) && table_init(x, &x->by_bits);

@@ -23,7 +23,7 @@
 enum { MAX_WORKERS = 4096, MAX_COLUMNS = 2 * MAX_WORKERS, TIERS = 3, MAX_CAP = 1 << 30, MAX_TOP = 64 };
 enum { JUMP_ABOVE = 2048, STRIDE = 64, WINDOW = 16, NEW = 1, TOUCHED = 3, MAX_DEPTH = (1 << 24) - 1 };
 
-enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, ROW = 8, MEMOS = 16 };
+enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, ROW = 8, AHEAD = 256, MEMOS = 16 };
 #define NONE UINT32_MAX
 // For every bit that is set: c is its column.
 #define EACH_COLUMN(c, word, bits) \
@@ -366,8 +366,10 @@ static inline uint32_t touch(Presence *x, uint32_t id) {
 static uint32_t probe(const Presence *x, Match *m, size_t i) {
     uint32_t id = m->id + (uint32_t)(i - m->at);
     if (!is(x, id, key_at(m->keys, i))) id = find(x, key_at(m->keys, i));
-    if (id != NONE) m->id = id, m->at = i;
-    return id;
+    if (id == NONE) return NONE;
+    __builtin_prefetch(&x->blocks[id] + AHEAD);
+    m->at = i;
+    return m->id = id;
 }
 
 // Whether anybody holds all blocks below high, the last of which is in slot id. Where some of the
@@ -419,6 +421,7 @@ static bool verify(Presence *x, const uint8_t *keys, Pick *p) {
         for (; i + ROW <= p->blocks && id + 1 + ROW <= x->used; i += ROW, id += ROW, n += ROW) {
             Block *b = &x->blocks[id + 1];
             uint64_t odd = 0;
+            __builtin_prefetch(b + AHEAD), __builtin_prefetch(b + AHEAD + ROW / 2);  // each a cache line
             for (size_t j = 0; j < ROW; j++) odd |= (b[j].key ^ key_at(keys, i + j)) | (b[j].set ^ set);
             if (odd) break;
             for (size_t j = 0; j < ROW; j++) b[j].age = TOUCHED;
@@ -429,16 +432,18 @@ static bool verify(Presence *x, const uint8_t *keys, Pick *p) {
     return true;
 }
 
-static bool before(const Pick *a, const Pick *b) {
-    if (a->blocks != b->blocks) return a->blocks > b->blocks;
-    return a->load != b->load ? a->load < b->load : a->worker < b->worker;
+static inline bool before(uint32_t blocks, double load, uint32_t worker, const Pick *p) {
+    if (blocks != p->blocks) return blocks > p->blocks;
+    return load != p->load ? load < p->load : worker < p->worker;
 }
 
-static uint32_t offer(Pick *picks, uint32_t n, uint32_t top, const Pick *p) {
-    if (n == top && !before(p, &picks[n - 1])) return n;
+// Keeps the best; most are turned away by the last of them.
+static inline uint32_t offer(Pick *picks, uint32_t n, uint32_t top, uint32_t blocks, double load,
+                             uint32_t worker) {
+    if (n == top && !before(blocks, load, worker, &picks[n - 1])) return n;
     uint32_t i = n < top ? n++ : n - 1;
-    for (; i && before(p, &picks[i - 1]); i--) picks[i] = picks[i - 1];
-    picks[i] = *p;
+    for (; i && before(blocks, load, worker, &picks[i - 1]); i--) picks[i] = picks[i - 1];
+    picks[i] = (Pick){.blocks = blocks, .load = load, .worker = worker};
     return n;
 }
 
@@ -448,18 +453,19 @@ static uint32_t choose(const Presence *x, const double *booked, size_t loads, ui
     uint32_t most = 0, idlers = 0, column, found, j;
     for (uint32_t w = 0; w < x->words; w++)
         EACH_COLUMN(column, w, x->live[w]) {
-            Pick p = {.column = column, .worker = (uint32_t)x->worker[column]};
-            if (p.worker >= loads) return NONE;
-            p.load = isnan(booked[p.worker]) ? INFINITY : booked[p.worker];
-            idlers = offer(idle, idlers, top, &p);
-            if ((p.blocks = x->blocks_of[column])) most = offer(picks, most, top, &p);
+            uint32_t worker = (uint32_t)x->worker[column], blocks = x->blocks_of[column];
+            if (worker >= loads) return NONE;
+            double load = isnan(booked[worker]) ? INFINITY : booked[worker];
+            idlers = offer(idle, idlers, top, 0, load, worker);
+            if (blocks) most = offer(picks, most, top, blocks, load, worker);
         }
     found = most;
     for (uint32_t i = 0; i < idlers; i++) {
-        for (j = 0; j < most && picks[j].column != idle[i].column;) j++;
-        idle[i].blocks = x->blocks_of[idle[i].column];
+        for (j = 0; j < most && picks[j].worker != idle[i].worker;) j++;
+        idle[i].blocks = x->blocks_of[x->column[idle[i].worker]];
         if (j == most) picks[found++] = idle[i];
     }
+    for (uint32_t i = 0; i < found; i++) picks[i].column = (uint32_t)x->column[picks[i].worker];
     return found;
 }
 
