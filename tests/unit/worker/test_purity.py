@@ -7,10 +7,24 @@ import pytest
 import warmfleet_worker
 
 ROOM = Path(warmfleet_worker.__file__).parent
-PURE = (
-    "admission batch blocks drawn events filling load openai_ask prefix scheduler sequence submission"
-    " transcript wire engine/base engine/sim"
-).split()
+PURE = [
+    "admission",
+    "batch",
+    "blocks",
+    "drawn",
+    "events",
+    "filling",
+    "load",
+    "openai_ask",
+    "prefix",
+    "scheduler",
+    "sequence",
+    "submission",
+    "transcript",
+    "wire",
+    "engine/base",
+    "engine/sim",
+]
 SHELL = {"asyncio", "grpc", "aiohttp", "time", "random", "os", "socket", "threading"}
 
 
