@@ -50,3 +50,9 @@ def test_file_keeps_the_house_rules(path: Path) -> None:
 )
 def test_scan_sees_what_is_planted(planted: str) -> None:
     assert dangers(planted)
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_map_names_every_room(path: Path) -> None:
+    names = f"{path.stem}`", f"`{path.parent.name}/`"
+    assert path.stem.startswith("__") or any(n in (ROOT / "ARCHITECTURE.md").read_text() for n in names)
