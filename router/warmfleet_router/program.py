@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import uvloop
 from aiohttp import web
+from warmfleet_proto import log
 from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.settings import load, to_toml
 
-from warmfleet_router import demo, log
+from warmfleet_router import demo
 from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
 from warmfleet_router.gateway.http import Site, application

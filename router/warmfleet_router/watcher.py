@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from warmfleet_proto import log, worker_pb2_grpc
 from warmfleet_proto import worker_pb2 as pb
-from warmfleet_proto import worker_pb2_grpc
 from warmfleet_proto.channel import connect
 from warmfleet_proto.errors import WarmfleetError, WorkerLost
 
 from warmfleet_router.core import RouterCore
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 SWEEP_SLOTS = 1024  # of an index at once
@@ -82,13 +82,13 @@ class Watcher:
                     stub = worker_pb2_grpc.WorkerStub(channel)  # type: ignore[no-untyped-call]
                     status = await stub.Status(pb.StatusRequest(), timeout=STATUS_TIMEOUT_S)
                     self._core.roster.joined(address, status, self._clock())
-                    log.info("worker joined", extra={"worker": status.worker, "address": address})
+                    log.event(_log, "worker joined", worker=status.worker, address=address)
                     wait, known = FIRST_WAIT_S, ""
                     await self._watch(address, stub)
             except (grpc.aio.AioRpcError, WarmfleetError) as error:
                 if (why := _why(error)) != known:
                     known = why
-                    log.warning("worker lost", extra={"address": address, "why": why})
+                    log.event(_log, "worker lost", level=logging.WARNING, address=address, why=why)
             finally:
                 self._core.roster.broken(address, self._clock())
             await asyncio.sleep(wait)

@@ -8,10 +8,10 @@ import logging
 import signal
 
 import uvloop
+from warmfleet_proto import log
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import load, to_toml
 
-from warmfleet_worker import log
 from warmfleet_worker.config import Config, check
 from warmfleet_worker.engine.factory import make_engine
 from warmfleet_worker.worker import Worker

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 
-from warmfleet_router import log
 from warmfleet_router.gateway.generation import Generation
 from warmfleet_router.gateway.job import Job
 from warmfleet_router.metrics import Metrics, Outcome

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from warmfleet_proto import log
 from warmfleet_proto.errors import WarmfleetError
 from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest
 
-from warmfleet_router import log
 from warmfleet_router.client import Router
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from aiohttp import web
+from warmfleet_proto import log
 from warmfleet_proto.channel import Tls
 from warmfleet_proto.errors import WarmfleetError
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S
 from warmfleet_proto.router_pb2 import HeartbeatRequest, ListWorkersRequest
 
-from warmfleet_router import log
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Router
 from warmfleet_router.gateway import intake

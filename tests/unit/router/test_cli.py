@@ -8,9 +8,10 @@ import time
 from importlib import metadata
 
 import pytest
+from warmfleet_proto import log
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import ConfigError
-from warmfleet_router import cli, demo, log
+from warmfleet_router import cli, demo
 
 
 def _fake_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
