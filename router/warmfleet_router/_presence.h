@@ -358,7 +358,7 @@ typedef struct {
 
 static inline uint32_t touch(Presence *x, uint32_t id) {
     if (id == NONE) return 0;
-    x->blocks[id].age = TOUCHED;
+    if (x->blocks[id].age != TOUCHED) x->blocks[id].age = TOUCHED;  // what is not written stays clean
     return x->blocks[id].set;
 }
 
@@ -366,10 +366,8 @@ static inline uint32_t touch(Presence *x, uint32_t id) {
 static uint32_t probe(const Presence *x, Match *m, size_t i) {
     uint32_t id = m->id + (uint32_t)(i - m->at);
     if (!is(x, id, key_at(m->keys, i))) id = find(x, key_at(m->keys, i));
-    if (id == NONE) return NONE;
-    __builtin_prefetch(&x->blocks[id] + AHEAD);
-    m->at = i;
-    return m->id = id;
+    if (id != NONE) m->id = id, m->at = i;
+    return id;
 }
 
 // Whether anybody holds all blocks below high, the last of which is in slot id. Where some of the
@@ -421,10 +419,14 @@ static bool verify(Presence *x, const uint8_t *keys, Pick *p) {
         for (; i + ROW <= p->blocks && id + 1 + ROW <= x->used; i += ROW, id += ROW, n += ROW) {
             Block *b = &x->blocks[id + 1];
             uint64_t odd = 0;
+            uint32_t age = TOUCHED;
             __builtin_prefetch(b + AHEAD), __builtin_prefetch(b + AHEAD + ROW / 2);  // each a cache line
-            for (size_t j = 0; j < ROW; j++) odd |= (b[j].key ^ key_at(keys, i + j)) | (b[j].set ^ set);
+            for (size_t j = 0; j < ROW; j++) {
+                odd |= (b[j].key ^ key_at(keys, i + j)) | (b[j].set ^ set);
+                age &= b[j].age;
+            }
             if (odd) break;
-            for (size_t j = 0; j < ROW; j++) b[j].age = TOUCHED;
+            for (size_t j = 0; age != TOUCHED && j < ROW; j++) b[j].age = TOUCHED;
         }
         p->tier[tier] += n;
         c.last = id;
