@@ -377,12 +377,14 @@ static bool advance(Presence *x, Match *m, size_t low, size_t high, uint32_t id)
     if (set && set == m->set) return true;
     const Set *s = x->sets[set].set;
     uint64_t gone = 0, left = 0;
-    for (uint32_t w = 0; w < x->words; w++) gone |= m->alive[w] & ~any_tier(s, w);
+    for (uint32_t w = 0; w < x->words; w++)
+        if (m->alive[w]) gone |= m->alive[w] & ~any_tier(s, w);
     if (gone && high - low > 1) {
         size_t middle = (low + high) / 2;
         return advance(x, m, low, middle, probe(x, m, middle - 1)) && advance(x, m, middle, high, id);
     }
     for (uint32_t w = 0; w < x->words; w++) {
+        if (!m->alive[w]) continue;
         EACH_COLUMN(column, w, low ? m->alive[w] & ~any_tier(s, w) : 0) x->blocks_of[column] = (uint32_t)low;
         left |= m->alive[w] &= any_tier(s, w);
     }
