@@ -75,7 +75,7 @@ class Presence:
     def _extent(self) -> int:
         return len(self._keys)
 
-    def held(self, worker: int) -> int:
+    def held(self, worker: int, /) -> int:
         """Distinct blocks that it holds in any tier."""
         return self._held[self._column(worker)]
 
@@ -106,7 +106,7 @@ class Presence:
 
     # ---- presence -----------------------------------------------------------------------------
 
-    def store(self, worker: int, tier: int, depth: int, keys: bytes) -> None:
+    def store(self, worker: int, tier: int, depth: int, keys: bytes, /) -> None:
         """The worker holds these blocks in this tier; ``keys[i]`` is at position ``depth + i``."""
         column, shift = self._column(worker), _shift(tier)
         if depth < 0:
@@ -122,7 +122,7 @@ class Presence:
             self._held[column] += not before & any_tier
             self._holders[slot] = before | bit
 
-    def remove(self, worker: int, tier: int, keys: bytes) -> None:
+    def remove(self, worker: int, tier: int, keys: bytes, /) -> None:
         """The worker holds these blocks no longer in this tier; unknown blocks are passed over."""
         column, shift = self._column(worker), _shift(tier)
         bit = 1 << TIERS * column + shift

@@ -82,7 +82,7 @@ class Seats:
         """Slots ever used."""
         raise NotImplementedError
 
-    def held(self, worker: int) -> int:
+    def held(self, worker: int, /) -> int:
         """Distinct blocks that it holds in any tier; ``IndexError`` for a worker that is not there."""
         raise NotImplementedError
 
