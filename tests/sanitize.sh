@@ -13,7 +13,7 @@ ${CC:-gcc} -std=c11 -O1 -g -Wall -Wextra -Werror -Wno-missing-field-initializers
   -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -shared -fPIC \
   -I"$include" "$copy/warmfleet_router/_native.c" -o "$copy/warmfleet_router/_native.abi3.so"
 # Python itself is not built with the sanitizers: their runtime is preloaded, and what the interpreter
-# keeps for good would count as leaks (tests/unit/router/test_index.py looks for those itself).
+# keeps for good would count as leaks (tests/unit/router/test_index_rules.py looks for those itself).
 LD_PRELOAD=$("${CC:-gcc}" -print-file-name=libasan.so) PYTHONMALLOC=malloc CI=true \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH="$copy" \
-  "$python" -m pytest tests/unit/router/test_index.py --timeout 300 "$@"
+  "$python" -m pytest tests/unit/router/test_index.py tests/unit/router/test_index_rules.py --timeout 300 "$@"
