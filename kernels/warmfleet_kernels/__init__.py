@@ -5,8 +5,9 @@ third axis, values at 1. ``reference`` is the definition of correct; what is exp
 and must agree with it. Nothing here knows of requests, models or caching.
 """
 
-from warmfleet_kernels.batch import Batch, Segment, Sequence, prepare
-from warmfleet_kernels.paged import attention
+from warmfleet_kernels.batch import Batch, Segment, Sequence
+from warmfleet_kernels.dispatch import add_rms_norm, attention, prepare, rotate_write, silu_mul
+from warmfleet_kernels.packing import send
 from warmfleet_kernels.reference import copy_blocks, write_kv
 from warmfleet_kernels.rotation import Rotation, rotate
 from warmfleet_kernels.rows import project
@@ -16,10 +17,14 @@ __all__ = [
     "Rotation",
     "Segment",
     "Sequence",
+    "add_rms_norm",
     "attention",
     "copy_blocks",
     "prepare",
     "project",
     "rotate",
+    "rotate_write",
+    "send",
+    "silu_mul",
     "write_kv",
 ]

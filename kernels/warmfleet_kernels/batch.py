@@ -2,22 +2,29 @@
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from warmfleet_kernels.rotation import Rotation
 
+if TYPE_CHECKING:
+    from warmfleet_kernels.device import Reads
+
+Ints = npt.NDArray[np.int32]
+
 
 class Segment(NamedTuple):
     """Consecutive blocks of a sequence whose keys share a home.
 
-    ``turn`` (one row) rotates a query of the sequence into the frame of these keys; None where it is
-    there already.
+    ``turn`` (one row, on the host) rotates a query of the sequence into the frame of these keys; None
+    where it is there already.
     """
 
-    blocks: Tensor  # int64 [n], on the pool's device
+    blocks: Items[int]
     turn: Rotation | None = None
 
 
@@ -39,6 +46,10 @@ class Sequence:
         """Positions that the last row attends to."""
         return self.start + self.count
 
+    def table(self) -> Ints:
+        """All blocks of the sequence."""
+        return np.concatenate([np.asarray(segment.blocks, dtype=np.int32) for segment in self.segments])
+
 
 class Gather(NamedTuple):
     """What attention of one sequence needs in every layer, computed once a step."""
@@ -49,38 +60,51 @@ class Gather(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Where each row is written, and what each sequence reads."""
+    """Where each row is written, and what each sequence reads: ``gathers`` on a CPU, ``reads`` on a GPU."""
 
     sequences: tuple[Sequence, ...]
-    blocks: Tensor  # int64 [rows]
-    offsets: Tensor  # int64 [rows]
-    gathers: tuple[Gather, ...]
+    blocks: Tensor  # int64 [rows] (int32 on a GPU, where a row of a negative block is not written)
+    offsets: Tensor  # the same
+    gathers: tuple[Gather, ...] = ()
+    reads: "Reads | None" = None
+
+
+class Slots(NamedTuple):
+    """Where rows are written."""
+
+    blocks: Ints
+    offsets: Ints
+
+
+def slots(sequences: Items[Sequence], tables: Items[Ints], block_size: int) -> Slots:
+    """The slot of every row; ``tables`` are the sequences'."""
+    counts = [sequence.count for sequence in sequences]
+    starts = np.array([s.start - s.first for s in sequences])
+    positions = np.arange(sum(counts)) + np.repeat(starts, counts)
+    bases = np.cumsum([0, *map(len, tables[:-1])])
+    table = np.concatenate(tables)
+    blocks = table[positions // block_size + np.repeat(bases, counts)]
+    return Slots(blocks, (positions % block_size).astype(np.int32))
 
 
 def prepare(sequences: Items[Sequence], pool: Tensor) -> Batch:
-    """The batch of ``sequences``, whose rows follow one another from 0 on without a gap."""
-    block_size = pool.shape[4]
-    blocks, offsets = [], []
-    for sequence in sequences:
-        table = torch.cat([segment.blocks for segment in sequence.segments])
-        positions = torch.arange(sequence.start, sequence.context, device=pool.device)
-        blocks.append(table[positions // block_size])
-        offsets.append(positions % block_size)
-    gathers = tuple(_gather(sequence, pool) for sequence in sequences)
-    return Batch(tuple(sequences), torch.cat(blocks), torch.cat(offsets), gathers)
+    """The batch on a CPU of ``sequences``, whose rows follow one another from 0 on without a gap."""
+    tables = [sequence.table() for sequence in sequences]
+    blocks, offsets = (torch.from_numpy(part).long() for part in slots(sequences, tables, pool.shape[4]))
+    gathers = tuple(_gather(*pair, pool) for pair in zip(sequences, tables, strict=True))
+    return Batch(tuple(sequences), blocks, offsets, gathers)
 
 
-def _gather(sequence: Sequence, pool: Tensor) -> Gather:
+def _gather(sequence: Sequence, table: Ints, pool: Tensor) -> Gather:
     _, layers, pair, kv_heads, _, _ = pool.shape
-    table = torch.cat([segment.blocks for segment in sequence.segments])
-    parts = torch.arange(pair * kv_heads, device=pool.device)
-    rows = (parts[:, None] + table[None, :] * (layers * pair * kv_heads)).reshape(-1)
+    parts = torch.arange(pair * kv_heads)
+    rows = (parts[:, None] + torch.from_numpy(table).long()[None, :] * (layers * pair * kv_heads)).reshape(-1)
     return Gather(rows, _mask(sequence, len(table) * pool.shape[4], pool))
 
 
 def _mask(sequence: Sequence, slots: int, pool: Tensor) -> Tensor | None:
     if sequence.start == 0 and sequence.count > 1:
         return None
-    positions = torch.arange(slots, device=pool.device)
+    positions = torch.arange(slots)
     future = positions[None, :] > positions[sequence.start : sequence.context, None]
     return pool.new_zeros(future.shape).masked_fill(future, -torch.inf)

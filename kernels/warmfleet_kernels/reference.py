@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm, silu
 
 from warmfleet_kernels.batch import Batch, Sequence
-from warmfleet_kernels.rotation import inverse, rotate
+from warmfleet_kernels.rotation import Rotation, inverse, rotate
 
 
 def write_kv(pool: Tensor, layer: int, batch: Batch, key: Tensor, value: Tensor) -> None:
@@ -16,6 +17,26 @@ def write_kv(pool: Tensor, layer: int, batch: Batch, key: Tensor, value: Tensor)
 def copy_blocks(pool: Tensor, sources: Tensor, targets: Tensor) -> None:
     """Copy whole blocks through all layers; every source is read before any target is written."""
     pool[targets] = pool[sources]
+
+
+def rotate_write(
+    pool: Tensor, layer: int, batch: Batch, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation
+) -> Tensor:
+    """Turn query and key ``[rows, heads, head_dim]`` by each row's angles, store key and value; the query."""
+    write_kv(pool, layer, batch, rotate(key, rotation), value)
+    return rotate(query, rotation)
+
+
+def add_rms_norm(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``hidden + update`` ``[rows, width]``, and the same normed by its root mean square and weighted."""
+    total = hidden if update is None else hidden + update
+    return total, rms_norm(total, weight.shape, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of ``gate_up[rows, 2 * width]``, the gates first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate) * up
 
 
 def attention(pool: Tensor, layer: int, batch: Batch, query: Tensor) -> Tensor:
@@ -46,7 +67,7 @@ def _read(pool: Tensor, layer: int, sequence: Sequence) -> tuple[Tensor, Tensor]
     """Keys in the query's frame and values, float32 [context, kv_heads, head_dim]."""
     keys, values = [], []
     for segment in sequence.segments:
-        key, value = pool[segment.blocks, layer].float().transpose(0, 1).transpose(2, 3).flatten(1, 2)
+        key, value = pool[list(segment.blocks), layer].float().transpose(0, 1).transpose(2, 3).flatten(1, 2)
         keys.append(key if segment.turn is None else rotate(key, inverse(segment.turn)))
         values.append(value)
     return torch.cat(keys)[: sequence.context], torch.cat(values)[: sequence.context]

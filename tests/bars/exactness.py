@@ -138,7 +138,7 @@ class Bench:
     def _forward(self, token_ids: list[int]) -> Tensor:
         """All logits, in one forward over fresh blocks."""
         engine, count = self.engine, len(token_ids)
-        table = torch.arange(-(-count // engine.block_size))
+        table = tuple(range(-(-count // engine.block_size)))
         batch = prepare([Rows(0, count, 0, (Segment(table),))], engine.pool)
         hidden = engine.llama.forward(torch.tensor(token_ids), torch.arange(count), batch, engine.pool)
         return engine.llama.logits(hidden)

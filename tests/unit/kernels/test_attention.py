@@ -59,7 +59,7 @@ class Scene:
                 for table, delta in zip(tables, deltas, strict=True)
             ]
         )[:context]
-        segments = tuple(Segment(t, turn(d)) for t, d in zip(tables, deltas, strict=True))
+        segments = tuple(Segment(tuple(t.tolist()), turn(d)) for t, d in zip(tables, deltas, strict=True))
         whole = Sequence(0, context, 0, segments)
         stored = rotate(key, angles(positions - homes))
         write_kv(self.pool, LAYER, prepare([whole], self.pool), stored, value)

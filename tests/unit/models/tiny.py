@@ -52,7 +52,7 @@ def logits(llama: Llama, token_ids: list[int]) -> Tensor:
     """Logits of every position, the whole prompt as one chunk, in blocks that are out of order."""
     blocks = torch.arange(-(-len(token_ids) // BLOCK)).flip(0)
     pool = torch.full(pool_shape(llama.config, len(blocks), BLOCK), torch.nan, dtype=llama.dtype)
-    batch = prepare([Sequence(0, len(token_ids), 0, (Segment(blocks),))], pool)
+    batch = prepare([Sequence(0, len(token_ids), 0, (Segment(tuple(blocks.tolist())),))], pool)
     hidden = llama.forward(torch.tensor(token_ids), torch.arange(len(token_ids)), batch, pool)
     return llama.logits(hidden)
 

@@ -16,8 +16,8 @@ from warmfleet_worker.models.rope import Rope
 class Ragged(NamedTuple):
     """All works one after another: work i owns rows ``firsts[i]`` to ``firsts[i + 1]``."""
 
-    token_ids: Tensor  # int64 [rows]
-    homes: Tensor  # int64 [rows]: where each row's query and key are rotated
+    token_ids: Tensor  # int32 [rows], on the host
+    homes: Tensor  # the same: where each row's query and key are rotated
     sequences: tuple[Rows, ...]
     firsts: tuple[int, ...]
 
@@ -30,7 +30,7 @@ class _Piece(NamedTuple):
     delta: int
 
 
-def flatten(works: Sequence[Work], block_size: int, rope: Rope, device: torch.device) -> Ragged:
+def flatten(works: Sequence[Work], block_size: int, rope: Rope) -> Ragged:
     """The rows of ``works``. A work that writes into runs of different deltas becomes a sequence for each."""
     token_ids: list[int] = []
     homes: list[int] = []
@@ -38,7 +38,7 @@ def flatten(works: Sequence[Work], block_size: int, rope: Rope, device: torch.de
     firsts = [0]
     for work in works:
         for piece in _pieces(work, block_size):
-            segments = _segments(work.runs, piece, block_size, rope, device)
+            segments = _segments(work.runs, piece, block_size, rope)
             sequences.append(Rows(len(homes), piece.length, piece.start, segments))
             home = piece.start - piece.delta
             homes.extend(range(home, home + piece.length))
@@ -46,8 +46,8 @@ def flatten(works: Sequence[Work], block_size: int, rope: Rope, device: torch.de
         firsts.append(len(token_ids))
         assert len(homes) == len(token_ids), "the runs do not cover the work"
     return Ragged(
-        torch.tensor(token_ids, device=device),
-        torch.tensor(homes, device=device),
+        torch.tensor(token_ids, dtype=torch.int32),
+        torch.tensor(homes, dtype=torch.int32),
         tuple(sequences),
         tuple(firsts),
     )
@@ -63,9 +63,7 @@ def _pieces(work: Work, block_size: int) -> Iterator[_Piece]:
         first = last
 
 
-def _segments(
-    runs: Sequence[Run], piece: _Piece, block_size: int, rope: Rope, device: torch.device
-) -> tuple[Segment, ...]:
+def _segments(runs: Sequence[Run], piece: _Piece, block_size: int, rope: Rope) -> tuple[Segment, ...]:
     """The blocks up to the piece's last position, neighbours of one delta merged.
 
     Queries are rotated at the home of the run they are written to; for keys of another run they are
@@ -77,6 +75,6 @@ def _segments(
         blocks = [block for run in group for block in run.blocks][:left]
         if blocks:
             turn = rope.turn(piece.delta - delta) if delta != piece.delta else None
-            segments.append(Segment(torch.tensor(blocks, device=device), turn))
+            segments.append(Segment(tuple(blocks), turn))
         left -= len(blocks)
     return tuple(segments)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from warmfleet_kernels import copy_blocks, prepare
+from warmfleet_kernels import copy_blocks, prepare, send
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_worker.engine.base import Copy, Plan, StepResult
 from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.graphs import DecodeGraphs
 from warmfleet_worker.engine.ragged import flatten
 from warmfleet_worker.models.fingerprint import fingerprint
 from warmfleet_worker.models.llama import Llama, pool_shape
@@ -39,6 +40,7 @@ class TorchEngine:
         self.pool = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
         self.block_bytes = self.pool[0].nbytes
         self.layout = layout(llama.dtype, shape)
+        self.graphs = DecodeGraphs(llama, self.pool) if llama.device.type == "cuda" else None
 
     @classmethod
     def load(
@@ -78,9 +80,14 @@ class TorchEngine:
             total_blocks=blocks,
         )
 
+    @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult:
         """See ``engine.base.Engine.execute``."""
-        return self.draw(plan, self.compute(plan))
+        if self.graphs is None or not self.graphs.takes(plan.works):
+            return self.draw(plan, self.compute(plan))
+        if plan.copies:
+            copy_blocks(self.pool, *self._endpoints(plan.copies))
+        return StepResult(self.graphs.step(plan.works))
 
     @torch.inference_mode()
     def compute(self, plan: Plan) -> Tensor:
@@ -89,9 +96,10 @@ class TorchEngine:
             copy_blocks(self.pool, *self._endpoints(plan.copies))
         if not plan.works:
             return self.pool.new_empty((0, self.llama.config.hidden))
-        ragged = flatten(plan.works, self.block_size, self.llama.rope, self.pool.device)
+        ragged = flatten(plan.works, self.block_size, self.llama.rope)
+        token_ids, homes = send((ragged.token_ids, ragged.homes), self.pool.device)
         batch = prepare(ragged.sequences, self.pool)
-        return self.llama.forward(ragged.token_ids, ragged.homes, batch, self.pool)
+        return self.llama.forward(token_ids, homes, batch, self.pool)
 
     @torch.inference_mode()
     def draw(self, plan: Plan, hidden: Tensor) -> StepResult:

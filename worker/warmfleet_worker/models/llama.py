@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, rms_norm, silu
-from warmfleet_kernels import Batch, Rotation, attention, project, rotate, write_kv
+from torch.nn.functional import embedding, rms_norm
+from warmfleet_kernels import Batch, Rotation, add_rms_norm, attention, project, rotate_write, silu_mul
 
 from warmfleet_worker.models.config import ModelConfig
 from warmfleet_worker.models.rope import Rope
@@ -57,32 +57,33 @@ class Llama:
         """
         hidden = embedding(token_ids, self._weights.embedding)
         rotation = self.rope.at(homes)
+        update = None
         for index, layer in enumerate(self._weights.layers):
-            hidden = hidden + self._attend(layer, index, hidden, rotation, batch, pool)
-            hidden = hidden + self._transform(layer, hidden)
-        return self._norm(hidden, self._weights.norm)
+            hidden, normed = self._add_norm(hidden, update, layer.attention_norm)
+            update = self._attend(layer, index, normed, rotation, batch, pool)
+            hidden, normed = self._add_norm(hidden, update, layer.mlp_norm)
+            update = project(silu_mul(project(normed, layer.gate_up)), layer.down)
+        return self._add_norm(hidden, update, self._weights.norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[rows, vocab_size]`` in float32 of hidden states from ``forward``."""
         return project(hidden, self._weights.head).float()
 
     def _attend(
-        self, layer: Layer, index: int, hidden: Tensor, rotation: Rotation, batch: Batch, pool: Tensor
+        self, layer: Layer, index: int, normed: Tensor, rotation: Rotation, batch: Batch, pool: Tensor
     ) -> Tensor:
         config = self.config
-        qkv = project(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
-        heads = qkv.view(len(hidden), -1, config.head_dim)
+        qkv = project(normed, layer.qkv, layer.qkv_bias)
+        heads = qkv.view(len(normed), -1, config.head_dim)
         keys, values = config.heads, config.heads + config.kv_heads
         query, key, value = heads[:, :keys], heads[:, keys:values], heads[:, values:]
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        write_kv(pool, index, batch, key, value)
+        query = rotate_write(pool, index, batch, query, key, value, rotation)
         return project(attention(pool, index, batch, query).flatten(1), layer.output)
 
-    def _transform(self, layer: Layer, hidden: Tensor) -> Tensor:
-        gate, up = project(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
-        return project(silu(gate) * up, layer.down)
+    def _add_norm(self, hidden: Tensor, update: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(hidden, update, weight, self.config.norm_eps)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight.shape, weight, self.config.norm_eps)

@@ -103,5 +103,5 @@ class _Reader:
 
     def _place(self, *parts: Tensor) -> Tensor:
         """The parts as one matrix on the device."""
-        cast = [part.to(self._dtype) for part in parts]
-        return (cast[0] if len(cast) == 1 else torch.cat(cast)).to(self._device)
+        placed = [part.to(self._device).to(self._dtype) for part in parts]
+        return placed[0] if len(placed) == 1 else torch.cat(placed)

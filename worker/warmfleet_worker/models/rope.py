@@ -14,16 +14,15 @@ class Rope:
         frequencies = _frequencies(theta, head_dim)
         if factors:
             frequencies = frequencies / torch.tensor(factors, dtype=torch.float64)
-        self._frequencies = frequencies.to(device)
+        self._host, self._frequencies = frequencies, frequencies.to(device)
 
     def at(self, positions: Tensor) -> Rotation:
         """The rotation of each position (int64 ``[rows]``, negative ones too)."""
-        angles = positions.double()[:, None] * self._frequencies
-        return Rotation(angles.cos().float(), angles.sin().float())
+        return _rotation(positions, self._frequencies)
 
     def turn(self, delta: int) -> Rotation:
-        """One row: what takes a query ``delta`` positions on."""
-        return self.at(torch.tensor([delta], device=self._frequencies.device))
+        """One row, on the host: what takes a query ``delta`` positions on."""
+        return _rotation(torch.tensor([delta]), self._host)
 
 
 def linear_factors(factor: float, head_dim: int) -> tuple[float, ...]:
@@ -41,6 +40,11 @@ def llama3_factors(
     turns = trained * _frequencies(theta, head_dim) / (2 * pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return tuple((1 / ((1 - smooth) / factor + smooth)).tolist())
+
+
+def _rotation(positions: Tensor, frequencies: Tensor) -> Rotation:
+    angles = positions.double()[:, None] * frequencies
+    return Rotation(angles.cos().float(), angles.sin().float())
 
 
 def _frequencies(theta: float, head_dim: int) -> Tensor:

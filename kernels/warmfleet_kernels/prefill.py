@@ -1,0 +1,337 @@
+"""Attention of many rows over a paged prefix: pages into a slab, then torch's fused attention.
+
+Measured on an H200 (LOG.md): gathering costs a few per cent, and what is contiguous is attended to by
+cuDNN faster than any paged kernel of ours, and faster than flash where there are rows enough. cuDNN knows
+no lower-right mask that is fast, and plans each shape anew (40 ms). So a chunk is cut into pieces of few
+sizes, each of which attends to its prefix without a mask and to its own rows causally; the parts are
+merged by their log-sum-exp. Flash takes what is left.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from warmfleet_kernels.rotation import Rotation
+
+_ROWS = 256  # cuDNN's pieces have this times a power of two rows; fewer rows: flash
+_KEYS = 2048  # ... and prefixes of this times a power of two keys
+_MANY = 1024  # rows, from which on a call of its own pays; fewer: one call of flash for many sequences
+_LONG = 8192  # prefix, from which on flash must split the keys to fill the device: not in a ragged call
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of one sequence, and where its keys lie in the slab."""
+
+    first: int
+    rows: int
+    start: int  # position of the first row
+    base: int  # token of the slab
+
+    @property
+    def context(self) -> int:
+        return self.start + self.rows
+
+
+class Ragged(NamedTuple):
+    """Chunks that one call of flash attends to: their rows follow one another."""
+
+    first: int
+    rows: int
+    query_ends: Tensor  # int32 [chunks + 1]: rows, from 0
+    key_starts: Tensor  # int32 [chunks + 1]: tokens of the slab
+    contexts: Tensor  # int32 [chunks]
+    longest: int
+    longest_context: int
+
+
+class Turned(NamedTuple):
+    """Blocks of a slab whose keys are to be brought into the queries' frame."""
+
+    blocks: Tensor  # int32 [n]
+    rotation: Rotation  # a row a block: takes keys where they are to be
+
+
+class Group(NamedTuple):
+    """Chunks whose keys are in the slab at the same time."""
+
+    table: Tensor  # int32 [blocks of the slab]: of the pool
+    turned: Turned | None
+    ragged: tuple[Ragged, ...]
+    chunks: tuple[Chunk, ...]  # those attended to one by one
+
+
+class Part(NamedTuple):
+    """Attention over some of the keys."""
+
+    out: Tensor  # [rows, heads, head_dim]
+    lse: Tensor  # float32 [heads, rows], natural
+
+
+def alone(count: int, start: int, head_dim: int) -> bool:
+    """Whether a chunk gains from calls of its own: the measured rule."""
+    if head_dim > 128:
+        return False
+    return count >= _MANY or start >= _LONG or (count >= _ROWS and start >= _KEYS)
+
+
+def fused(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether flash attention takes such keys at all."""
+    return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+
+
+def prefill(pages: Tensor, query: Tensor, group: Group, slab: Tensor, out: Tensor) -> None:
+    """Causal attention of the group's rows of ``query[rows, heads, head_dim]`` into those of ``out``.
+
+    ``pages`` is one layer of a pool, ``slab[2, kv_heads, tokens, head_dim]`` is scratch.
+    """
+    gather_pages(pages, group, slab)
+    for ragged in group.ragged:
+        rows = slice(ragged.first, ragged.first + ragged.rows)
+        out[rows] = _flash_ragged(query[rows], slab, ragged)
+    for chunk in group.chunks:
+        keys = slab[:, :, chunk.base :]
+        rows = slice(chunk.first, chunk.first + chunk.rows)
+        _attend(query[rows], keys, chunk.start, out[rows])
+
+
+def gather_pages(pages: Tensor, group: Group, slab: Tensor) -> None:
+    """Fill the slab with the group's pages, every key in its query's frame."""
+    _, pair, kv_heads, block_size, head_dim = pages.shape
+    pieces = pair * kv_heads
+    each = 4 if pieces % 4 == 0 else 1
+    _gather_pages[(len(group.table), pieces // each)](
+        pages,
+        group.table,
+        slab,
+        pages.stride(0),
+        slab.stride(1),
+        PIECES=each,
+        WORDS=block_size * head_dim,
+        SPAN=triton.next_power_of_2(block_size * head_dim),
+        num_warps=4,
+    )
+    if group.turned is not None:
+        _turn_keys[(len(group.turned.blocks), kv_heads)](
+            slab,
+            group.turned.blocks,
+            *group.turned.rotation,
+            slab.stride(1),
+            BLOCK=block_size,
+            HALF=head_dim // 2,
+            ROWS=triton.next_power_of_2(block_size),
+            SPAN=triton.next_power_of_2(head_dim // 2),
+            num_warps=1,
+        )
+
+
+def _attend(query: Tensor, keys: Tensor, start: int, out: Tensor) -> None:
+    """One sequence; ``keys[2, kv_heads, tokens >= context, head_dim]``."""
+    if not fused(query.dtype, query.shape[-1]):
+        out.copy_(_plain(query, keys[:, :, : start + len(query)]))
+        return
+    first = 0
+    for count in _row_pieces(len(query), start):
+        rows = slice(first, first + count)
+        _attend_piece(query[rows], keys[:, :, : start + first + count], out[rows])
+        first += count
+
+
+def _attend_piece(query: Tensor, keys: Tensor, out: Tensor) -> None:
+    """Rows of which the last sees all of ``keys``."""
+    count = len(query)
+    if count < _ROWS:
+        out.copy_(_flash(query, keys)[0])
+        return
+    start, first, parts = keys.shape[2] - count, 0, []
+    for size in _key_pieces(start):
+        parts.append(_cudnn(query, keys[:, :, first : first + size], causal=False))
+        first += size
+    own = keys[:, :, first:]
+    parts.append(_cudnn(query, own, causal=True) if first == start else _flash(query, own))
+    _merge(parts, out)
+
+
+def _row_pieces(count: int, start: int) -> Iterator[int]:
+    """Rows of each piece: up to the next multiple of ``_KEYS``, then as many as may be."""
+    while count:
+        piece = min(count, _KEYS - start % _KEYS) if start % _KEYS else count
+        if piece >= _ROWS:
+            piece = _ROWS << (piece // _ROWS).bit_length() - 1
+        yield piece
+        count, start = count - piece, start + piece
+
+
+def _key_pieces(start: int) -> Iterator[int]:
+    """Keys of each prefix, the largest first; less than ``_KEYS`` are left."""
+    while start >= _KEYS:
+        piece = _KEYS << (start // _KEYS).bit_length() - 1
+        yield piece
+        start -= piece
+
+
+def _plain(query: Tensor, keys: Tensor) -> Tensor:
+    count, context = len(query), keys.shape[2]
+    group = query.shape[1] // keys.shape[1]
+    k, v = keys.repeat_interleave(group, 1)
+    mask = torch.ones((count, context), dtype=torch.bool, device=query.device).tril(context - count)
+    return scaled_dot_product_attention(query.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1)
+
+
+def _cudnn(query: Tensor, keys: Tensor, *, causal: bool) -> Part:
+    """Over all of ``keys[2, kv_heads, n, head_dim]``; causal: row i sees key i and those before it."""
+    k, v = keys[:, None]
+    result = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query.transpose(0, 1)[None], k, v, None, True, 0.0, causal, False
+    )
+    return Part(result[0][0].transpose(0, 1), result[1].view(-1, len(query)))
+
+
+def _flash(query: Tensor, keys: Tensor) -> Part:
+    """The same, causal so that the last row sees the last key."""
+    k, v = keys.transpose(1, 2).unsqueeze(1)
+    result = torch.ops.aten._flash_attention_forward(
+        query[None], k, v, None, None, len(query), keys.shape[2], 0.0, True, False
+    )
+    return Part(result[0][0], result[1][0])
+
+
+def _flash_ragged(query: Tensor, slab: Tensor, ragged: Ragged) -> Tensor:
+    k, v = slab.transpose(1, 2)
+    result: Tensor = torch.ops.aten._flash_attention_forward(
+        query,
+        k,
+        v,
+        ragged.query_ends,
+        ragged.key_starts,
+        ragged.longest,
+        ragged.longest_context,
+        0.0,
+        True,
+        False,
+        seqused_k=ragged.contexts,
+    )[0]
+    return result
+
+
+def _merge(parts: list[Part], out: Tensor) -> None:
+    """Attention over the union of the parts' keys."""
+    total = parts[0]
+    for n, part in enumerate(parts[1:], start=2):
+        last = n == len(parts)
+        target = out if last else torch.empty_like(out, dtype=torch.float32)
+        total = _merge_pair(total, part, target)
+    if len(parts) == 1:
+        out.copy_(total.out)
+
+
+def _merge_pair(a: Part, b: Part, out: Tensor) -> Part:
+    rows, heads, head_dim = out.shape
+    lse = torch.empty((heads, rows), dtype=torch.float32, device=out.device)
+    _merge_two[(rows,)](
+        *a,
+        *b,
+        out,
+        lse,
+        a.out.stride(0),
+        a.out.stride(1),
+        a.lse.stride(0),
+        b.out.stride(0),
+        b.out.stride(1),
+        b.lse.stride(0),
+        rows,
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        ROWS=triton.next_power_of_2(heads),
+        DIM=triton.next_power_of_2(head_dim),
+        num_warps=4,
+    )
+    return Part(out, lse)
+
+
+@triton.jit
+def _gather_pages(
+    pages,
+    table,
+    slab,
+    stride_block,
+    stride_piece,
+    PIECES: tl.constexpr,
+    WORDS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    block = tl.program_id(0)
+    source = tl.load(table + block).to(tl.int64)
+    i = tl.arange(0, SPAN)
+    for n in tl.static_range(PIECES):
+        piece = tl.program_id(1).to(tl.int64) * PIECES + n
+        word = tl.load(pages + source * stride_block + piece * WORDS + i, mask=i < WORDS)
+        tl.store(slab + piece * stride_piece + block * WORDS + i, word, mask=i < WORDS)
+
+
+@triton.jit
+def _turn_keys(
+    slab,
+    blocks,
+    cos,
+    sin,
+    stride_head,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    n = tl.program_id(0)
+    d = tl.arange(0, SPAN)
+    c = tl.load(cos + n * HALF + d, mask=d < HALF, other=0.0)[None, :]
+    s = tl.load(sin + n * HALF + d, mask=d < HALF, other=0.0)[None, :]
+    t = tl.arange(0, ROWS)
+    used = (t[:, None] < BLOCK) & (d[None, :] < HALF)
+    token = tl.load(blocks + n) * BLOCK + t[:, None]
+    place = slab + tl.program_id(1).to(tl.int64) * stride_head + token * (2 * HALF) + d[None, :]
+    low = tl.load(place, mask=used, other=0.0).to(tl.float32)
+    high = tl.load(place + HALF, mask=used, other=0.0).to(tl.float32)
+    tl.store(place, (low * c - high * s).to(slab.dtype.element_ty), mask=used)
+    tl.store(place + HALF, (high * c + low * s).to(slab.dtype.element_ty), mask=used)
+
+
+@triton.jit
+def _merge_two(
+    a,
+    a_lse,
+    b,
+    b_lse,
+    out,
+    lse,
+    a_row,
+    a_head,
+    a_lse_head,
+    b_row,
+    b_head,
+    b_lse_head,
+    rows,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, ROWS)
+    d = tl.arange(0, DIM)
+    real = h < HEADS
+    used = real[:, None] & (d[None, :] < HEAD_DIM)
+    x = tl.load(a_lse + h * a_lse_head + row, mask=real, other=0.0)
+    y = tl.load(b_lse + h * b_lse_head + row, mask=real, other=0.0)
+    weight = tl.sigmoid(x - y)[:, None]
+    top = tl.maximum(x, y)
+    tl.store(lse + h * rows + row, top + tl.log(tl.exp(x - top) + tl.exp(y - top)), mask=real)
+    first = tl.load(a + row * a_row + h[:, None] * a_head + d[None, :], mask=used, other=0.0).to(tl.float32)
+    second = tl.load(b + row * b_row + h[:, None] * b_head + d[None, :], mask=used, other=0.0).to(tl.float32)
+    both = first * weight + second * (1 - weight)
+    tl.store(
+        out + (row * HEADS + h[:, None]) * HEAD_DIM + d[None, :], both.to(out.dtype.element_ty), mask=used
+    )

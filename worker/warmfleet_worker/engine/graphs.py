@@ -1,0 +1,161 @@
+"""Decode steps on a GPU as CUDA graphs: one launch, one copy in, one read of the tokens out.
+
+A graph is captured for each of a few batch sizes over static tables; a step fills the tables of the next
+larger size. Rows that it does not need write no KV and attend to nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from warmfleet_kernels import Batch
+
+from warmfleet_worker.engine.base import Drawn, Work
+from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.sampling import GREEDY_BELOW
+from warmfleet_worker.models.llama import Llama
+
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+TABLE = 1 << 20  # blocks of all sequences of a step together: 4 MiB of block numbers
+_ALIGNED = 4  # words: tables start at 16 bytes, so that kernels are compiled once for all sizes
+
+
+class _Layout(NamedTuple):
+    """First words of a size's tables in the static buffer."""
+
+    token_ids: int
+    homes: int
+    blocks: int
+    offsets: int
+    rows: int
+    firsts: int
+    tokens: int
+    bounds: int
+    table: int
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor  # [size, vocab]
+    greedy: Tensor  # int64 [size]
+
+
+class DecodeGraphs:
+    """Graphs of one model over one pool."""
+
+    def __init__(self, llama: Llama, pool: Tensor) -> None:
+        from warmfleet_kernels import splits
+
+        self._splits = splits
+        self._llama = llama
+        self._pool = pool
+        self._block_size = pool.shape[4]
+        words = self._layout(SIZES[-1]).table + TABLE
+        self._device = torch.zeros(words, dtype=torch.int32, device=pool.device)
+        self._host = torch.zeros(words, dtype=torch.int32, pin_memory=True)
+        self._words = self._host.numpy()
+        self._targets = torch.arange(SIZES[-1], dtype=torch.int32, device=pool.device)
+        self._captured: dict[int, _Captured] = {}
+        memory: Any = None
+        for size in reversed(SIZES):
+            self._captured[size] = self._capture(size, memory)
+            memory = self._captured[size].graph.pool()
+
+    def takes(self, works: Sequence[Work]) -> bool:
+        """Whether all works are plain decode rows that fit."""
+        return (
+            0 < len(works) <= SIZES[-1]
+            and all(len(w.token_ids) == 1 and len(w.runs) == 1 and w.prompt_logprobs is None for w in works)
+            and sum(len(w.runs[0].blocks) for w in works) <= TABLE
+        )
+
+    def step(self, works: Sequence[Work]) -> tuple[Drawn, ...]:
+        """Computes the works' rows and draws."""
+        size = next(size for size in SIZES if size >= len(works))
+        used = self._fill(works, self._layout(size), size)
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        captured = self._captured[size]
+        captured.graph.replay()
+        if all(_greedy(work) for work in works):
+            return tuple(Drawn((token,)) for token in captured.greedy[: len(works)].tolist())
+        return draw_works(works, captured.logits[: len(works)], lambda rows: rows)
+
+    def _layout(self, size: int) -> _Layout:
+        splits = self._splits.most_splits(size)
+        lengths = (size, size, size, size, splits, splits, splits, size + 1)
+        aligned = [-(-length // _ALIGNED) * _ALIGNED for length in lengths]
+        return _Layout(*(sum(aligned[:n]) for n in range(len(aligned) + 1)))
+
+    def _fill(self, works: Sequence[Work], at: _Layout, size: int) -> int:
+        """The tables of a step; the words that it uses."""
+        words, count, block_size = self._words, len(works), self._block_size
+        starts = np.array([work.start for work in works])
+        runs = [work.runs[0] for work in works]
+        lengths = np.array([len(run.blocks) for run in runs])
+        bases = np.cumsum(lengths) - lengths
+        end = at.table + int(lengths.sum())
+        table = words[at.table : end]
+        table[:] = np.fromiter(chain.from_iterable(run.blocks for run in runs), np.int32, len(table))
+        words[at.token_ids : at.token_ids + count] = [work.token_ids[0] for work in works]
+        words[at.homes : at.homes + count] = starts - np.array([run.delta for run in runs])
+        words[at.blocks : at.blocks + size] = -1
+        words[at.blocks : at.blocks + count] = table[bases + starts // block_size]
+        words[at.offsets : at.offsets + count] = starts % block_size
+        made = self._splits.cut((starts + 1).astype(np.int32), block_size)
+        parts = len(made.owners)
+        words[at.rows : at.rows + parts] = made.owners
+        words[at.firsts : at.firsts + parts] = bases[made.owners] + made.starts // block_size
+        words[at.tokens : at.bounds] = 0
+        words[at.tokens : at.tokens + parts] = made.tokens
+        words[at.bounds : at.bounds + size + 1] = parts
+        words[at.bounds : at.bounds + count + 1] = np.searchsorted(made.owners, np.arange(count + 1))
+        return end
+
+    @torch.inference_mode()
+    def _capture(self, size: int, memory: Any) -> _Captured:
+        from warmfleet_kernels.decode import Splits
+        from warmfleet_kernels.device import Reads
+
+        at = self._layout(size)
+        words = self._device
+        words[at.blocks : at.blocks + size] = -1
+        words[at.tokens : at.table] = 0
+        splits = self._splits.most_splits(size)
+        ranged: Callable[[int, int], Tensor] = lambda first, length: words[first : first + length]  # noqa: E731
+        tables = Splits(
+            words[at.table :],
+            ranged(at.rows, splits),
+            ranged(at.firsts, splits),
+            ranged(at.tokens, splits),
+            ranged(at.bounds, size + 1),
+            self._targets[:size],
+        )
+        batch = Batch(
+            (), ranged(at.blocks, size), ranged(at.offsets, size), reads=Reads(tables, None, (), None)
+        )
+
+        def forward() -> tuple[Tensor, Tensor]:
+            token_ids, homes = ranged(at.token_ids, size), ranged(at.homes, size)
+            logits = self._llama.logits(self._llama.forward(token_ids, homes, batch, self._pool))
+            return logits, logits.argmax(-1)
+
+        forward()  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory):
+            logits, greedy = forward()
+        words.zero_()
+        return _Captured(graph, logits, greedy)
+
+
+def _greedy(work: Work) -> bool:
+    sampling = work.sampling
+    return (
+        sampling is not None
+        and sampling.temperature < GREEDY_BELOW
+        and sampling.logprobs is None
+        and len(work.choices) == 1
+    )
