@@ -46,7 +46,7 @@ bars: $(STAMP)-dev
 	$(BIN)/python -m tests.bars
 
 bench-gpu: $(STAMP)-dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.bars.gpu
 
 nightly: $(STAMP)-dev
 	$(BIN)/python -m pytest
