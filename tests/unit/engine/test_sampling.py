@@ -119,3 +119,8 @@ def test_logprobs_are_of_the_model_not_of_the_filter() -> None:
         assert np.allclose(f.top_logprobs, wanted[row, list(f.top_ids)], atol=1e-5)
         assert list(f.top_logprobs) == sorted(f.top_logprobs, reverse=True)
     assert found[2].top_ids[0] == logits[2].argmax()
+
+
+def test_of_equals_the_lower_ids_stay() -> None:
+    kept = probabilities(torch.zeros(1, 5000), [Sampling(1.0, top_k=3)])[0].nonzero()[:, 0]
+    assert kept.tolist() == [0, 1, 2]
