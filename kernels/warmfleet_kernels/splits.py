@@ -44,13 +44,16 @@ def cut(tokens: Ints, block_size: int) -> Cut:
     """Equal splits of ranges of ``tokens`` each, in whole blocks, so many that the device is full."""
     room = most_splits(len(tokens)) - len(tokens)
     size = max(LEAST, -(-int(tokens.sum()) // room))
-    size = -(-size // LEAST) * LEAST  # whole tiles
-    size = -(-size // block_size) * block_size
     counts = -(-tokens // size)
+    sizes = -(-tokens // counts)  # a range's splits are alike: the device waits for the longest
+    sizes = -(-sizes // LEAST) * LEAST  # whole tiles
+    sizes = -(-sizes // block_size) * block_size
+    counts = -(-tokens // sizes)
     owners = np.repeat(np.arange(len(tokens), dtype=np.int32), counts)
     ends = np.cumsum(counts)
-    starts = (np.arange(len(owners)) - np.repeat(ends - counts, counts)) * size
-    return Cut(owners, starts.astype(np.int32), np.minimum(size, tokens[owners] - starts).astype(np.int32))
+    starts = (np.arange(len(owners)) - np.repeat(ends - counts, counts)) * sizes[owners]
+    left = np.minimum(sizes[owners], tokens[owners] - starts)
+    return Cut(owners, starts.astype(np.int32), left.astype(np.int32))
 
 
 class _Range(NamedTuple):

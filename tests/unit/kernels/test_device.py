@@ -20,7 +20,8 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 dtypes = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 EXAMPLES, CONTEXT = (100, 2000) if DEVICE == "cuda" else (4, 80)  # the interpreter is slow
-sizes = st.sampled_from([(4, 2, 16, 16), (2, 2, 4, 8), (3, 1, 24, 32)])
+SIZES = [(4, 2, 16, 16), (2, 2, 4, 8), (3, 1, 24, 32)] + ([(16, 4, 16, 128)] if DEVICE == "cuda" else [])
+sizes = st.sampled_from(SIZES)
 decode_shapes = st.lists(st.tuples(st.integers(0, CONTEXT), st.integers(1, 3)), min_size=1, max_size=3)
 ways = st.sampled_from([(0,), (0,), (0, 0), (5, 0), (-3, 40, 0)])
 
@@ -103,7 +104,8 @@ def test_long_chunks_are_cut_and_merged(shapes, monkeypatch: pytest.MonkeyPatch)
     scale = 1 if DEVICE == "cpu" else 40
     shapes = [(start * scale, count * scale) for start, count in shapes]
     deltas = [(0,), (9, 0), (0,)][: len(shapes)]
-    check(Scene(shapes, deltas, heads=4, kv_heads=2, block=16, dim=16, dtype=torch.float16))
+    heads, kv_heads, block, dim = SIZES[-1] if DEVICE == "cuda" else SIZES[0]
+    check(Scene(shapes, deltas, heads=heads, kv_heads=kv_heads, block=block, dim=dim, dtype=dtypes[-1]))
 
 
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=300), st.sampled_from([1, 16, 24, 64]))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -40,7 +41,12 @@ class TorchEngine:
         self.pool = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
         self.block_bytes = self.pool[0].nbytes
         self.layout = layout(llama.dtype, shape)
-        self.graphs = DecodeGraphs(llama, self.pool) if llama.device.type == "cuda" else None
+        self.graphs: DecodeGraphs | None = None
+        self._current: AbstractContextManager[object] = nullcontext()
+        if llama.device.type == "cuda":
+            self._current = torch.cuda.device(llama.device)  # Triton launches on the thread's own device
+            with self._current:
+                self.graphs = DecodeGraphs(llama, self.pool)
 
     @classmethod
     def load(
@@ -83,17 +89,16 @@ class TorchEngine:
     @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult:
         """See ``engine.base.Engine.execute``."""
-        if self.graphs is None or not self.graphs.takes(plan.works):
-            return self.draw(plan, self.compute(plan))
-        if plan.copies:
-            copy_blocks(self.pool, *self._endpoints(plan.copies))
-        return StepResult(self.graphs.step(plan.works))
+        with self._current:
+            if self.graphs is None or not self.graphs.takes(plan.works):
+                return self.draw(plan, self.compute(plan))
+            self._copy(plan.copies)
+            return StepResult(self.graphs.step(plan.works))
 
     @torch.inference_mode()
     def compute(self, plan: Plan) -> Tensor:
         """Copies, then KV of all works; the last hidden states of their rows, one work after another."""
-        if plan.copies:
-            copy_blocks(self.pool, *self._endpoints(plan.copies))
+        self._copy(plan.copies)
         if not plan.works:
             return self.pool.new_empty((0, self.llama.config.hidden))
         ragged = flatten(plan.works, self.block_size, self.llama.rope)
@@ -106,9 +111,10 @@ class TorchEngine:
         """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
         return StepResult(draw_works(plan.works, hidden, self.llama.logits))
 
-    def _endpoints(self, copies: tuple[Copy, ...]) -> Tensor:
-        """Sources and targets, int64 [2, copies]."""
-        return torch.tensor(copies, device=self.pool.device).T
+    def _copy(self, copies: tuple[Copy, ...]) -> None:
+        if copies:
+            sources, targets = torch.tensor(copies, device=self.pool.device).T
+            copy_blocks(self.pool, sources, targets)
 
 
 def layout(dtype: torch.dtype, shape: torch.Size) -> bytes:
