@@ -20,7 +20,7 @@ from tests.bars.rows import Row
 from tests.bars.sharing import shown
 
 WORKERS, SEED = 8, 6
-SECONDS = float(os.environ.get("LIVE_SECONDS", "100"))
+SECONDS = float(os.environ.get("LIVE_SECONDS", "150"))
 AGENT = AgentShape(question=500, max_tokens=16)
 CHAT = ChatShape(system=300, question=300, answer=150, max_tokens=16, turns=6)
 
