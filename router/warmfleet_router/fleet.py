@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import STUCK_AFTER_S
 
 from warmfleet_router.pricing import Rates
@@ -23,6 +24,7 @@ MAX_EJECTED = 0.5  # of the fleet
 PANIC_BELOW = 0.5  # of it healthy: use whoever can be reached
 SLOW_START_S = 10.0
 SLOW_START_FROM = 0.1
+MOST_SECONDS = 1e9  # that a worker can have computed
 OWN_STALL_S = 0.5  # between two ticks: silence in it is ours, not the workers'
 
 
@@ -191,7 +193,13 @@ class Fleet:
         worker.connected = worker.stuck = False
 
     def reported(self, worker: Worker, load: pb.WorkerLoad, now: float) -> None:
-        """Takes over the load and learns from what the steps since the last report took."""
+        """Takes over the load and learns from what the steps since the last report took.
+
+        Raises Corrupt for seconds that are none: they would spoil every price.
+        """
+        for name in ("step_seconds_total", "step_age_s"):
+            if not 0.0 <= getattr(load, name) <= MOST_SECONDS:
+                raise Corrupt(f"{name} = {getattr(load, name)}", worker.address)
         before = worker.report
         worker.report = Report(
             at=now,

@@ -89,6 +89,8 @@ class Watcher:
                 if (why := _why(error)) != known:
                     known = why
                     log.event(_log, "worker lost", level=logging.WARNING, address=address, why=why)
+            except Exception:
+                _log.exception("following %s failed", address)  # ours to mend; the worker is tried again
             finally:
                 self._core.roster.broken(address, self._clock())
             await asyncio.sleep(wait)
