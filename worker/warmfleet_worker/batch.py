@@ -56,6 +56,8 @@ class Batch:
         """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
         self.running.remove(sequence)
         self._release(sequence)
+        if not sequence.request.started:
+            sequence.request.prompt_logprobs = []  # all of them will be scored again
         token_ids = sequence.token_ids.tobytes()
         sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
         self.waiting.appendleft(sequence)

@@ -404,6 +404,17 @@ def test_engine_that_always_fails_ends_everything() -> None:
     assert driver.pool.free == driver.pool.total
 
 
+def test_prompt_is_scored_once_however_often_it_is_computed() -> None:
+    driver = Driver(chunk_tokens=8)
+    request = driver.submit(range(30), 3, prompt_logprobs=1)
+    driver.step()
+    driver.step()
+    assert driver.schedule()
+    driver.fail()
+    driver.run()
+    assert len(driver.prompt_logprobs[request.key]) == 29
+
+
 def test_load_counts_what_is_to_be_computed() -> None:
     driver = Driver(chunk_tokens=8, max_running=1)
     driver.finish(range(12), 1)
