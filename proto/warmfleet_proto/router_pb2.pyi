@@ -124,10 +124,18 @@ class FinishResponse(_message.Message):
     def __init__(self, known: bool = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("gateway_id",)
+    __slots__ = ("gateway_id", "live")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
     gateway_id: str
-    def __init__(self, gateway_id: _Optional[str] = ...) -> None: ...
+    live: LiveBookings
+    def __init__(self, gateway_id: _Optional[str] = ..., live: _Optional[_Union[LiveBookings, _Mapping]] = ...) -> None: ...
+
+class LiveBookings(_message.Message):
+    __slots__ = ("bookings",)
+    BOOKINGS_FIELD_NUMBER: _ClassVar[int]
+    bookings: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bookings: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("bookings",)

@@ -4,11 +4,11 @@ A booking counts from the moment it is made, stops counting as load when the wor
 includes it, and stays alive until it ends once: by Finish, or because its gateway fell silent.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from warmfleet_proto.errors import Rejected
-from warmfleet_proto.limits import BOOKING_TTL_S, MAX_BOOKINGS
+from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKINGS
 
 from warmfleet_router.fleet import Booked, Worker
 from warmfleet_router.view import PlacementView
@@ -109,6 +109,20 @@ class Ledger:
             return 0
         known.seen_at = now
         return len(known.bookings)
+
+    def forgotten(self, gateway: str, live: Collection[int], now: float) -> list[Booking]:
+        """Ends what the gateway no longer holds: its Finish, or the answer to its Route, was lost.
+
+        Bookings younger than two heartbeats may be on their way to it.
+        """
+        known = self._gateways.get(gateway)
+        if known is None:
+            return []
+        named, youngest = set(live), now - 2 * BOOKING_HEARTBEAT_S
+        lost = [b for b in known.bookings.values() if b.id not in named and b.made_at < youngest]
+        for booking in lost:
+            self._remove(booking)
+        return lost
 
     def expire(self, now: float) -> list[Booking]:
         """Ends what silent gateways have left behind."""

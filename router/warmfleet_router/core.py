@@ -4,6 +4,7 @@ Pure: messages and ``now`` (monotonic seconds) go in, messages and values come o
 """
 
 from collections import deque
+from collections.abc import Iterable
 from copy import copy
 
 import xxhash
@@ -87,6 +88,8 @@ class RouterCore:
         return pb.FinishResponse(known=True)
 
     def heartbeat(self, request: pb.HeartbeatRequest, now: float) -> pb.HeartbeatResponse:
+        if request.HasField("live"):
+            self._expire(self._ledger.forgotten(request.gateway_id, request.live.bookings, now))
         return pb.HeartbeatResponse(bookings=self._ledger.heartbeat(request.gateway_id, now))
 
     def list_workers(self, request: pb.ListWorkersRequest, now: float) -> pb.ListWorkersResponse:
@@ -110,9 +113,7 @@ class RouterCore:
 
     def tick(self, now: float) -> None:
         """To be called about ten times a second."""
-        for booking in self._ledger.expire(now):
-            self.counters.expired += 1
-            self._ended(booking, "expired")
+        self._expire(self._ledger.expire(now))
         self.roster.tick(now)
 
     # ---- placing
@@ -201,6 +202,11 @@ class RouterCore:
             record.ttft_s = request.ttft_s
             worker.ttft.add(now, request.ttft_s)
             worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
+
+    def _expire(self, bookings: Iterable[Booking]) -> None:
+        for booking in bookings:
+            self.counters.expired += 1
+            self._ended(booking, "expired")
 
     def _ended(self, booking: Booking, ending: str) -> None:
         booking.record.ending = ending

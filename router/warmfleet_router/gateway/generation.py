@@ -127,6 +127,7 @@ class Generation:
         )
         asked = self._fleet.clock()
         self.placement = await self._booked(request)
+        self._fleet.reports.booked(self.placement.booking)
         self.placing_s = self._fleet.clock() - asked
 
     async def _booked(self, request: RouteRequest) -> Placement:

@@ -7,7 +7,7 @@ from typing import Any
 
 from warmfleet_proto import log
 from warmfleet_proto.errors import WarmfleetError
-from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest
+from warmfleet_proto.router_pb2 import FinishRequest, LiveBookings, ProgressRequest
 
 from warmfleet_router.client import Router
 
@@ -20,17 +20,32 @@ class Reports:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._latest: dict[int, asyncio.Task[None]] = {}
+        self._live: set[int] = set()
+
+    @property
+    def live(self) -> LiveBookings:
+        """Bookings whose end has not been told yet."""
+        return LiveBookings(bookings=self._live)
+
+    def booked(self, booking: int) -> None:
+        self._live.add(booking)
 
     def progress(self, report: ProgressRequest) -> None:
         self._send(report.booking, self._router.progress(report))
 
     def finish(self, report: FinishRequest) -> None:
-        self._send(report.booking, self._router.finish(report))
+        self._send(report.booking, self._finish(report))
 
     def _send(self, booking: int, call: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(self._after(self._latest.get(booking), call))
         self._latest[booking] = task
         task.add_done_callback(lambda done: self._forget(booking, done))
+
+    async def _finish(self, report: FinishRequest) -> None:
+        try:
+            await self._router.finish(report)
+        finally:
+            self._live.discard(report.booking)
 
     async def _after(self, before: asyncio.Task[None] | None, call: Coroutine[Any, Any, Any]) -> None:
         if before is not None:
@@ -38,7 +53,7 @@ class Reports:
         try:
             await call
         except WarmfleetError as error:
-            # The booking ends by itself when its heartbeats or its time run out.
+            # The next heartbeat does not name the booking any more: that ends it.
             log.event(_log, "report_lost", level=logging.WARNING, why=str(error))
 
     def _forget(self, booking: int, task: asyncio.Task[None]) -> None:

@@ -73,12 +73,15 @@ class Gateway:
         await self._fleet.workers.close()
         await self._fleet.reports.close()
 
+    def _heartbeat(self) -> HeartbeatRequest:
+        return HeartbeatRequest(gateway_id=self._fleet.gateway_id, live=self._fleet.reports.live)
+
     async def _beat(self) -> None:
         """Keeps this gateway's bookings alive, and hears of the fleet's workers."""
         reachable = True
         while True:
             try:
-                await self._fleet.router.heartbeat(HeartbeatRequest(gateway_id=self._fleet.gateway_id))
+                await self._fleet.router.heartbeat(self._heartbeat())
                 self._catalogue.update(await self._fleet.router.list_workers(ListWorkersRequest()))
                 reachable = True
             except WarmfleetError as error:

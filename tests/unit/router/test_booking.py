@@ -75,6 +75,21 @@ def test_a_silent_gateway_loses_its_bookings_and_a_beating_one_keeps_them() -> N
     assert [p.ending for p in core.placements()] == ["", "expired"]
 
 
+def test_a_heartbeat_ends_what_the_gateway_no_longer_holds() -> None:
+    """A Finish, or the answer to a Route, that never arrived."""
+    core, (worker,) = fleet_of(1)
+    held = core.route(ask(PROMPT), 0.0).booking
+    core.route(ask(PROMPT), 0.0)  # its answer is lost on the way
+    core.route(ask(PROMPT, gateway_id="other"), 0.0)
+    young = core.route(ask(PROMPT), 7.0).booking
+    beat = rpb.HeartbeatRequest(gateway_id="g", live=rpb.LiveBookings(bookings=[held]))
+    assert core.heartbeat(beat, 8.0).bookings == 2
+    assert booked(worker)[1] == 3
+    assert core.counters.expired == 1
+    for booking in (held, young):
+        assert core.finish(rpb.FinishRequest(booking=booking, outcome=OK), 9.0).known
+
+
 def test_a_gateway_is_alive_as_long_as_it_says_anything() -> None:
     core, _ = fleet_of(1)
     early = core.route(ask(PROMPT), 0.0)
