@@ -62,6 +62,8 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     for worker, rank in policy.nominate(ask, pool):
         ranks[worker.slot] = max(rank, ranks.get(worker.slot, 0))
         blocks.setdefault(worker.slot, 0)
+    if not any(group.workers[slot] in pool.members for slot in blocks):
+        blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
     candidates = _candidates(group, pool, ask, blocks, ranks, now)
     waits = [candidate.wait_s for candidate in candidates]
     ask = ask._replace(following=group.traffic.following(waits, len(pool.workers), now))

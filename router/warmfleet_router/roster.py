@@ -160,7 +160,12 @@ class Roster:
 
     def sweep(self, budget: int) -> bool:
         """Clears up to ``budget`` places of an index after departed workers; True when nothing is left."""
-        return all(group.index.sweep(budget) for group in self.groups.values())
+        clean = [kind for kind, group in self.groups.items() if group.index.sweep(budget)]
+        done = len(clean) == len(self.groups)
+        for kind in clean:
+            if not self.groups[kind].workers:
+                del self.groups[kind]  # nobody is left who could serve it
+        return done
 
     def measured(self, worker: Worker) -> None:
         """One worker's rates are known better."""

@@ -217,3 +217,34 @@ def test_hit_rates_of_the_last_minute_and_since_start_across_epochs() -> None:
     worker.report(102.0, prompt_tokens_total=50, cached_tokens_total=5)
     view = core.workers(103.0)[0]
     assert (view.hit_minute, view.hit_total) == ((85, 150), (95, 250))
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -1.0, 1e300])
+def test_a_worker_that_reports_nonsense_spoils_no_price(nonsense: float) -> None:
+    core, (liar, honest) = fleet_of(2)
+    for worker in (liar, honest):
+        worker.report(0.5, running=4, context_tokens=100, steps_total=10, step_seconds_total=1.0)
+    for field in ("step_seconds_total", "step_age_s"):
+        with pytest.raises(Corrupt, match=field):
+            liar.report(0.6, **{"running": 4, "steps_total": 20, field: nonsense})
+    assert core.explain(ask(PROMPT), 0.7).chosen.price_s < 10.0
+
+
+def test_a_long_request_finds_the_one_worker_that_takes_it() -> None:
+    """None of the candidates that the index names, by overlap or load, has the context."""
+    core, workers = fleet_of(20)
+    workers[19].status["max_context"] = 300_000
+    workers[19].restart(0.0)
+    workers[19].report(0.0, running=50)
+    chosen = core.route(ask(tokens((1, 5)), max_tokens=200_000), 1.0)
+    assert chosen.worker == "w19"
+
+
+def test_models_that_nobody_serves_any_more_are_forgotten() -> None:
+    core, (worker,) = fleet_of(1)
+    for i in range(50):
+        worker.status["model_fingerprint"] = bytes([i]) * 32
+        worker.restart(float(i))
+        while not core.roster.sweep(1024):
+            pass
+    assert len(core.roster.groups) == 1
