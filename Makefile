@@ -1,5 +1,5 @@
 # up: a fleet with a real model.  test: everything CI runs.  check: lint, types, imports, stubs.
-.PHONY: up test check proto bars bench-gpu nightly
+.PHONY: up test check sanitize proto bars bench-index bench-gpu nightly
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,12 +38,19 @@ check: $(STAMP)-dev
 	$(MAKE) --no-print-directory proto
 	git diff --exit-code -- proto
 
+# the index's tests over a build with the address and undefined-behaviour sanitizers
+sanitize: $(STAMP)-dev
+	tests/sanitize.sh $(BIN)/python
+
 proto: $(STAMP)-dev
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto --pyi_out=proto \
 	  proto/warmfleet_proto/worker.proto proto/warmfleet_proto/router.proto
 
 bars: $(STAMP)-dev
 	$(BIN)/python -m tests.bars
+
+bench-index: $(STAMP)-dev
+	$(BIN)/python -m tests.bars index index_soak
 
 bench-gpu: $(STAMP)-dev
 	$(BIN)/python -m tests.bars.gpu

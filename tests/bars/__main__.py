@@ -21,6 +21,7 @@ BARS = {
     "bad_input": "7: bad requests and the death of a worker",
     "gateway_cost": "8: CPU and latency that the gateway adds, beside sglang-router",
     "index": "3.2: the index beside Dynamo's radix tree",
+    "index_soak": "3.5: ten million blocks through an index bounded at one million",
     "route": "3.3: a placement in microseconds",
     "live_vs_sglang": "3.6: 8 workers live, agents and chats, beside sglang-router",
 }
