@@ -93,7 +93,8 @@ def rows(case: Case, direct: Cost, ours: Cost, peer: Cost) -> Iterator[Row]:
     ratio = f", {added / peer_added:.2f}x" if peer_added > 0 else ""
     cpus = f"{1e3 * ours.cpu_s:.2f} / {1e3 * peer.cpu_s:.2f}, {ours.cpu_s / max(1e-6, peer.cpu_s):.2f}x"
     yield Row("8", f"{case}: CPU ms a request, ours / peer", cpus)
-    yield Row("8", f"{case}: added p50 ms, ours / peer", f"{added:.2f} / {peer_added:.2f}{ratio}")
+    figure = f"{added:.2f} / {peer_added:.2f}{ratio} (direct {1e3 * direct.p50_s:.2f})"
+    yield Row("8", f"{case}: added p50 ms, ours / peer", figure)
     if case.stream:
         chunks = f"{ours.chunks:.0f} / {peer.chunks:.0f}"
         yield Row("8", f"{case}: chunks with text an answer, ours / peer", chunks)
