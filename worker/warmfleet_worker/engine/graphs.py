@@ -5,15 +5,15 @@ larger size. Rows that it does not need write no KV and attend to nothing.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from warmfleet_kernels import Batch
 
-from warmfleet_worker.engine.base import Drawn, Work
+from warmfleet_worker.engine.base import Drawn, Run, Work
 from warmfleet_worker.engine.drawing import draw_works
 from warmfleet_worker.engine.sampling import GREEDY_BELOW
 from warmfleet_worker.models.llama import Llama
@@ -58,6 +58,7 @@ class DecodeGraphs:
         self._host = torch.zeros(words, dtype=torch.int32, pin_memory=True)
         self._words = self._host.numpy()
         self._targets = torch.arange(SIZES[-1], dtype=torch.int32, device=pool.device)
+        self._known: dict[int, tuple[Run, npt.NDArray[np.int32]]] = {}  # of the last step
         self._captured: dict[int, _Captured] = {}
         memory: Any = None
         for size in reversed(SIZES):
@@ -89,6 +90,14 @@ class DecodeGraphs:
         aligned = [-(-length // _ALIGNED) * _ALIGNED for length in lengths]
         return _Layout(*(sum(aligned[:n]) for n in range(len(aligned) + 1)))
 
+    def _tables(self, runs: Sequence[Run]) -> list[npt.NDArray[np.int32]]:
+        """The runs' block numbers. A sequence's run is the same object until it grows by a block."""
+        known = self._known
+        self._known = {
+            id(run): known.get(id(run)) or (run, np.array(run.blocks, dtype=np.int32)) for run in runs
+        }
+        return [self._known[id(run)][1] for run in runs]
+
     def _fill(self, works: Sequence[Work], at: _Layout, size: int) -> int:
         """The tables of a step; the words that it uses."""
         words, count, block_size = self._words, len(works), self._block_size
@@ -98,7 +107,7 @@ class DecodeGraphs:
         bases = np.cumsum(lengths) - lengths
         end = at.table + int(lengths.sum())
         table = words[at.table : end]
-        table[:] = np.fromiter(chain.from_iterable(run.blocks for run in runs), np.int32, len(table))
+        np.concatenate(self._tables(runs), out=table)
         words[at.token_ids : at.token_ids + count] = [work.token_ids[0] for work in works]
         words[at.homes : at.homes + count] = starts - np.array([run.delta for run in runs])
         words[at.blocks : at.blocks + size] = -1
