@@ -1,7 +1,9 @@
 """A choice on its way from token ids to text: cut at stop strings, scored when asked."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
+from warmfleet_proto.errors import WorkerLost
+from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.worker_pb2 import Ending, Output, TokenLogprobs
 
 from warmfleet_router.prompt import ids
@@ -23,10 +25,10 @@ class ChoiceText:
         self._scored = scored
 
     def push(self, output: Output) -> tuple[str, list[Score] | None]:
-        """The text to send now, and the scores of the output's tokens."""
+        """The text to send now, and the scores of the output's tokens. Raises WorkerLost: it is malformed."""
         if self.finish_reason:
             return "", None
-        token_ids = ids.unpack(output.token_ids)
+        token_ids = _unpacked(output.token_ids)
         self.tokens += len(token_ids)
         text, stopped = self._stops.push(self._detokenizer.push(token_ids))
         if not stopped and output.HasField("ending"):
@@ -39,22 +41,36 @@ class ChoiceText:
 
 
 def scores(tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[Score]:
+    """One a token. Raises WorkerLost where the worker's counts differ."""
+    _same_length("tokens", token_ids, "log-probabilities", logprobs)
     return [
-        Score(
-            _scored(tokenizer, token_id, entry.logprob),
-            tuple(
-                _scored(tokenizer, other, logprob)
-                for other, logprob in zip(ids.unpack(entry.top_ids), entry.top_logprobs, strict=True)
-            ),
-        )
+        Score(_scored(tokenizer, token_id, entry.logprob), _alternatives(tokenizer, entry))
         for token_id, entry in zip(token_ids, logprobs, strict=True)
     ]
 
 
 def prompt_scores(tokenizer: Tokenizer, token_ids: bytes, logprobs: Sequence[TokenLogprobs]) -> list[Score]:
-    """Of every prompt token; nothing predicts the first one."""
+    """Of every prompt token; nothing predicts the first one. Raises WorkerLost like ``scores``."""
     unpacked = ids.unpack(token_ids)
     return [Score(_scored(tokenizer, unpacked[0], None)), *scores(tokenizer, unpacked[1:], logprobs)]
+
+
+def _alternatives(tokenizer: Tokenizer, entry: TokenLogprobs) -> tuple[Scored, ...]:
+    top_ids, logprobs = _unpacked(entry.top_ids), entry.top_logprobs
+    _same_length("alternatives", top_ids, "log-probabilities of them", logprobs)
+    return tuple(_scored(tokenizer, i, logprob) for i, logprob in zip(top_ids, logprobs, strict=True))
+
+
+def _unpacked(packed: bytes) -> Sequence[int]:
+    """Token ids that a worker sent."""
+    if len(packed) % TOKEN_BYTES:
+        raise WorkerLost(f"worker answered {len(packed)} bytes of token ids, not a multiple of {TOKEN_BYTES}")
+    return ids.unpack(packed)
+
+
+def _same_length(what: str, some: Sized, of_them: str, others: Sized) -> None:
+    if len(some) != len(others):
+        raise WorkerLost(f"worker answered {len(some)} {what} with {len(others)} {of_them}")
 
 
 def _scored(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> Scored:

@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.worker_pb2 import Ending, Output, TokenLogprobs
 from warmfleet_router.gateway.choices import ChoiceText, prompt_scores
 from warmfleet_router.prompt import ids
@@ -59,3 +61,29 @@ def test_nothing_predicts_the_first_token_of_a_prompt() -> None:
     assert (first.token.text, first.token.logprob, first.top) == ("a", None, ())
     assert (second.token.text, second.token.logprob) == ("b", -1)
     assert [(t.text, t.logprob) for t in second.top] == [("c", -0.5)]
+
+
+SCORED = TokenLogprobs(logprob=-1, top_ids=ids.pack((99,)), top_logprobs=[-0.5])
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        Output(token_ids=b"12345", logprobs=[SCORED]),
+        Output(token_ids=ids.pack((97,))),
+        Output(token_ids=ids.pack((97,)), logprobs=[SCORED, SCORED]),
+        Output(token_ids=ids.pack((97,)), logprobs=[TokenLogprobs(top_ids=b"123", top_logprobs=[-1])]),
+        Output(token_ids=ids.pack((97,)), logprobs=[TokenLogprobs(top_ids=ids.pack((97,)))]),
+        Output(token_ids=ids.pack((97,)), logprobs=[TokenLogprobs(top_logprobs=[-1])]),
+    ],
+    ids=["half an id", "no scores", "two scores", "half an alternative", "no top scores", "no top ids"],
+)
+def test_a_malformed_output_is_a_lost_worker(malformed: Output) -> None:
+    with pytest.raises(WorkerLost, match="worker answered"):
+        ChoiceText(BYTES, (), scored=True).push(malformed)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_prompt_scores_of_another_prompt_are_a_lost_worker(count: int) -> None:
+    with pytest.raises(WorkerLost, match=f"1 tokens with {count}"):
+        prompt_scores(BYTES, ids.pack(tuple(b"ab")), [SCORED] * count)
