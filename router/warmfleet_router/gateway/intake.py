@@ -18,6 +18,7 @@ _FREE_CHUNKS = 4096  # HTTP chunks of any size; beyond them a body must average 
 _CHUNK_BYTES = 1024
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARS}}}")
 _TIMEOUT_HEADER = "x-request-timeout-s"
+HEADERS = frozenset(("Authorization", "Content-Type", "Content-Encoding", _TIMEOUT_HEADER))  # ever refused
 
 
 class Tenant(NamedTuple):

@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 
+from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.fields import ChatBody, CompletionBody
 from warmfleet_router.gateway.generation import Generation
 from warmfleet_router.gateway.job import Job
 from warmfleet_router.metrics import Metrics, Outcome
 
 _log = logging.getLogger(__name__)
+
+_FIELDS = intake.HEADERS.union(ChatBody.__struct_fields__, CompletionBody.__struct_fields__)
 
 
 class Record:
@@ -58,7 +63,7 @@ class Record:
         self._metrics.ended(outcome, e2e_s)
         fields: dict[str, Any] = {"request_id": self.request_id, "tenant": self.tenant, "ending": outcome}
         if isinstance(error, BadRequest):
-            fields["field"] = error.field
+            fields["field"] = _known(error.field)
         elif error is not None:
             fields["why"] = str(error) or type(error).__name__
         if self.job is not None:
@@ -70,6 +75,12 @@ class Record:
         if self._first_at is not None:
             fields["ttft_s"] = _rounded(self._first_at - self._began)
         log.event(_log, "request", **fields, e2e_s=_rounded(e2e_s))
+
+
+def _known(field: str | None) -> str:
+    """The field of a request that the path ``field`` begins with; a wrong key in it is the client's text."""
+    head = re.split(r"[.\[]", field or "", maxsplit=1)[0]
+    return head if head in _FIELDS else "body"
 
 
 def _placement(generations: Sequence[Generation]) -> dict[str, Any]:
