@@ -10,7 +10,8 @@ PIECES = ("warm", " is", " good")
 
 
 class StandIn:
-    """Remembers the bodies it was sent. A last message "fail" is a 503, "hang" is never answered."""
+    """Remembers the bodies it was sent. A last message "fail" is a 503, "hang" is never answered,
+    "break" ends its stream without [DONE]."""
 
     def __init__(self, gap_s: float = 0.01) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -42,9 +43,9 @@ class StandIn:
         if not body.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": "".join(PIECES)}}
             return web.json_response({"choices": [choice], "usage": usage})
-        return await self.stream(request, usage)
+        return await self.stream(request, usage, done=last != "break")
 
-    async def stream(self, request: web.Request, usage: dict[str, Any]) -> web.StreamResponse:
+    async def stream(self, request: web.Request, usage: dict[str, Any], done: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
@@ -58,7 +59,8 @@ class StandIn:
             await asyncio.sleep(self.gap_s)
             data = json.dumps(chunk, separators=(",", ":"))
             await response.write(f"data: {data}\n\n".encode())
-        await response.write(b"data: [DONE]\n\n")
+        if done:
+            await response.write(b"data: [DONE]\n\n")
         return response
 
     def usage(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,11 @@ async def test_a_refusal_is_an_error_and_not_finished(url: str) -> None:
     assert records[0].ttft is None
 
 
+async def test_a_stream_without_its_end_is_an_error(url: str) -> None:
+    (record,) = await play(url, [turn(0, "break")], model="m")
+    assert (record.status, record.finished, record.error) == (200, False, "the stream ended without [DONE]")
+
+
 async def test_what_hangs_is_cut_and_counts_with_the_time_it_waited(url: str) -> None:
     turns = [turn(0, "hang"), turn(0, "never sent"), turn(0, "arms", 1)]
     records = await play(url, turns, model="m", grace=0.3)
