@@ -32,6 +32,11 @@ class Rates:
         self._span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
 
+    def lent(self) -> "Rates":
+        """Equal rates for another worker to start from."""
+        prefill = Line(self.prefill.coefficients, PREFILL_SPREAD)
+        return Rates(prefill, Line(self.step.coefficients, STEP_SPREAD), self.completion)
+
     @property
     def measured(self) -> bool:
         return self.prefill.count > 0

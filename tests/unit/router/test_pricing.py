@@ -131,3 +131,17 @@ def test_a_worker_not_measured_yet_is_no_bargain() -> None:
     followed = core.route(rpb.RouteRequest(model="m", gateway_id="g", token_ids=longer), 23.0)
     assert followed.worker == placed.worker
     assert followed.expected_tokens == 160
+
+
+def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
+    """A first request that warmed an engine up must not price the others away for good."""
+    core, _ = fleet_of(2)
+    alone = ["w1"]
+    for seconds in (5.0, *[0.05] * 20):
+        request = rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((1, 500)), exclude=alone)
+        placed = core.route(request, 20.0)
+        core.progress(rpb.ProgressRequest(booking=placed.booking, prefill_s=seconds), 20.0)
+        core.finish(rpb.FinishRequest(booking=placed.booking, outcome=rpb.FinishRequest.OK), 20.0)
+    lender, borrower = core.workers(20.0)
+    assert borrower.prefill_s_per_1k == pytest.approx(lender.prefill_s_per_1k, rel=0.1)
+    assert lender.prefill_s_per_1k < 0.5
