@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from warmfleet_router import booking
 from warmfleet_router.gateway import job, service
+from warmfleet_router.gateway.choices import ChoiceText
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -153,6 +154,30 @@ async def test_more_scores_than_a_body_may_hold(
         assert response.status == 400
         assert (await response.json())["error"]["param"] == "logprobs"
     await soon(lambda: fleet.running() == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_internal_error_is_told_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    def broken(self: ChoiceText, output: Any) -> Any:
+        raise ValueError("a defect")
+
+    caplog.set_level(logging.INFO)
+    fleet = await start(SLOW)
+    monkeypatch.setattr(ChoiceText, "push", broken)
+    async with fleet.http.post(
+        f"{fleet.url}/v1/chat/completions", json=body(stream=stream, max_tokens=1000)
+    ) as response:
+        assert response.status == (200 if stream else 500)
+        (said,) = await events(response) if stream else [await response.json()]
+    assert said == {
+        "error": {"message": "internal error", "type": "server_error", "param": None, "code": None}
+    }
+    await soon(lambda: fleet.running() == 0)
+    assert "ValueError" in caplog.text
+    (line,) = [r.fields for r in caplog.records if r.getMessage() == "request"]  # type: ignore[attr-defined]
+    assert line["ending"] == "failed"
 
 
 async def test_a_stop_string_cuts_the_text_and_frees_the_worker(start: Start) -> None:

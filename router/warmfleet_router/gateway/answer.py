@@ -1,6 +1,7 @@
 """From outputs to the client: one JSON body, or server-sent events of what each step brought."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from warmfleet_router.gateway.job import Job, check_scores
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.prompt.scores import Score
 from warmfleet_router.prompt.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 Pieces = dict[int, tuple[str, list[Score] | None]]  # choice of the answer -> its new text, its new scores
@@ -55,8 +58,11 @@ class Answer:
         respond = openai.chat_response if self._job.chat else openai.completion_response
         return respond(self._job.id, self._job.created, self._job.model, choices, self._usage())
 
-    async def stream(self, response: web.StreamResponse) -> WarmfleetError | None:
-        """Writes events to a prepared response; a failure ends them with an error event and is returned."""
+    async def stream(self, response: web.StreamResponse) -> Exception | None:
+        """Writes events to a prepared response; a failure ends them with an error event and is returned.
+
+        Raises ConnectionError when the client has left.
+        """
         events = _Events(self._job)
 
         async def send(pieces: Pieces) -> None:
@@ -65,9 +71,11 @@ class Answer:
 
         try:
             await together([self._follow(i, send) for i in range(len(self._generations))])
-        except WarmfleetError as error:
+        except ConnectionError:
+            raise
+        except Exception as error:
             response.force_close()
-            await response.write(openai.error_chunk(str(told(error)), http_status(error)))
+            await response.write(_error_event(error))
             return error
         usage = events.usage(self._usage()) if self._job.include_usage else b""
         await response.write(usage + openai.DONE)
@@ -107,6 +115,13 @@ class Answer:
             sum(choice.tokens for choice in self._choices),
             sum(generation.cached_tokens for generation in self._generations),
         )
+
+
+def _error_event(error: Exception) -> bytes:
+    if isinstance(error, WarmfleetError):
+        return openai.error_chunk(str(told(error)), http_status(error))
+    _log.error("a stream failed", exc_info=error)
+    return openai.error_chunk("internal error", 500)
 
 
 class _Events:

@@ -92,7 +92,7 @@ class Api:
 
     async def _served(
         self, request: web.Request, parse: Parse, record: Record
-    ) -> tuple[web.StreamResponse, WarmfleetError | None]:
+    ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
         deadline = self._fleet.clock() + intake.timeout_s(request, self._limits.request_s)
         tenant = self._tenants.of(request.headers.get("Authorization"))
@@ -137,7 +137,7 @@ class Api:
 
     async def _respond(
         self, request: web.Request, job: Job, answer: Answer, generations: list[Generation]
-    ) -> tuple[web.StreamResponse, WarmfleetError | None]:
+    ) -> tuple[web.StreamResponse, Exception | None]:
         headers = {"X-Warmfleet-Worker": generations[0].placement.worker}
         if not job.stream:
             body = await answer.whole()

@@ -17,6 +17,7 @@ from warmfleet_router.gateway.openai import error_body, error_of
 _log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+_BEGUN = web.RequestKey("begun", bool)  # a response of its own is on its way to the client
 
 _IDLE_S = 10.0  # a connection without a whole request head
 _LINGER_S = 1.0  # for the rest of a body that was refused
@@ -80,20 +81,30 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID] = intake.request_id(request.headers.get("X-Request-Id"))
     try:
         return await handler(request)
-    except WarmfleetError as error:
-        return error_response(error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _shown(error.status, error.reason, error.headers.get("Allow"))
     except ConnectionError:
         raise  # nobody is left to be told
-    except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
-        return _shown(500, "internal error")
+    except Exception as error:
+        if _BEGUN in request:  # another response would land in this one's body
+            _log.exception("%s %s failed within its response", request.method, request.path)
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the response has begun already") from error
+        return _response_to(error, request)
+
+
+def _response_to(error: Exception, request: web.Request) -> web.Response:
+    if isinstance(error, WarmfleetError):
+        return error_response(error)
+    if isinstance(error, web.HTTPException):
+        if error.status < 400:
+            raise error
+        return _shown(error.status, error.reason, error.headers.get("Allow"))
+    _log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _shown(500, "internal error")
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    request[_BEGUN] = True
     response.headers["Server"] = "warmfleet"
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
