@@ -53,9 +53,9 @@ class Announcer:
         batch = pb.KvBatch(seq=self.seq, digest=digest_bytes(self._digest), events=events)
         self._ring.append(batch)
         bookings, self._bookings = self._bookings, []
-        return pb.WatchKvResponse(epoch=self.epoch, batch=batch, load=self._load(bookings))
+        return pb.WatchKvResponse(epoch=self.epoch, batch=batch, load=self._load(bookings, now))
 
-    def repeat(self, epoch: int, after_seq: int) -> list[pb.WatchKvResponse]:
+    def repeat(self, epoch: int, after_seq: int, now: float) -> list[pb.WatchKvResponse]:
         """The answer to a router that watches again: a replay of what it missed, or a snapshot."""
         if epoch == self.epoch and self._ring and self._ring[0].seq <= after_seq + 1:
             missed = [b for b in self._ring if b.seq > after_seq]
@@ -67,7 +67,9 @@ class Announcer:
             first=True,
             last=True,
         )
-        return [pb.WatchKvResponse(epoch=self.epoch, snapshot=snapshot, load=self._load(list(self._live)))]
+        return [
+            pb.WatchKvResponse(epoch=self.epoch, snapshot=snapshot, load=self._load(list(self._live), now))
+        ]
 
     def _remove(self, nodes: list[Node]) -> bytes:
         gone = []
@@ -84,7 +86,7 @@ class Announcer:
             self._digest += presence(block_hash(node.key), pb.DEVICE)
         return _runs(fresh)
 
-    def _load(self, bookings: list[int]) -> pb.WorkerLoad:
+    def _load(self, bookings: list[int], now: float) -> pb.WorkerLoad:
         worker = self._worker
         return pb.WorkerLoad(
             running=len(worker.running),
@@ -98,6 +100,7 @@ class Announcer:
             cached_tokens_total=worker.cached_tokens,
             steps_total=worker.steps,
             step_seconds_total=worker.step_seconds,
+            step_age_s=0.0 if worker.step_began is None else now - worker.step_began,
         )
 
 

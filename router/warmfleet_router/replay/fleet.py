@@ -140,7 +140,7 @@ class Fleet:
             ),
             0.0,
         )
-        for message in member.announcer.repeat(0, 0):
+        for message in member.announcer.repeat(0, 0, 0.0):
             self._hear(member, message)
 
     # ---- a request
@@ -283,5 +283,5 @@ class Fleet:
     def _hear(self, member: Member, message: wpb.WatchKvResponse) -> None:
         for ask in self.core.roster.ingest(member.address, message, self.now):
             if ask is not None:
-                for answer in member.announcer.repeat(ask.epoch, ask.after_seq):
+                for answer in member.announcer.repeat(ask.epoch, ask.after_seq, self.now):
                     self._send(member, answer)

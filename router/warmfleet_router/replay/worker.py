@@ -86,6 +86,7 @@ class Worker:
         self.cached_tokens = 0
         self.steps = 0
         self.step_seconds = 0.0
+        self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
 
@@ -106,6 +107,7 @@ class Worker:
                 budget -= tokens
             if tokens:
                 works.append((job, tokens))
+        self.step_began = now if works else None
         if not works:
             return None
         repeats = self._repeats(works)
