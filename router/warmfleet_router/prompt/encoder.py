@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 from warmfleet_proto.settings import ConfigError
@@ -67,12 +68,15 @@ class PromptEncoder:
         max_context: int | None = None,
     ) -> bytes:
         """Raises BadRequest naming ``messages``, Rejected when too much waits to be tokenised."""
-        chars = sum(len(message["content"] or "") for message in messages)
-        self._refuse_hopeless(chars, max_context, "messages")
-        if chars <= INLINE_RENDER_CHARS and not tools:  # tools are large more often than not
+        contents = sum(len(message["content"] or "") for message in messages)
+        self._refuse_hopeless(contents, max_context, "messages")
+        chars = len(msgspec.json.encode((messages, tools)))  # no fewer than a template can see
+        if chars <= INLINE_RENDER_CHARS:
             pieces = self._pieces(messages, tools, add_generation_prompt)
         else:
             pieces = await self._offload.run(chars, self._pieces, messages, tools, add_generation_prompt)
+        rendered = sum(len(piece) for piece in pieces if isinstance(piece, str))
+        self._refuse_hopeless(rendered, max_context, "messages")
         return await self._encode(pieces, salt, "messages")
 
     async def text(self, prompt: str, salt: bytes = b"", max_context: int | None = None) -> bytes:

@@ -1,6 +1,7 @@
 """Chat to ids: a special token is one only where the template wrote it, memo or no memo."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,10 @@ from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.limits import PROMPT_BYTES
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.prompt import encoder as module
-from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.prompt.encoder import INLINE_RENDER_CHARS, PromptEncoder
 from warmfleet_router.prompt.ids import pack, unpack
 from warmfleet_router.prompt.offload import Offload
+from warmfleet_router.prompt.template import Message
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
 from tests.unit.prompt.reference import Bpe, text
@@ -136,6 +138,51 @@ async def test_nothing_to_complete_is_refused(encoder: PromptEncoder) -> None:
     for prompt in ("", "\x06"):
         with pytest.raises(BadRequest, match="prompt: no tokens"):
             await encoder.text(prompt)
+
+
+def calling(arguments: Any) -> dict[str, Any]:
+    """An answer that is all arguments."""
+    function = {"name": "f", "arguments": arguments}
+    call = {"id": "c", "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+LARGE: dict[str, tuple[list[Message], list[dict[str, Any]] | None]] = {
+    "content": ([{"role": "user", "content": "x" * INLINE_RENDER_CHARS}], None),
+    "arguments": ([calling({"a": ["x"] * (INLINE_RENDER_CHARS // 4)})], None),
+    "keys": ([calling({"x" * INLINE_RENDER_CHARS: 1})], None),
+    "name": ([{"role": "user", "content": "", "name": "x" * INLINE_RENDER_CHARS}], None),
+    "reasoning": ([{"role": "user", "content": "", "reasoning_content": "x" * INLINE_RENDER_CHARS}], None),
+    "tools": ([{"role": "user", "content": ""}], [{"function": {"name": "x" * INLINE_RENDER_CHARS}}]),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+async def test_whatever_is_large_is_rendered_in_a_thread(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def pieces(*_: Any) -> list[str]:
+        threads.append(threading.current_thread())
+        return ["hi"]
+
+    monkeypatch.setattr(encoder, "_pieces", pieces)
+    await encoder.chat(*LARGE[case])
+    small: list[Message] = [calling({"a": 1}), {"role": "user", "content": "x"}]
+    await encoder.chat(small, [{"function": {"name": "f"}}])
+    assert [thread is threading.current_thread() for thread in threads] == [False, True]
+
+
+async def test_a_prompt_that_turns_out_hopeless_is_not_tokenised(tokenizer: Tokenizer) -> None:
+    template = "{{ messages[0].tool_calls | tojson }}"
+    encoder = PromptEncoder(
+        Tokenizer(tokenizer.fast, tokenizer.specials, tokenizer.token_bytes, (2,), template)
+    )
+    with pytest.raises(BadRequest, match="messages: more than a context of 100 tokens can hold"):
+        await encoder.chat([calling({"a": "x" * 8101})], max_context=100)
+    assert encoder.memo.misses == 0
+    encoder.close()
 
 
 async def test_prompt_beyond_the_wire_is_refused(
