@@ -1,5 +1,6 @@
 """Whether a request fits a worker at all, and the blocks that a sequence takes when it starts to run."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from warmfleet_proto.errors import BadRequest
@@ -85,10 +86,17 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     return True
 
 
-def uncached_tokens(request: Request, cache: PrefixCache, block_size: int) -> int:
-    """How much of the prompt would have to be computed if it were admitted now."""
+def uncached_tokens(
+    request: Request, cache: PrefixCache, coming: Mapping[bytes, int], block_size: int
+) -> int:
+    """How much of the prompt seems to need computing: not what is readable, nor what others before it make.
+
+    ``coming`` holds the hashes of the prompts of all requests under way.
+    """
     prompt_tokens = len(request.prompt) // TOKEN_BYTES
     if request.params.prompt_logprobs is not None:
         return prompt_tokens
-    matched = len(cache.match(request.root, request.hashes, request.prompt)) * block_size
-    return max(prompt_tokens - matched, 1)
+    matched = len(cache.match(request.root, request.hashes, request.prompt))
+    while matched < len(request.hashes) and request.hashes[matched] in coming:
+        matched += 1
+    return max(prompt_tokens - matched * block_size, 1)

@@ -5,6 +5,7 @@ step writes can be read before its commit. Requests leave at step boundaries onl
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from warmfleet_proto.errors import BadRequest, Rejected
@@ -28,6 +29,7 @@ class Scheduler:
         self.totals = Totals()
         self.batch = Batch(limits, total_blocks, self.totals)
         self.requests: dict[Key, Request] = {}
+        self._coming: Counter[bytes] = Counter()  # hashes of their prompts
         self.draining = False
         self._plan: Plan | None = None
         self._planned: list[Sequence] = []  # whose the plan's works are
@@ -59,7 +61,8 @@ class Scheduler:
         if len(self.batch.waiting) >= self.limits.max_waiting:
             raise Rejected(f"{len(self.batch.waiting)} sequences are waiting: the queue is full")
         request.max_tokens = min(request.params.max_tokens, self.limits.max_context - prompt_tokens)
-        request.uncached = uncached_tokens(request, self.cache, self.limits.block_size)
+        request.uncached = uncached_tokens(request, self.cache, self._coming, self.limits.block_size)
+        self._coming.update(request.hashes)
         request.live = [new_sequence(request)]
         self.requests[request.key] = request
         self.batch.waiting += request.live
@@ -209,6 +212,10 @@ class Scheduler:
         request.live.remove(sequence)
         if not request.live:
             del self.requests[request.key]
+            self._coming.subtract(request.hashes)
+            for block_hash in request.hashes:
+                if not self._coming[block_hash]:
+                    del self._coming[block_hash]
 
     def check_integrity(self) -> None:
         """Raises AssertionError when blocks, sequences and requests disagree."""

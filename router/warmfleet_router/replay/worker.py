@@ -5,7 +5,7 @@ Runs of decode steps in which nothing else can happen are taken in one go; ``int
 run at the next step boundary. Kept equal, step for step, to the worker's own scheduler by a test.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
@@ -89,9 +89,14 @@ class Worker:
         self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
+        self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
 
     def submit(self, job: Job) -> None:
-        job.uncached = max(job.prompt_tokens - len(self.cache.match(job.keys)) * self.block_size, 1)
+        matched = len(self.cache.match(job.keys))
+        while matched < len(job.keys) and job.keys[matched] in self._coming:
+            matched += 1
+        job.uncached = max(job.prompt_tokens - matched * self.block_size, 1)
+        self._coming.update(job.keys)
         self.waiting.append(job)
 
     # ---- before a step -----------------------------------------------------------------------
@@ -231,8 +236,15 @@ class Worker:
             if job.generated >= job.completion_tokens:
                 self.running.remove(job)
                 self._release(job)
+                self._forget(job)
                 done.ended.append(job)
         return done
+
+    def _forget(self, job: Job) -> None:
+        for key in job.keys[: job.prompt_tokens // self.block_size]:
+            self._coming[key] -= 1
+            if not self._coming[key]:
+                del self._coming[key]
 
     def _settle(self, job: Job, tokens: int) -> None:
         job.computed += tokens
