@@ -415,6 +415,18 @@ def test_prompt_is_scored_once_however_often_it_is_computed() -> None:
     assert len(driver.prompt_logprobs[request.key]) == 29
 
 
+def test_load_counts_what_siblings_share_once() -> None:
+    """Four wait behind the cold prefill of their prefix: they will find it."""
+    driver = Driver(chunk_tokens=8, max_running=1)
+    siblings = [driver.submit([*range(40), 100 + i], 3) for i in range(5)]
+    assert driver.scheduler.load().prefill_tokens == 41 + 4 * 1
+    for sibling in siblings:
+        driver.scheduler.drop(sibling.key, Ending(Reason.CANCELLED))
+    driver.run()
+    driver.submit([*range(40), 7], 3)
+    assert driver.scheduler.load().prefill_tokens == 41  # nobody is making it any more
+
+
 def test_load_counts_what_is_to_be_computed() -> None:
     driver = Driver(chunk_tokens=8, max_running=1)
     driver.finish(range(12), 1)
