@@ -48,7 +48,7 @@ def _torch(config: Config) -> Engine:
     return TorchEngine.load(
         config.model,
         name=config.served_name,
-        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        dtype=config.dtype,
         device=device,
         block_size=config.block_size,
         total_blocks=config.total_blocks,

@@ -10,7 +10,7 @@ from torch import Tensor
 from warmfleet_kernels import copy_blocks, prepare, send
 from warmfleet_proto.settings import ConfigError
 
-from warmfleet_worker.engine.base import Copy, Plan, StepResult
+from warmfleet_worker.engine.base import Copy, Plan, Run, Sampling, StepResult, Work
 from warmfleet_worker.engine.drawing import draw_works
 from warmfleet_worker.engine.graphs import DecodeGraphs
 from warmfleet_worker.engine.ragged import flatten
@@ -18,6 +18,7 @@ from warmfleet_worker.models.fingerprint import fingerprint
 from warmfleet_worker.models.llama import Llama, pool_shape
 from warmfleet_worker.models.load import load_model, open_source
 
+WARM_UP_BLOCKS = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,13 +79,25 @@ class TorchEngine:
         blocks = _total_blocks(total_blocks, memory_bytes, shape.numel() * kind.itemsize)
         identity = fingerprint(source.config, source.digests())
         llama = load_model(source, kind, place, torch.get_num_threads(), report)
-        return cls(
+        engine = cls(
             llama,
             model=name or Path(path).stem,
             fingerprint=identity,
             block_size=block_size,
             total_blocks=blocks,
         )
+        report("warming up", 0.0)
+        engine.warm_up()
+        return engine
+
+    def warm_up(self) -> None:
+        """A prompt and a token into blocks that nobody can read: what is planned or compiled at the first
+        use of a shape is not left to the first request, nor taken for the price of a prefill."""
+        blocks = tuple(range(min(self.total_blocks, WARM_UP_BLOCKS)))
+        tokens = (0,) * (len(blocks) * self.block_size - 1)
+        for start, token_ids in ((0, tokens), (len(tokens), (0,))):
+            work = Work(token_ids, start, (Run(blocks),), b"", Sampling(), completion_position=start)
+            self.execute(Plan((work,)))
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult:
