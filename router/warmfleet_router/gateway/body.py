@@ -10,9 +10,13 @@ from typing import TypeVar
 
 import msgspec
 from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
 MAX_DEPTH = 64
 MAX_STRINGS = 200_000  # keys and strings in one body
+# Counted in texts too: within two million tokens of either, nobody writes as many.
+MAX_BRACKETS = 500_000  # that open an array or object
+MAX_COMMAS = PROMPT_BYTES // TOKEN_BYTES + MAX_STRINGS
 
 T = TypeVar("T")
 
@@ -25,6 +29,7 @@ _SHOWN = 200  # characters of a message that may quote the body
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """``body`` as the decoder's type. Raises BadRequest; its ``field`` is a path: ``messages[0].role``."""
+    _check_counts(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -37,13 +42,24 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise BadRequest(f"body: nested deeper than {MAX_DEPTH}", "body") from None
 
 
+def _check_counts(body: bytes) -> None:
+    # A decoder makes an object of each value, and holds the GIL until it has made the last.
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise BadRequest(f"body: more than {MAX_BRACKETS} opening brackets", "body")
+    if body.count(b",") > MAX_COMMAS:
+        raise BadRequest(f"body: more than {MAX_COMMAS} commas", "body")
+    # At most the quotes that delimit strings: those within one are escaped.
+    if (body.count(b'"') - body.count(rb"\"")) // 2 > MAX_STRINGS:
+        raise _too_many_strings()
+
+
 def check_structure(body: bytes) -> None:
     """Refuses a key given twice in one object, and nesting deeper than MAX_DEPTH; ``body`` is valid JSON."""
     # Escaped backslashes and quotes become control characters, which JSON strings cannot hold:
     # what is left of the quotes delimits strings.
     parts = body.replace(rb"\\", b"\x00").replace(rb"\"", b"\x01").split(b'"')
     if len(parts) // 2 > MAX_STRINGS:
-        raise BadRequest(f"body: more than {MAX_STRINGS} strings", "body")
+        raise _too_many_strings()
     stack: list[set[bytes]] = []
     _walk(parts[0], stack)
     for string, after in zip(parts[1::2], parts[2::2], strict=True):
@@ -71,6 +87,10 @@ def _add_key(raw: bytes, keys: set[bytes]) -> None:
         name = key.decode(errors="replace")[:_SHOWN]
         raise BadRequest(f"{name}: given twice", name)
     keys.add(key)
+
+
+def _too_many_strings() -> BadRequest:
+    return BadRequest(f"body: more than {MAX_STRINGS} strings", "body")
 
 
 def _invalid(message: str) -> BadRequest:

@@ -9,14 +9,12 @@ from typing import Annotated, Literal
 from msgspec import Meta, Raw, Struct
 from warmfleet_proto.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS
 
-from warmfleet_router.gateway.messages import MAX_MESSAGES, MAX_TOOLS, Message, Tool
+from warmfleet_router.gateway.messages import MAX_MESSAGES, MAX_TOOLS, NULL, Message, Tool
 
 MAX_MODEL_CHARS = 512
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_OWN_STOP_IDS = MAX_STOP_IDS // 2  # the model's own go beside them
 MAX_TOKENS = 1 << 31  # more than any context; below it, max_tokens is clipped to the context
-
-NULL = Raw(b"null")
 
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]

@@ -3,13 +3,15 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 from warmfleet_proto.errors import BadRequest
 
 from warmfleet_router.gateway.body import check_structure, decode
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128  # OpenAI's own bound
+
+NULL = Raw(b"null")
 
 _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
@@ -41,9 +43,9 @@ class Message(Struct, forbid_unknown_fields=True):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    annotations: Any = None  # of an answer sent back; changes nothing
-    audio: Any = None
-    function_call: Any = None
+    annotations: Raw = NULL  # of an answer sent back; changes nothing
+    audio: Raw = NULL
+    function_call: Raw = NULL
 
 
 class Function(Struct, forbid_unknown_fields=True):
@@ -69,7 +71,7 @@ def tools_for_template(tools: list[Tool]) -> list[dict[str, Any]]:
 
 def _message(message: Message, path: str) -> dict[str, Any]:
     for field in ("audio", "function_call"):
-        if getattr(message, field) is not None:
+        if getattr(message, field) != NULL:
             raise BadRequest(f"{path}.{field}: not supported", f"{path}.{field}")
     out: dict[str, Any] = {"role": message.role, "content": _content(message, path)}
     for field in ("name", "tool_call_id", "reasoning_content"):

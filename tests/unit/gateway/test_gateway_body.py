@@ -124,3 +124,6 @@ def test_strings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     check_structure(b'["a", "\\"", "c"]')
     with pytest.raises(BadRequest, match="more than 3 strings"):
         check_structure(b'["a", "b", "c", "d"]')
+    assert decode(rb'{"a": "\"\"\"\"\"\"\\"}', ANY) == {"a": '""""""\\'}
+    with pytest.raises(BadRequest, match="more than 3 strings"):
+        decode(b'{"a": ["", "", "", ""]}', ANY)
