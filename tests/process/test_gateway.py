@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -14,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from warmfleet_router import booking
-from warmfleet_router.gateway import job, service
+from warmfleet_router.gateway import job, schema, service
 from warmfleet_router.gateway.choices import ChoiceText
 from warmfleet_worker.worker import Worker
 
@@ -154,6 +155,27 @@ async def test_more_scores_than_a_body_may_hold(
         assert response.status == 400
         assert (await response.json())["error"]["param"] == "logprobs"
     await soon(lambda: fleet.running() == 0)
+
+
+def watched(parse: Callable[[bytes], Any], threads: list[threading.Thread]) -> Callable[[bytes], Any]:
+    """``parse``, which notes where it runs."""
+
+    def noted(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return parse(body)
+
+    return noted
+
+
+async def test_long_bodies_are_parsed_off_the_loop(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = await start()
+    for name, asked in (("parse_chat", {}), ("parse_completion", {"prompt": "x"})):
+        threads: list[threading.Thread] = []
+        monkeypatch.setattr(schema, name, watched(getattr(schema, name), threads))
+        path = "/v1/completions" if asked else "/v1/chat/completions"
+        await fleet.chat(path, **asked)
+        await fleet.chat(path, **asked, user="x" * job.INLINE_BYTES)
+        assert [thread is threading.current_thread() for thread in threads] == [True, False]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -52,13 +52,15 @@ class Api:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         async def parse(body: bytes, tenant: intake.Tenant) -> Job:
-            return await self._preparer.chat(schema.parse_chat(body), tenant.salt)
+            asked = await self._preparer.parsed(schema.parse_chat, body)
+            return await self._preparer.chat(asked, tenant.salt)
 
         return await self._accounted(request, parse)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         async def parse(body: bytes, tenant: intake.Tenant) -> Job:
-            return await self._preparer.completion(schema.parse_completion(body), tenant.salt)
+            asked = await self._preparer.parsed(schema.parse_completion, body)
+            return await self._preparer.completion(asked, tenant.salt)
 
         return await self._accounted(request, parse)
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import TOKEN_BYTES
@@ -17,6 +17,10 @@ from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
 MAX_SCORES = 100_000  # tokens and their alternatives in one body or event: half a second to write out
+
+INLINE_BYTES = 256 << 10  # of a body; parsed in a few ms, the worst ones in 40
+
+T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -59,6 +63,12 @@ class Preparer:
         self._encoder = encoder
         self._catalogue = catalogue
         self._seed = seed
+
+    async def parsed(self, parse: Callable[[bytes], T], body: bytes) -> T:
+        """``parse(body)``, in a thread where it takes its time. Raises as ``parse`` does, and Rejected."""
+        if len(body) <= INLINE_BYTES:
+            return parse(body)
+        return await self._encoder.offload.run(len(body), parse, body)
 
     async def chat(self, request: ChatRequest, salt: bytes) -> Job:
         """Raises BadRequest and Rejected."""

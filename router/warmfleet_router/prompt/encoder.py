@@ -55,7 +55,7 @@ class PromptEncoder:
         self._template = ChatTemplate(source, dict(tokenizer.variables)) if source else None
         self._start = _start(tokenizer)
         self._longest = max(map(len, tokenizer.token_bytes), default=1)
-        self._offload = Offload(THREADS, PENDING_CHARS)
+        self.offload = Offload(THREADS, PENDING_CHARS)
         self._turns: WeakValueDictionary[tuple[bytes, str], asyncio.Lock] = WeakValueDictionary()
         self._today = today
 
@@ -74,7 +74,7 @@ class PromptEncoder:
         if chars <= INLINE_RENDER_CHARS:
             pieces = self._pieces(messages, tools, add_generation_prompt)
         else:
-            pieces = await self._offload.run(chars, self._pieces, messages, tools, add_generation_prompt)
+            pieces = await self.offload.run(chars, self._pieces, messages, tools, add_generation_prompt)
         rendered = sum(len(piece) for piece in pieces if isinstance(piece, str))
         self._refuse_hopeless(rendered, max_context, "messages")
         return await self._encode(pieces, salt, "messages")
@@ -93,7 +93,7 @@ class PromptEncoder:
         return packed
 
     def close(self) -> None:
-        self._offload.close()
+        self.offload.close()
 
     def _pieces(
         self, messages: list[Message], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
@@ -117,7 +117,7 @@ class PromptEncoder:
             async with self._turns.setdefault((salt, max(missing, key=len)), asyncio.Lock()):
                 missing = self._recall(salt, missing, known)
                 chars = sum(map(len, missing))
-                packed = await self._offload.run(chars, encode_texts, self.tokenizer, missing)
+                packed = await self.offload.run(chars, encode_texts, self.tokenizer, missing)
                 self._learn(salt, missing, packed, known)
         parts = [known[piece] if isinstance(piece, str) else piece for piece in pieces]
         return _checked(b"".join(parts), field)

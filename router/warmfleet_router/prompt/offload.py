@@ -25,12 +25,15 @@ class Offload:
         with self._lock:
             # One piece of work may always run, whatever its size.
             if self._pending and self._pending + size > self._max_pending:
-                raise Rejected("too many prompts wait to be tokenised")
+                raise Rejected("too many prompts wait to be read and tokenised")
             self._pending += size
         future: Future[T] = self._executor.submit(function, *args)
         # A cancelled caller's work counts until its thread is done with it.
         future.add_done_callback(lambda _: self._release(size))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            del future  # an exception in it holds this frame, and with it ``args``
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
