@@ -30,7 +30,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Literal["torch", "sim"] = "torch"
     model: str = ""  # a Hugging Face folder or a GGUF file
     served_name: str = ""  # empty: the model's own name
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 unless the CPU emulates it
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16, if native
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU when there is one
     threads: Positive | None = None  # of the torch engine; default: OMP_NUM_THREADS or all cores
     block_size: Annotated[int, Meta(ge=1, le=1024)] = 16  # tokens

@@ -86,7 +86,7 @@ class TorchEngine:
             block_size=block_size,
             total_blocks=blocks,
         )
-        report("warming up", 0.0)
+        report("warming up", 1.0)
         engine.warm_up()
         return engine
 
