@@ -55,7 +55,7 @@ class Gather(NamedTuple):
     """What attention of one sequence needs in every layer, computed once a step."""
 
     rows: Tensor  # int64 [2 * kv_heads * blocks]: of the pool as [-1, block_size * head_dim], for layer 0
-    mask: Tensor | None  # 0 or -inf, [count, slots of the blocks]; None: several rows from position 0 on
+    mask: Tensor  # 0 or -inf, [count, slots of the blocks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,7 @@ def _gather(sequence: Sequence, table: Ints, pool: Tensor) -> Gather:
     return Gather(rows, _mask(sequence, len(table) * pool.shape[4], pool))
 
 
-def _mask(sequence: Sequence, slots: int, pool: Tensor) -> Tensor | None:
-    if sequence.start == 0 and sequence.count > 1:
-        return None
+def _mask(sequence: Sequence, slots: int, pool: Tensor) -> Tensor:
     positions = torch.arange(slots)
     future = positions[None, :] > positions[sequence.start : sequence.context, None]
     return pool.new_zeros(future.shape).masked_fill(future, -torch.inf)
