@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
 from warmfleet_proto.settings import ConfigError
 
 _LEVELS = ("debug", "info", "warning", "error")
