@@ -36,13 +36,15 @@ class RouteRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., gateway_id: _Optional[str] = ..., model: _Optional[str] = ..., tenant: _Optional[str] = ..., salt: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., exclude: _Optional[_Iterable[str]] = ..., bypass_cache: bool = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("booking", "worker", "address", "action", "expected_tokens", "available_tokens", "policy", "price_s", "terms", "reason")
+    __slots__ = ("booking", "worker", "address", "action", "expected_tokens", "available_tokens", "policy", "price_s", "terms", "reason", "pull")
     class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACTION_UNSPECIFIED: _ClassVar[Placement.Action]
         SERVE: _ClassVar[Placement.Action]
+        PULL: _ClassVar[Placement.Action]
     ACTION_UNSPECIFIED: Placement.Action
     SERVE: Placement.Action
+    PULL: Placement.Action
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +55,7 @@ class Placement(_message.Message):
     PRICE_S_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     booking: int
     worker: str
     address: str
@@ -63,7 +66,22 @@ class Placement(_message.Message):
     price_s: float
     terms: _containers.RepeatedCompositeFieldContainer[Term]
     reason: str
-    def __init__(self, booking: _Optional[int] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., action: _Optional[_Union[Placement.Action, str]] = ..., expected_tokens: _Optional[int] = ..., available_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    pull: Pull
+    def __init__(self, booking: _Optional[int] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., action: _Optional[_Union[Placement.Action, str]] = ..., expected_tokens: _Optional[int] = ..., available_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., reason: _Optional[str] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("source", "address", "from_tokens", "tokens", "within_s")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FROM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_S_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    address: str
+    from_tokens: int
+    tokens: int
+    within_s: float
+    def __init__(self, source: _Optional[str] = ..., address: _Optional[str] = ..., from_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., within_s: _Optional[float] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("name", "seconds")
@@ -74,18 +92,22 @@ class Term(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s")
+    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s")
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PULL_S_FIELD_NUMBER: _ClassVar[int]
     booking: int
     cached_tokens: int
     queue_s: float
     prefill_s: float
     ttft_s: float
-    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ...) -> None: ...
+    pulled_tokens: int
+    pull_s: float
+    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ...) -> None: ...
 
 class ProgressResponse(_message.Message):
     __slots__ = ()

@@ -263,7 +263,7 @@ class KvSnapshot(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., digest: _Optional[bytes] = ..., stored: _Optional[_Iterable[_Union[Stored, _Mapping]]] = ..., first: bool = ..., last: bool = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining")
+    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,8 @@ class WorkerLoad(_message.Message):
     STEP_SECONDS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LATE_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens: int
@@ -296,14 +298,16 @@ class WorkerLoad(_message.Message):
     step_seconds_total: float
     step_age_s: float
     draining: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ...) -> None: ...
+    evictions_total: int
+    late_hits_total: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size")
+    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +322,7 @@ class StatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    GIVES_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     model: str
@@ -332,7 +337,8 @@ class StatusResponse(_message.Message):
     version: str
     load: WorkerLoad
     vocab_size: int
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    gives_blocks: bool
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("deadline_s",)
