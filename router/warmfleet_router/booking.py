@@ -30,6 +30,11 @@ class Booking:
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
 
+    @property
+    def prefill_tokens(self) -> int:
+        """Expected to need computing."""
+        return self.record.prompt_tokens - self.record.expected
+
 
 @dataclass(slots=True)
 class _Gateway:
@@ -156,5 +161,6 @@ def _count(booked: Booked, booking: Booking, sign: int) -> None:
     booked.count += sign
     booked.slots += sign * booking.slots
     booked.context_tokens += sign * booking.context_tokens
+    booked.prefill_tokens += sign * booking.prefill_tokens
     # Sums of floats drift; with nothing booked the sum is nothing.
     booked.prefill_s = booked.prefill_s + sign * booking.prefill_s if booked.count else 0.0

@@ -67,6 +67,7 @@ class Report:
     prefill_tokens: int = 0
     context_tokens: int = 0
     free_blocks: int = 0
+    cached_blocks: int = 0  # readable, not in use
     steps: int = 0
     step_seconds: float = 0.0
     prompt_tokens: int = 0
@@ -80,6 +81,7 @@ class Booked:
     count: int = 0
     slots: int = 0  # sequences to decode
     prefill_s: float = 0.0  # as predicted
+    prefill_tokens: int = 0
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
 
@@ -208,6 +210,7 @@ class Fleet:
             prefill_tokens=load.prefill_tokens,
             context_tokens=load.context_tokens,
             free_blocks=load.free_blocks,
+            cached_blocks=load.cached_blocks,
             steps=load.steps_total,
             step_seconds=load.step_seconds_total,
             prompt_tokens=load.prompt_tokens_total,

@@ -3,6 +3,7 @@
 from array import array
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import pytest
 from warmfleet_proto.settings import ConfigError
@@ -11,7 +12,7 @@ from warmfleet_router.replay import capacity, report, trace
 from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
 from warmfleet_router.replay.profile import Profile, flat
 from warmfleet_router.replay.trace import Request, Trace
-from warmfleet_router.routing import Routing
+from warmfleet_router.routing import PolicyName, Routing
 
 BLOCK = 512
 DECODING = Profile(prefill_token=4e-5, decode_base=5e-3, decode_sequence=1e-4, max_running=16)
@@ -42,7 +43,7 @@ def rows(fleet: Fleet) -> bytes:
     return report.to_json([report.summarise("p", fleet, 10.0)])
 
 
-@pytest.mark.parametrize("policy", ["cheapest", "prefix_hash", "round_robin", "least_loaded", "two_choices"])
+@pytest.mark.parametrize("policy", get_args(PolicyName))
 def test_every_request_ends_once_and_nothing_stays_booked(policy: str) -> None:
     fleet = play(policy)
     assert len(fleet.outcomes) == 300
