@@ -69,12 +69,12 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     length = len(sequence.token_ids)
     whole = len(nodes) * limits.block_size == length
     shared = nodes[:-1] if whole else nodes
-    cache.pin(node.block for node in nodes)
     needed = limits.blocks(length + 1) - len(shared)
     further = len(sequence.choices) - 1
-    if cache.available < needed + further + room:
-        cache.release(node.block for node in nodes)
+    held = [node.block for node in nodes]
+    if cache.available_beside(held) < needed + further + room:
         return False
+    cache.pin(held)
     fresh = cache.allocate(needed + further)
     assert fresh is not None
     sequence.blocks = [*(node.block for node in shared), *fresh[:needed]]

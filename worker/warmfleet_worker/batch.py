@@ -102,6 +102,8 @@ class Batch:
             free_blocks=pool.free,
             cached_blocks=pool.cached,
             pinned_blocks=pool.pinned,
+            evictions_total=self.cache.evictions,
+            late_hits_total=self.cache.late_hits,
         )
 
     def check_integrity(self) -> None:

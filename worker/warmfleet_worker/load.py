@@ -21,7 +21,7 @@ class Totals:
 
 
 class Load(NamedTuple):
-    """Sequences, tokens and blocks at this moment."""
+    """Sequences, tokens and blocks at this moment, and how hard pressed the cache is since the start."""
 
     running: int
     waiting: int
@@ -30,3 +30,5 @@ class Load(NamedTuple):
     free_blocks: int
     cached_blocks: int
     pinned_blocks: int
+    evictions_total: int
+    late_hits_total: int

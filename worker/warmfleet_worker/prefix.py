@@ -39,6 +39,7 @@ class PrefixCache:
     def __init__(self, pool: BlockPool, block_size: int) -> None:
         self.pool = pool
         self.evictions = 0
+        self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
         self._nodes: dict[bytes, Node] = {}
         self._by_block: list[Node | None] = [None] * pool.total
@@ -49,6 +50,10 @@ class PrefixCache:
     @property
     def available(self) -> int:
         return self.pool.free + self.pool.cached
+
+    def available_beside(self, blocks: Iterable[int]) -> int:
+        """What could be allocated if ``blocks`` were pinned."""
+        return self.available - sum(not self.pool.is_pinned(block) for block in blocks)
 
     def match(self, root: bytes, hashes: Sequence[bytes], token_ids: bytes) -> list[Node]:
         """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``."""
@@ -86,7 +91,9 @@ class PrefixCache:
         self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth))
         return node
 
-    def pin(self, blocks: Iterable[int]) -> None:
+    def pin(self, blocks: Sequence[int]) -> None:
+        if self.evictions:
+            self._count_late(blocks)
         for block in blocks:
             self.pool.pin(block)
 
@@ -128,10 +135,27 @@ class PrefixCache:
             return None
         return node
 
+    def _count_late(self, blocks: Iterable[int]) -> None:
+        """Half of the cache would have missed these: with ``evictions`` they tell what a block costs."""
+        oldest = self._oldest()
+        if oldest is None:
+            return
+        late = (self._clock + oldest.stamp) / 2
+        idle = (self._by_block[block] for block in blocks if not self.pool.is_pinned(block))
+        self.late_hits += sum(node is not None and node.stamp < late for node in idle)
+
+    def _oldest(self) -> Node | None:
+        """The next one to be evicted."""
+        while self._leaves:
+            if node := self._leaf(*self._leaves[0]):
+                return node
+            heapq.heappop(self._leaves)
+        return None
+
     def _evict(self) -> None:
-        node = None
-        while node is None:
-            node = self._leaf(*heapq.heappop(self._leaves))
+        node = self._oldest()
+        assert node is not None, "nothing is cached"
+        heapq.heappop(self._leaves)
         del self._nodes[node.hash]
         self._by_block[node.block] = None
         self.pool.drop(node.block)

@@ -99,6 +99,8 @@ class Announcer:
             prompt_tokens_total=worker.prompt_tokens,
             cached_tokens_total=worker.cached_tokens,
             steps_total=worker.steps,
+            evictions_total=worker.cache.evictions,
+            late_hits_total=worker.cache.late_hits,
             step_seconds_total=worker.step_seconds,
             step_age_s=0.0 if worker.step_began is None else now - worker.step_began,
         )

@@ -29,6 +29,8 @@ class Cache:
         self.cached = 0
         self.stored: list[Node] = []  # since they were last taken
         self.removed: list[Node] = []
+        self.evictions = 0
+        self.late_hits = 0
         self._nodes: dict[int, Node] = {}
         self._leaves: list[tuple[int, int, Node]] = []
         self._order = count()
@@ -65,7 +67,6 @@ class Cache:
     def give(self, blocks: int) -> None:
         """Private blocks back."""
         self.free += blocks
-        self._clock += 1
 
     def seal(self, key: int, parent: Node | None) -> Node:
         """A private block becomes readable and stays pinned; where its key is readable already, that node
@@ -74,6 +75,7 @@ class Cache:
         if node is not None:
             self.pin((node,))
             self.give(1)
+            self._clock += 1
             return node
         node = self._nodes[key] = Node(key, parent)
         node.pins = 1
@@ -82,7 +84,10 @@ class Cache:
         self.stored.append(node)
         return node
 
-    def pin(self, nodes: Iterable[Node]) -> None:
+    def pin(self, nodes: Sequence[Node]) -> None:
+        if self.evictions and (oldest := self._oldest()):
+            late = (self._clock + oldest.stamp) / 2
+            self.late_hits += sum(not node.pins and node.stamp < late for node in nodes)
         for node in nodes:
             if not node.pins:
                 self.cached -= 1
@@ -101,14 +106,22 @@ class Cache:
         if not node.children and not node.pins:
             heapq.heappush(self._leaves, (node.stamp, next(self._order), node))
 
-    def _evict(self) -> None:
-        while True:
-            stamp, _, node = heapq.heappop(self._leaves)
+    def _oldest(self) -> Node | None:
+        while self._leaves:
+            stamp, _, node = self._leaves[0]
             if node.stamp == stamp and not node.children and not node.pins and self.holds(node):
-                break
+                return node
+            heapq.heappop(self._leaves)
+        return None
+
+    def _evict(self) -> None:
+        node = self._oldest()
+        assert node is not None
+        heapq.heappop(self._leaves)
         del self._nodes[node.key]
         self.cached -= 1
         self.free += 1
+        self.evictions += 1
         self.removed.append(node)
         if node.parent is not None:
             node.parent.children -= 1

@@ -163,11 +163,10 @@ class Worker:
     def _take_with(self, job: Job, nodes: list[Node], room: int) -> bool:
         whole = len(nodes) * self.block_size == job.length
         shared = nodes[:-1] if whole else nodes
-        self.cache.pin(nodes)
         needed = job.length // self.block_size + 1 - len(shared)
-        if self.cache.available < needed + room:
-            self.cache.unpin(nodes)
+        if self.cache.available - sum(not node.pins for node in nodes) < needed + room:
             return False
+        self.cache.pin(nodes)
         self.cache.take(needed)
         job.nodes, job.private = list(shared), needed
         job.computed = job.length - 1 if whole else len(shared) * self.block_size

@@ -149,6 +149,7 @@ class Driver:
     def fail(self) -> None:
         """The planned step raises instead of finishing."""
         self.scheduler.fail("broken", self.now)
+        self.log.publish(self.scheduler.cache.take_changes())
         self._take_outputs()
         self.scheduler.check_integrity()
 

@@ -199,3 +199,18 @@ def test_clear_forgets_everything() -> None:
     assert (cache.pool.free, len(log), log.digest) == (4, 0, bytes(16))
     assert match(cache, ROOTS[0], [1, 2, 3, 4]) == []
     cache.check_integrity()
+
+
+def test_a_late_hit_is_one_that_half_the_cache_would_have_missed() -> None:
+    cache = PrefixCache(BlockPool(4), SIZE)
+    chains = [[i, i] for i in range(5)]
+    for tokens in chains[:4]:
+        fill(cache, ROOTS[0], tokens)
+    cache.pin(match(cache, ROOTS[0], chains[0]))
+    assert cache.late_hits == 0, "nothing has been evicted: there is room for all"
+    cache.release(match(cache, ROOTS[0], chains[0]))
+    fill(cache, ROOTS[0], chains[4])  # evicts the second
+    cache.pin(match(cache, ROOTS[0], chains[0]))  # used not long ago
+    assert (cache.evictions, cache.late_hits) == (1, 0)
+    cache.pin(match(cache, ROOTS[0], chains[2]))  # next to be evicted
+    assert cache.late_hits == 1
