@@ -44,7 +44,7 @@ sanitize: $(STAMP)-dev
 
 proto: $(STAMP)-dev
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto --pyi_out=proto \
-	  proto/warmfleet_proto/worker.proto proto/warmfleet_proto/router.proto
+	  proto/warmfleet_proto/worker.proto proto/warmfleet_proto/router.proto proto/warmfleet_proto/transfer.proto
 
 bars: $(STAMP)-dev
 	$(BIN)/python -m tests.bars

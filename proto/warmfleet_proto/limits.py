@@ -37,3 +37,9 @@ WATCH_BACKLOG_MESSAGES = 1024  # a router further behind gets a snapshot
 BOOKING_TTL_S = 10.0
 BOOKING_HEARTBEAT_S = 2.0
 MAX_BOOKINGS = 200_000
+
+# Moving blocks between workers.
+GRANT_TTL_S = 10.0
+LEASE_TTL_S = 10.0
+GRANT_BLOCKS = 131_072  # two million tokens: 1 MiB of keys
+SECRET_BYTES = 16  # open the data connections of a lease

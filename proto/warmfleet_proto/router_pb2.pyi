@@ -1,9 +1,19 @@
+from warmfleet_proto import transfer_pb2 as _transfer_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from warmfleet_proto.transfer_pb2 import Claims as Claims
+from warmfleet_proto.transfer_pb2 import Grant as Grant
+from warmfleet_proto.transfer_pb2 import Pull as Pull
+from warmfleet_proto.transfer_pb2 import Pulled as Pulled
+from warmfleet_proto.transfer_pb2 import LeaseRequest as LeaseRequest
+from warmfleet_proto.transfer_pb2 import LeaseResponse as LeaseResponse
+from warmfleet_proto.transfer_pb2 import Offer as Offer
+from warmfleet_proto.transfer_pb2 import ReleaseRequest as ReleaseRequest
+from warmfleet_proto.transfer_pb2 import ReleaseResponse as ReleaseResponse
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -66,22 +76,8 @@ class Placement(_message.Message):
     price_s: float
     terms: _containers.RepeatedCompositeFieldContainer[Term]
     reason: str
-    pull: Pull
-    def __init__(self, booking: _Optional[int] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., action: _Optional[_Union[Placement.Action, str]] = ..., expected_tokens: _Optional[int] = ..., available_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., reason: _Optional[str] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
-
-class Pull(_message.Message):
-    __slots__ = ("source", "address", "from_tokens", "tokens", "within_s")
-    SOURCE_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    FROM_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
-    WITHIN_S_FIELD_NUMBER: _ClassVar[int]
-    source: str
-    address: str
-    from_tokens: int
-    tokens: int
-    within_s: float
-    def __init__(self, source: _Optional[str] = ..., address: _Optional[str] = ..., from_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., within_s: _Optional[float] = ...) -> None: ...
+    pull: _transfer_pb2.Pull
+    def __init__(self, booking: _Optional[int] = ..., worker: _Optional[str] = ..., address: _Optional[str] = ..., action: _Optional[_Union[Placement.Action, str]] = ..., expected_tokens: _Optional[int] = ..., available_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., reason: _Optional[str] = ..., pull: _Optional[_Union[_transfer_pb2.Pull, _Mapping]] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("name", "seconds")
@@ -92,7 +88,7 @@ class Term(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s")
+    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure")
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +96,9 @@ class ProgressRequest(_message.Message):
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PULL_S_FIELD_NUMBER: _ClassVar[int]
+    PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULL_FAILURE_FIELD_NUMBER: _ClassVar[int]
     booking: int
     cached_tokens: int
     queue_s: float
@@ -107,7 +106,10 @@ class ProgressRequest(_message.Message):
     ttft_s: float
     pulled_tokens: int
     pull_s: float
-    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ...) -> None: ...
+    pulled_bytes: int
+    wasted_bytes: int
+    pull_failure: str
+    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ...) -> None: ...
 
 class ProgressResponse(_message.Message):
     __slots__ = ()

@@ -1,3 +1,4 @@
+from warmfleet_proto import transfer_pb2 as _transfer_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -47,7 +48,7 @@ class Reattach(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "request_id", "attempt", "booking", "token_ids", "prompt_tokens", "salt", "sampling", "deadline_s")
+    __slots__ = ("handle", "request_id", "attempt", "booking", "token_ids", "prompt_tokens", "salt", "sampling", "deadline_s", "pull")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +58,7 @@ class Submit(_message.Message):
     SALT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
     attempt: int
@@ -66,7 +68,8 @@ class Submit(_message.Message):
     salt: bytes
     sampling: Sampling
     deadline_s: float
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., booking: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., salt: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    pull: _transfer_pb2.Pull
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., booking: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., salt: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_s: _Optional[float] = ..., pull: _Optional[_Union[_transfer_pb2.Pull, _Mapping]] = ...) -> None: ...
 
 class PromptFrame(_message.Message):
     __slots__ = ("handle", "token_ids")
@@ -147,14 +150,16 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("cached_tokens", "queue_s", "prefill_s")
+    __slots__ = ("cached_tokens", "queue_s", "prefill_s", "pulled")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    PULLED_FIELD_NUMBER: _ClassVar[int]
     cached_tokens: int
     queue_s: float
     prefill_s: float
-    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+    pulled: _transfer_pb2.Pulled
+    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., pulled: _Optional[_Union[_transfer_pb2.Pulled, _Mapping]] = ...) -> None: ...
 
 class Ending(_message.Message):
     __slots__ = ("reason", "message", "stop_id")
@@ -263,7 +268,7 @@ class KvSnapshot(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., digest: _Optional[bytes] = ..., stored: _Optional[_Iterable[_Union[Stored, _Mapping]]] = ..., first: bool = ..., last: bool = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total")
+    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total", "clock_s")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +287,7 @@ class WorkerLoad(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     LATE_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens: int
@@ -300,7 +306,8 @@ class WorkerLoad(_message.Message):
     draining: bool
     evictions_total: int
     late_hits_total: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ...) -> None: ...
+    clock_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ..., clock_s: _Optional[float] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
