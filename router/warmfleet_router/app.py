@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 
 from warmfleet_proto import channel, router_pb2, router_pb2_grpc
@@ -15,6 +16,8 @@ from warmfleet_router import admin, program
 from warmfleet_router.client import LocalRouter, Router
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
+from warmfleet_router.decisions.recorder import Record, RecordingCore
+from warmfleet_router.decisions.writer import Writer
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
 from warmfleet_router.service import RouterService
@@ -47,12 +50,12 @@ _STOP_S = 1.0  # for the last words of gateways elsewhere
 async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
     """The router while the block lasts, with the addresses that it has got. Raises ConfigError."""
     clock = time.monotonic
-    core = RouterCore(config.routing, secrets.randbits(64))
-    router = LocalRouter(core, clock)
-    metrics = Metrics()
-    metrics.watch(core, clock)
-    shown = [*admin.routes(core, clock), *metrics.routes()]
     async with AsyncExitStack() as stack:
+        core = _core(config, stack)
+        router = LocalRouter(core, clock)
+        metrics = Metrics()
+        metrics.watch(core, clock)
+        shown = [*admin.routes(core, clock), *metrics.routes()]
         connect = partial(channel.connect, tls=config.tls)
         router_id = f"router-{secrets.token_hex(8)}"
         await stack.enter_async_context(Watcher(core, config.workers, router_id, clock, connect))
@@ -60,6 +63,17 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         front = program.front(config, router, metrics, config.admin, shown)
         addresses = await stack.enter_async_context(front)
         yield {**addresses, "grpc": grpc_address}
+
+
+def _core(config: RouterConfig, stack: AsyncExitStack) -> RouterCore:
+    """It writes down what it is told and decides where the configuration asks for a decision log."""
+    seed = secrets.randbits(63)
+    if not config.decision_log:
+        return RouterCore(config.routing, seed)
+    writer = Writer(config.decision_log, config.decision_log_files)
+    stack.callback(writer.close)
+    run = datetime.now(UTC).isoformat(timespec="seconds")
+    return RecordingCore(config.routing, seed, Record(writer.write, run, config.decision_log_mib << 20))
 
 
 @asynccontextmanager

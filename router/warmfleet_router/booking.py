@@ -58,11 +58,14 @@ class Ledger:
     def get(self, booking: int) -> Booking | None:
         return self._bookings.get(booking)
 
-    def book(self, booking: Booking) -> None:
+    def check_room(self) -> None:
         """Raises Rejected when the books are full."""
-        assert booking.id not in self._bookings
         if len(self._bookings) >= MAX_BOOKINGS:
             raise Rejected(f"{MAX_BOOKINGS} requests are in flight already")
+
+    def book(self, booking: Booking) -> None:
+        """There is room."""
+        assert booking.id not in self._bookings
         self._bookings[booking.id] = booking
         gateway = self._gateways.get(booking.gateway)
         if gateway is None:

@@ -45,11 +45,12 @@ class RouterCore:
 
     # ---- gateways
 
-    def route(self, request: pb.RouteRequest, now: float) -> pb.Placement:
-        """Places the request and books it."""
+    def route(self, request: pb.RouteRequest | Request, now: float) -> pb.Placement:
+        """Places the request and books it. One that has been checked comes from a decision log."""
         try:
-            wanted = checked(request)
-            decision = self._decide(wanted, now)
+            wanted = request if isinstance(request, Request) else checked(request)
+            self._ledger.check_room()
+            decision = self.decide(wanted, now)
             booking = self._book(wanted, decision, now)
         except BadRequest:
             self.counters.bad_requests += 1
@@ -62,7 +63,7 @@ class RouterCore:
 
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
         """What ``route`` would do now, with every candidate. Changes nothing."""
-        decision = self._decide(checked(request), now)
+        decision = self.decide(checked(request), now)
         self.counters.explained += 1
         return answers.explanation(decision, self.policy)
 
@@ -118,7 +119,8 @@ class RouterCore:
 
     # ---- placing
 
-    def _decide(self, wanted: Request, now: float) -> Decision:
+    def decide(self, wanted: Request, now: float) -> Decision:
+        """What ``route`` would choose now. Raises BadRequest and Rejected."""
         return decide(self.policy, wanted, self._pools(wanted), self.counters.placements, now)
 
     def _pools(self, wanted: Request) -> list[tuple[Group, Pool]]:

@@ -19,6 +19,7 @@ class Options(NamedTuple):
     port: int  # of the gateway; 0 picks one
     dtype: str
     kv_gib: float | None  # None: the worker's own default
+    router_sets: Sequence[str] = ()  # KEY=VALUE
 
     @property
     def engine(self) -> str:
@@ -57,7 +58,10 @@ def router_command(options: Options, workers: Sequence[str]) -> list[str]:
         "listen": f"{HOST}:0",
         "model": str(options.model),
     }
-    return _command("router", settings)
+    return [
+        *_command("router", settings),
+        *(part for each in options.router_sets for part in ("--set", each)),
+    ]
 
 
 def environment(options: Options) -> dict[str, str]:

@@ -160,6 +160,8 @@ _COUNTERS = {
     "available_tokens": "Largest overlap that any worker held.",
     "delivered_tokens": "Prompt tokens that workers reported as cached.",
     "prompt_tokens": "Prompt tokens of all placements.",
+    "decision_lines": "Lines of the decision log.",
+    "decision_lines_dropped": "Lines that it could not take in time.",
 }
 
 

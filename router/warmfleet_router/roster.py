@@ -29,9 +29,9 @@ class Roster:
         self.groups: dict[tuple[bytes, int], Group] = {}
         self.models: dict[str, list[Group]] = {}
         self._cursors: dict[str, Cursor] = {}
-        self._ledger = ledger
-        self._counters = counters
-        self._index_blocks = index_blocks
+        self.ledger = ledger
+        self.counters = counters
+        self.index_blocks = index_blocks
 
     def group_of(self, worker: Worker) -> Group | None:
         return self.groups.get(worker.identity.kind) if worker.identity else None
@@ -45,7 +45,7 @@ class Roster:
         """A worker that is to be watched; it is joining until it has told who it is."""
         if address not in self.fleet.workers:
             self.fleet.workers[address] = Worker(address, starting_rates(()))
-            self._cursors[address] = Cursor(self._counters)
+            self._cursors[address] = Cursor(self.counters)
 
     def remove(self, address: str, now: float) -> None:
         """No longer configured. Its bookings still end, somewhere else."""
@@ -86,11 +86,11 @@ class Roster:
         self._leave(worker, now)
         group = self.groups.get(identity.kind)
         if group is None:
-            group = self.groups[identity.kind] = Group(*identity.kind, self._index_blocks)
+            group = self.groups[identity.kind] = Group(*identity.kind, self.index_blocks)
         worker.identity = identity
         worker.rates = starting_rates(w.rates for w in group.workers.values())
         group.add(worker)
-        self._cursors[worker.address] = Cursor(self._counters)
+        self._cursors[worker.address] = Cursor(self.counters)
         self._name_models()
 
     def _leave(self, worker: Worker, now: float) -> None:
@@ -116,7 +116,7 @@ class Roster:
         self._orphan(worker)
 
     def _orphan(self, worker: Worker) -> None:
-        for booking in self._ledger.restarted(worker):
+        for booking in self.ledger.restarted(worker):
             self.unmark(booking)
 
     def unmark(self, booking: Booking) -> None:
@@ -143,14 +143,27 @@ class Roster:
         if self.fleet.incarnated(worker, message.epoch, now):
             self._forget(worker)
         if message.HasField("load"):
-            self._ledger.included(worker, message.load.bookings)
+            self.ledger.included(worker, message.load.bookings)
             self.fleet.reported(worker, message.load, now)
         if worker.state(now) is before:
             group.settle(worker)
         else:
             group.refresh(now)
         for instruction in self._cursors[address].receive(message):
-            yield _perform(group, worker, instruction)
+            yield self.perform(group, worker, instruction)
+
+    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
+        """One instruction of its cursor."""
+        match instruction:
+            case Store(tier, depth, hashes):
+                group.index.store(worker.slot, tier, depth, keys_of(hashes))
+            case Remove(tier, hashes):
+                group.index.remove(worker.slot, tier, keys_of(hashes))
+            case Clear():
+                group.index.clear(worker.slot)
+            case Ask():
+                return instruction
+        return None
 
     def tick(self, now: float) -> None:
         """Time has passed: silence becomes visible, ejections and slow starts end."""
@@ -189,19 +202,6 @@ class Roster:
         self.fleet.dropped(worker, now)
         if worker.state(now) is State.EJECTED:
             self._settle(worker, now)
-
-
-def _perform(group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
-    match instruction:
-        case Store(tier, depth, hashes):
-            group.index.store(worker.slot, tier, depth, keys_of(hashes))
-        case Remove(tier, hashes):
-            group.index.remove(worker.slot, tier, keys_of(hashes))
-        case Clear():
-            group.index.clear(worker.slot)
-        case Ask():
-            return instruction
-    return None
 
 
 def _identity(status: pb.StatusResponse, address: str) -> Identity:

