@@ -150,16 +150,22 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("cached_tokens", "queue_s", "prefill_s", "pulled")
+    __slots__ = ("cached_tokens", "queue_s", "prefill_s", "pulled", "host_tokens", "disk_tokens", "peer_tokens")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     PULLED_FIELD_NUMBER: _ClassVar[int]
+    HOST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DISK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PEER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     cached_tokens: int
     queue_s: float
     prefill_s: float
     pulled: _transfer_pb2.Pulled
-    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., pulled: _Optional[_Union[_transfer_pb2.Pulled, _Mapping]] = ...) -> None: ...
+    host_tokens: int
+    disk_tokens: int
+    peer_tokens: int
+    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., pulled: _Optional[_Union[_transfer_pb2.Pulled, _Mapping]] = ..., host_tokens: _Optional[int] = ..., disk_tokens: _Optional[int] = ..., peer_tokens: _Optional[int] = ...) -> None: ...
 
 class Ending(_message.Message):
     __slots__ = ("reason", "message", "stop_id")

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from warmfleet_proto.errors import BadRequest
-from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_worker.engine.base import Copy
 from warmfleet_worker.prefix import Node, PrefixCache
-from warmfleet_worker.sequence import Request, Sequence
+from warmfleet_worker.sequence import Sequence
 
 
 class Limits(NamedTuple):
@@ -58,8 +57,8 @@ def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> 
 
 def _readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
     request = sequence.request
-    if request.params.prompt_logprobs is not None and not request.started:
-        return []  # every position has to be computed to be scored
+    if request.bypasses:
+        return []
     return cache.match(request.root, sequence.hashes, sequence.token_ids.tobytes())
 
 
@@ -86,17 +85,14 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     return True
 
 
-def uncached_tokens(
-    request: Request, cache: PrefixCache, coming: Mapping[bytes, int], block_size: int
-) -> int:
-    """How much of the prompt seems to need computing: not what is readable, nor what others before it make.
+def uncached_tokens(sequence: Sequence, readable: int, coming: Mapping[bytes, int], block_size: int) -> int:
+    """How much of the prompt seems to need computing: not what is or will be readable, nor what others
+    before it make.
 
-    ``coming`` holds the hashes of the prompts of all requests under way.
+    ``readable`` leading blocks; ``coming`` holds the hashes of the prompts of all requests under way.
     """
-    prompt_tokens = len(request.prompt) // TOKEN_BYTES
-    if request.params.prompt_logprobs is not None:
-        return prompt_tokens
-    matched = len(cache.match(request.root, request.hashes, request.prompt))
-    while matched < len(request.hashes) and request.hashes[matched] in coming:
-        matched += 1
-    return max(prompt_tokens - matched * block_size, 1)
+    if sequence.request.bypasses:
+        return sequence.prompt_tokens
+    while readable < len(sequence.hashes) and sequence.hashes[readable] in coming:
+        readable += 1
+    return max(sequence.prompt_tokens - readable * block_size, 1)

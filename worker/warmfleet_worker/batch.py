@@ -7,6 +7,7 @@ from warmfleet_proto.hashing import chain
 
 from warmfleet_worker.admission import Limits, admit
 from warmfleet_worker.blocks import BlockPool
+from warmfleet_worker.fetching import Fetching
 from warmfleet_worker.filling import fork
 from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.prefix import PrefixCache
@@ -17,6 +18,7 @@ class Batch:
     def __init__(self, limits: Limits, total_blocks: int, totals: Totals) -> None:
         self.limits = limits
         self.cache = PrefixCache(BlockPool(total_blocks), limits.block_size)
+        self.fetching = Fetching(self.cache, limits.block_size)
         self.running: list[Sequence] = []  # oldest first
         self.waiting: deque[Sequence] = deque()
         self._totals = totals
@@ -35,22 +37,37 @@ class Batch:
                 sequence.blocks += taken
             i += 1
 
+    def look(self, now: float) -> None:
+        """Fetches what those who wait lack, where that is sooner done than computing it."""
+        if self.fetching.supplies:
+            self.fetching.expire(now)
+            for sequence in self.waiting:
+                self.fetching.look(sequence, len(self.running), now)
+
     def admit(self, now: float) -> None:
-        """Starts those who waited longest, while blocks, slots and the step's prompt tokens last."""
+        """Starts those who waited longest and wait for no fetch, while blocks, slots and the step's prompt
+        tokens last."""
         if not self.waiting:
             return
         prefill = sum(s.remaining for s in self.running if s.remaining > 1)
         slots = self.limits.max_running - sum(len(s.choices) for s in self.running)
-        while self.waiting and prefill < self.limits.chunk_tokens:
-            sequence = self.waiting[0]
+        while (sequence := self._next()) and prefill < self.limits.chunk_tokens:
             if len(sequence.choices) > slots:
                 return
             if not admit(sequence, self.cache, self.limits, room=len(self.running)):
                 return
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            self.fetching.admitted(sequence)
             self._note_admission(sequence, now)
             slots -= len(sequence.choices)
             prefill += sequence.remaining
+
+    def _next(self) -> Sequence | None:
+        for sequence in self.waiting:
+            if not sequence.waits and (sequence.looked or not self.fetching.busy):
+                return sequence
+        return None
 
     def preempt(self, sequence: Sequence) -> None:
         """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
@@ -60,6 +77,7 @@ class Batch:
             sequence.request.prompt_logprobs = []  # all of them will be scored again
         token_ids = sequence.token_ids.tobytes()
         sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
+        sequence.looked = False
         self.waiting.appendleft(sequence)
         self._totals.preemptions += 1
 
@@ -78,6 +96,7 @@ class Batch:
             self._release(sequence)
         else:
             self.waiting.remove(sequence)
+            self.fetching.admitted(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.cache.release(sequence.held)
@@ -87,7 +106,11 @@ class Batch:
         request = sequence.request
         if request.admitted is None:  # what is found again after a preemption is not a hit
             request.admitted = now
-            request.cached_tokens = sequence.computed
+            request.cached_tokens = left = sequence.computed
+            for source, tokens in request.brought.items():  # some may have been displaced meanwhile
+                request.brought[source] = min(tokens, left)
+                left -= request.brought[source]
+            self._totals.brought += request.brought
             self._totals.prompt_tokens += sequence.prompt_tokens
             self._totals.cached_tokens += sequence.computed
 
@@ -111,5 +134,6 @@ class Batch:
         self.cache.check_integrity()
         pool = self.cache.pool
         held = {block for sequence in self.running for block in sequence.held}
+        held |= set(self.fetching.held)
         assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
         assert not any(sequence.held for sequence in self.waiting)

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from warmfleet_worker.sequence import Reason
+from warmfleet_worker.source import Source
 
 
 @dataclass(slots=True)
 class Totals:
     prompt_tokens: int = 0  # of first admissions
     cached_tokens: int = 0  # of those, read from the cache
+    brought: Counter[Source] = field(default_factory=Counter)  # of those, fetched for the request
     completion_tokens: int = 0
     requests: int = 0  # accepted
     preemptions: int = 0

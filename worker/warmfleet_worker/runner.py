@@ -4,6 +4,7 @@ All state of the scheduler belongs to the event loop; the engine's thread sees p
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,10 +13,14 @@ from typing import Protocol
 
 from warmfleet_worker.engine.base import Engine, Plan
 from warmfleet_worker.events import PresenceLog
+from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.sequence import Ending, Key, Output, Request
+from warmfleet_worker.source import Source
 
 _log = logging.getLogger(__name__)
+
+_REST_S = 1.0  # the longest wait in which nothing is looked at
 
 Sink = Callable[[int, list[Output]], None]
 """Takes the step's number and what it made for one gateway."""
@@ -31,6 +36,16 @@ class Listener(Protocol):
         """A booked request was accepted."""
 
 
+class Carrier(Protocol):
+    """Brings blocks from one source. Called inside the loop: must not block."""
+
+    def begin(self, fetch: Fetch) -> None:
+        """Answers through ``Runner.arrived``, later, and the last time with ``over``."""
+
+    def abandon(self, fetch_id: int) -> None:
+        """Soon an end, or none if it has come already."""
+
+
 class Runner:
     def __init__(self, engine: Engine, scheduler: Scheduler, presence: PresenceLog) -> None:
         self.engine = engine
@@ -38,12 +53,14 @@ class Runner:
         self.presence = presence
         self.sinks: dict[str, Sink] = {}
         self.listeners: set[Listener] = set()
+        self.carriers: dict[Source, Carrier] = {}
         self.closing = False
         self.on_outputs: Callable[[list[Output]], None] = lambda _: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._wake = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._step_began: float | None = None
+        self._carried: dict[int, Carrier] = {}  # by fetch under way
 
     @staticmethod
     def now() -> float:
@@ -72,6 +89,14 @@ class Runner:
         self.scheduler.drop(key, ending)
         self._wake.set()
 
+    def arrived(self, arrival: Arrival) -> None:
+        """What a carrier says."""
+        self.scheduler.arrived(arrival, self.now())
+        if arrival.over:
+            del self._carried[arrival.id]
+        self._publish()
+        self._wake.set()
+
     async def run(self) -> None:
         """Forever; cancel to stop. The thread ends with the step under way."""
         try:
@@ -98,8 +123,8 @@ class Runner:
         return len(self.scheduler.requests)
 
     def forget(self) -> bool:
-        """Drops the whole cache; false, and nothing done, while anything runs or waits."""
-        if not self.scheduler.idle:
+        """Drops the whole cache; false, and nothing done, while anything runs, waits or is fetched."""
+        if not self.scheduler.idle or self._carried:
             return False
         self.scheduler.cache.clear()
         self._publish()
@@ -112,16 +137,37 @@ class Runner:
 
     async def _step(self) -> None:
         began = self.now()
+        self._wake.clear()
         plan = self.scheduler.schedule(began)
+        self._give_orders()
         self._deliver()
         if plan is None:
+            self._publish()
+            await self._wait()
             return
         self._step_began = began
         await self._execute(plan)
         self._step_began = None
         self.scheduler.totals.step_seconds += self.now() - began
+        self._give_orders()
         self._publish()
         self._deliver()
+
+    async def _wait(self) -> None:
+        """For whatever can make a step possible: a request, a fetch's arrival, the time that one is given."""
+        if self.scheduler.idle:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self.scheduler.next_timer - self.now(), _REST_S)):
+                await self._wake.wait()
+
+    def _give_orders(self) -> None:
+        for order in self.scheduler.take_orders():
+            if isinstance(order, Fetch):
+                self._carried[order.id] = self.carriers[order.source]
+                self._carried[order.id].begin(order)
+            elif carrier := self._carried.get(order.id):
+                carrier.abandon(order.id)
 
     async def _execute(self, plan: Plan) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from warmfleet_worker.admission import Limits, check_fits, uncached_tokens
 from warmfleet_worker.batch import Batch
 from warmfleet_worker.drawn import extend
 from warmfleet_worker.engine.base import Drawn, Plan, StepResult, Work
+from warmfleet_worker.fetch import Arrival, Order
 from warmfleet_worker.filling import seal_filled
 from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.prefix import PrefixCache
@@ -34,6 +35,7 @@ class Scheduler:
         self._plan: Plan | None = None
         self._planned: list[Sequence] = []  # whose the plan's works are
         self._dropped: list[Request] = []
+        self._scheduled = 0.0  # when the plan was made
         self._next_deadline = math.inf  # no live request's is earlier
         self._outputs: list[Output] = []
 
@@ -61,9 +63,11 @@ class Scheduler:
         if len(self.batch.waiting) >= self.limits.max_waiting:
             raise Rejected(f"{len(self.batch.waiting)} sequences are waiting: the queue is full")
         request.max_tokens = min(request.params.max_tokens, self.limits.max_context - prompt_tokens)
-        request.uncached = uncached_tokens(request, self.cache, self._coming, self.limits.block_size)
+        sequence = new_sequence(request)
+        readable = self.batch.fetching.reach(sequence)
+        request.uncached = uncached_tokens(sequence, readable, self._coming, self.limits.block_size)
         self._coming.update(request.hashes)
-        request.live = [new_sequence(request)]
+        request.live = [sequence]
         self.requests[request.key] = request
         self.batch.waiting += request.live
         self.totals.requests += 1
@@ -81,12 +85,28 @@ class Scheduler:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    # ---- fetches -----------------------------------------------------------------------------
+
+    def take_orders(self) -> list[Order]:
+        """What carriers should begin or give up; an answer is owed to every Fetch."""
+        return self.batch.fetching.take_orders()
+
+    def arrived(self, arrival: Arrival, now: float) -> None:
+        """A carrier's word, at any time; also between ``schedule`` and ``commit``."""
+        self.batch.fetching.arrived(arrival, now)
+
+    @property
+    def next_timer(self) -> float:
+        """When ``schedule`` has something to do though nothing else happens."""
+        return min(self._next_deadline, self.batch.fetching.next_deadline)
+
     # ---- before a step -----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Plan | None:
         """The next step; None when nothing is left to do."""
         assert self._plan is None
         self._reap(now)
+        self.batch.look(now)
         self.batch.grow()
         self.batch.admit(now)
         works = []
@@ -102,6 +122,7 @@ class Scheduler:
         if works:
             copies = tuple(sequence.copy for sequence in self._planned if sequence.copy)
             self._plan = Plan(tuple(works), copies)
+            self._scheduled = now
         return self._plan
 
     def _runnable(self) -> Iterable[Sequence]:
@@ -135,6 +156,8 @@ class Scheduler:
         """The planned step has finished on the device."""
         plan, planned = self._take_plan()
         self.totals.steps += 1
+        prompts = sum(len(work.token_ids) for work in plan.works if len(work.token_ids) > 1)
+        self.batch.fetching.pace.computed(prompts, now - self._scheduled)
         for sequence, work, drawn in zip(planned, plan.works, result.drawn, strict=True):
             self._settle(sequence, work)
             if sequence.request.dropped is None:

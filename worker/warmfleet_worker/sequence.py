@@ -1,12 +1,14 @@
 """A request and its sequences: one sequence computes the prompt, then one decodes each choice."""
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 from warmfleet_worker.engine.base import Copy, Logprobs, Run, Sampling
 from warmfleet_worker.prefix import Node
+from warmfleet_worker.source import Source
 
 
 class Reason(IntEnum):
@@ -31,6 +33,7 @@ class Started(NamedTuple):
     """What became known of a request with its first output."""
 
     cached_tokens: int
+    brought: Counter[Source]  # of those, by where they were fetched from; the rest was on the device
     queue_s: float  # submit to first admission
     prefill_s: float  # admission to first token
 
@@ -67,10 +70,16 @@ class Request:
     admitted: float | None = None
     started: bool = False  # its first output was made
     cached_tokens: int = 0  # of its first admission
+    brought: Counter[Source] = field(default_factory=Counter)  # of those, tokens that were fetched for it
     failures: int = 0  # engine steps that failed with it alone
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     live: "list[Sequence]" = field(default_factory=list)
     dropped: Ending | None = None  # asked to end at the next step boundary
+
+    @property
+    def bypasses(self) -> bool:
+        """Reads no cache: every position has to be computed to be scored."""
+        return self.params.prompt_logprobs is not None and not self.started
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +99,9 @@ class Sequence:
     copy: Copy | None = None  # to be made by the next step; its source is pinned until then
     alone: bool = False  # its last step failed beside others: the next one is its own
     hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as known
+    looked: bool = False  # what could be fetched for it has been decided
+    waits: bool = False  # for a fetch: not to be admitted before it is over
+    landed: int = 0  # blocks that a fetch has brought for it while it waits
     _runs: tuple[Run, ...] = ()
 
     @property

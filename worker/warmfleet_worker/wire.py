@@ -10,6 +10,7 @@ from warmfleet_worker.engine.base import Logprobs
 from warmfleet_worker.events import Batch, Event, Removed, Snapshot, Stored
 from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.sequence import Ending, Output, Started
+from warmfleet_worker.source import Source
 
 
 def pack(token_ids: Iterable[int]) -> bytes:
@@ -25,7 +26,14 @@ def logprobs(of: Iterable[Logprobs]) -> list[pb.TokenLogprobs]:
 
 
 def started(of: Started) -> pb.Started:
-    return pb.Started(cached_tokens=of.cached_tokens, queue_s=of.queue_s, prefill_s=of.prefill_s)
+    return pb.Started(
+        cached_tokens=of.cached_tokens,
+        queue_s=of.queue_s,
+        prefill_s=of.prefill_s,
+        host_tokens=of.brought[Source.HOST],
+        disk_tokens=of.brought[Source.DISK],
+        peer_tokens=of.brought[Source.PEER],
+    )
 
 
 def ending(of: Ending) -> pb.Ending:

@@ -14,6 +14,8 @@ from warmfleet_worker.events import PresenceLog
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.sequence import Ending, Key, Output, Params, Reason, Request, Started
 
+from tests.unit.worker.larder import Larder
+
 
 class Text:
     """What one choice has delivered."""
@@ -53,7 +55,24 @@ class Driver:
         self.texts: dict[tuple[Key, int], Text] = {}
         self.started: dict[Key, Started] = {}
         self.prompt_logprobs: dict[Key, tuple[Logprobs, ...]] = {}
+        self.larder: Larder | None = None
         self._handles = count(1)
+
+    def stock_up(self) -> Larder:
+        """What is readable now can be fetched from now on."""
+        self.larder = Larder(self.engine)
+        self.larder.keep(self.scheduler.cache)
+        self.scheduler.batch.fetching.supplies = [self.larder]
+        return self.larder
+
+    def bring(self, most: int = 1_000_000, failure: str = "", *, over: bool = True) -> bool:
+        """The oldest fetch goes on; false when there is none."""
+        arrival = self.larder.bring(most, failure, over=over) if self.larder else None
+        if arrival is not None:
+            self.scheduler.arrived(arrival, self.now)
+            self.log.publish(self.scheduler.cache.take_changes())
+            self.scheduler.check_integrity()
+        return arrival is not None
 
     @property
     def pool(self) -> BlockPool:
@@ -95,6 +114,8 @@ class Driver:
     def schedule(self) -> Plan | None:
         self.now += 1.0
         plan = self.scheduler.schedule(self.now)
+        if self.larder:
+            self.larder.order(self.scheduler.take_orders())
         self._take_outputs()
         return plan
 
@@ -112,12 +133,15 @@ class Driver:
     def step(self) -> Step | None:
         """One whole step; None when there was nothing to do."""
         plan = self.schedule()
-        return None if plan is None else self.commit(plan)
+        if plan is None:
+            self.log.publish(self.scheduler.cache.take_changes())
+            return None
+        return self.commit(plan)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Until nothing is left to do."""
         for _ in range(max_steps):
-            if self.step() is None:
+            if self.step() is None and not self.bring():
                 assert self.scheduler.idle, "work is left that cannot run"
                 return
         raise AssertionError(f"not idle after {max_steps} steps")

@@ -65,6 +65,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.driver.schedule():
             self.driver.fail()
 
+    @rule(patient=st.booleans())
+    def stock_up(self, patient: bool) -> None:
+        if self.driver.larder is None:
+            self.driver.stock_up()
+        else:
+            self.driver.larder.keep(self.driver.scheduler.cache)
+        self.driver.scheduler.batch.fetching.pace.token_s = 1e6 if patient else 1e-6
+
+    @rule()
+    def displace(self) -> None:
+        cache = self.driver.scheduler.cache
+        cache.release(cache.allocate(cache.available) or [])
+        self.driver.log.publish(cache.take_changes())
+        self.follow()
+
+    @rule(most=st.integers(0, 4), failure=st.sampled_from(["", "broken"]), over=st.booleans())
+    def bring(self, most: int, failure: str, over: bool) -> None:
+        self.driver.bring(most, failure, over=over)
+        self.follow()
+
+    @rule()
+    def bring_beside_a_step(self) -> None:
+        """A fetch arrives while the device computes."""
+        if plan := self.driver.schedule():
+            self.driver.bring(3)
+            self.driver.commit(plan)
+            self.follow()
+
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         if self.requests:
@@ -103,6 +131,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert cancelled == (request.key.handle in self.dropped) or request.failures
         assert self.driver.pool.pinned == 0
         assert not self.driver.scheduler.requests
+        fetching = self.driver.scheduler.batch.fetching
+        assert not fetching.busy
+        assert fetching._landed == 0
+        assert not fetching._coming
+        assert not self.driver.larder or self.driver.larder.lent == 0
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -1,5 +1,7 @@
 """Whatever a gateway has seen of a request, a transcript tells it the rest and nothing twice."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto.worker_pb2 import Output as WireOutput
@@ -28,7 +30,7 @@ def outputs(lengths: list[int], ended: bool) -> list[Output]:
                         (token,),
                         (Logprobs(-token, (token,), (-token,)),),
                         (Logprobs(-1.0),) if first else (),
-                        Started(2, 0.5, 0.25) if first else None,
+                        Started(2, Counter(), 0.5, 0.25) if first else None,
                         Ending(Reason.LENGTH) if ended and position == length - 1 else None,
                     )
                 )

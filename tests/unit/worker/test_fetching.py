@@ -1,0 +1,202 @@
+"""Blocks that are brought instead of computed: what is ordered, what becomes of it, who waits for it."""
+
+from collections import Counter
+
+import pytest
+from warmfleet_worker.fetch import Fetch
+from warmfleet_worker.sequence import Ending, Reason
+from warmfleet_worker.source import Source
+
+from tests.unit.worker.driver import Driver
+from tests.unit.worker.larder import Larder
+
+PROMPT = list(range(40))  # ten blocks of four
+
+
+def stocked(total_blocks: int = 64, prompt: list[int] = PROMPT, **limits: int) -> tuple[Driver, Larder]:
+    """A driver that has computed the prompt once and lost it; the larder has it."""
+    driver = Driver(total_blocks, **limits)
+    driver.finish([*prompt, 7], 4)
+    larder = driver.stock_up()
+    driver.scheduler.batch.fetching.pace.token_s = 1e6  # patient
+    driver.scheduler.cache.clear()
+    driver.log.publish(driver.scheduler.cache.take_changes())
+    return driver, larder
+
+
+def computed(driver: Driver, since: int) -> int:
+    """Prompt tokens that went through the engine."""
+    works = [work for step in driver.steps[since:] for work in step.plan.works]
+    return sum(len(work.token_ids) for work in works if not work.completion_position)
+
+
+def test_a_prefix_is_brought_and_not_computed() -> None:
+    driver, larder = stocked()
+    request = driver.submit([*PROMPT, 9], 6)
+    assert request.uncached == 1
+    assert driver.step() is None  # it waits
+    (fetch,) = larder.begun
+    assert (fetch.source, fetch.request, fetch.parent, fetch.depth) == (Source.PEER, request, request.root, 0)
+    assert [piece.hash for piece in fetch.pieces] == request.hashes
+    before = len(driver.steps)
+    driver.run()
+    driver.check_exact(request)
+    assert computed(driver, before) == 1
+    assert driver.started[request.key].cached_tokens == 40
+    assert driver.started[request.key].brought == Counter({Source.PEER: 40})
+    assert driver.scheduler.totals.brought == Counter({Source.PEER: 40})
+    assert larder.lent == 0
+
+
+def test_only_what_follows_the_readable_prefix_is_brought() -> None:
+    driver, larder = stocked()
+    driver.larder = None
+    driver.scheduler.batch.fetching.supplies = []
+    driver.finish(PROMPT[:17], 1)
+    driver.larder, driver.scheduler.batch.fetching.supplies = larder, [larder]
+    request = driver.finish([*PROMPT, 9], 6)
+    (fetch,) = larder.begun
+    assert (fetch.depth, fetch.parent) == (4, request.hashes[3])
+    assert driver.started[request.key].brought == Counter({Source.PEER: 24})
+    driver.check_exact(request)
+
+
+def test_a_wrong_block_changes_the_text() -> None:
+    driver, larder = stocked()
+    token_ids, values = larder.shelf[driver.request(PROMPT).hashes[3]]
+    larder.shelf[driver.request(PROMPT).hashes[3]] = (token_ids, values ^ values.dtype.type(1))
+    request = driver.finish([*PROMPT, 9], 6)
+    assert driver.text(request).token_ids != driver.expected(request)
+
+
+@pytest.mark.parametrize("arrived", [0, 3])
+def test_what_does_not_come_is_computed(arrived: int) -> None:
+    driver, _ = stocked()
+    request = driver.submit([*PROMPT, 9], 6)
+    assert driver.step() is None
+    driver.bring(arrived, "broken")
+    driver.run()
+    driver.check_exact(request)
+    assert driver.started[request.key].cached_tokens == 4 * arrived
+    totals = driver.scheduler.batch.fetching.totals
+    assert (totals.arrived[Source.PEER], totals.failed[Source.PEER]) == (arrived, 10 - arrived)
+
+
+def test_a_source_that_failed_rests() -> None:
+    driver, larder = stocked()
+    driver.submit([*PROMPT, 9], 6)
+    driver.schedule()
+    driver.bring(0, "broken")
+    driver.run()
+    driver.scheduler.cache.clear()
+    driver.now -= 100.0
+    driver.finish([*PROMPT, 9], 6)
+    assert len(larder.begun) == 1
+    driver.scheduler.cache.clear()
+    driver.now += 1000.0
+    driver.finish([*PROMPT, 9], 6)
+    assert len(larder.begun) == 2
+
+
+def test_a_slow_fetch_is_given_up_and_its_blocks_come_back_when_it_ends() -> None:
+    driver, larder = stocked()
+    request = driver.submit([*PROMPT, 9], 6)
+    assert driver.step() is None
+    driver.bring(2, over=False)
+    driver.now = driver.scheduler.next_timer
+    before = len(driver.steps)
+    while driver.step():
+        pass
+    driver.check_exact(request)
+    assert larder.abandoned == [larder.begun[0].id]
+    assert computed(driver, before) == 41 - 8
+    assert driver.pool.pinned == 10  # two that came and eight that may be written to still
+    driver.bring(8)
+    assert driver.pool.pinned == 0
+    totals = driver.scheduler.batch.fetching.totals
+    assert (totals.late[Source.PEER], totals.wasted[Source.PEER]) == (1, 8)
+
+
+def test_a_fetch_ends_with_its_request() -> None:
+    driver, larder = stocked()
+    request = driver.submit([*PROMPT, 9], 6)
+    driver.schedule()
+    driver.scheduler.drop(request.key, Ending(Reason.CANCELLED))
+    assert driver.schedule() is None
+    assert driver.scheduler.idle
+    assert larder.abandoned == [larder.begun[0].id]
+    driver.bring(4, over=False)
+    driver.bring(0)
+    assert driver.scheduler.batch.fetching.totals.wasted[Source.PEER] == 4
+    assert driver.pool.pinned == 0
+    assert driver.pool.cached == 4  # verified, and as good as any
+
+
+def test_siblings_wait_for_one_fetch() -> None:
+    driver, larder = stocked()
+    first = driver.submit([*PROMPT, 9], 6)
+    second = driver.submit([*PROMPT, 8], 6)
+    driver.schedule()
+    driver.scheduler.drop(first.key, Ending(Reason.CANCELLED))
+    driver.schedule()
+    assert larder.abandoned == []
+    driver.run()
+    driver.check_exact(second)
+    assert len(larder.begun) == 1
+    assert driver.started[second.key].brought == Counter({Source.PEER: 40})
+
+
+def test_others_pass_who_waits_for_a_fetch() -> None:
+    driver, _ = stocked()
+    slow = driver.submit([*PROMPT, 9], 6)
+    quick = driver.submit([500, 501], 3)
+    while driver.step():
+        pass
+    driver.check_exact(quick)
+    assert driver.end(slow) is None
+    driver.run()
+    driver.check_exact(slow)
+
+
+def test_fetches_take_half_of_the_pool_at_most() -> None:
+    driver, larder = stocked(24, list(range(60)))
+    request = driver.finish([*range(60), 9], 4)
+    assert [len(fetch.pieces) for fetch in larder.begun] == [12]
+    driver.check_exact(request)
+
+
+def test_a_scored_prompt_is_computed_whole() -> None:
+    driver, larder = stocked()
+    request = driver.finish([*PROMPT, 9], 2, prompt_logprobs=0)
+    assert larder.begun == []
+    assert driver.started[request.key].cached_tokens == 0
+
+
+def test_a_source_slower_than_computing_is_not_asked() -> None:
+    driver, larder = stocked()
+    pace = driver.scheduler.batch.fetching.pace
+    pace.token_s, pace.block_s[Source.PEER] = 1.0, 5.0
+    driver.finish([*PROMPT, 9], 2)
+    assert larder.begun == []
+    for _ in range(100):
+        pace.worth(Source.PEER, 1, 4, driver.now)
+    assert pace.worth(Source.PEER, 1, 4, driver.now)  # believed to be better by now: tried again
+
+
+def test_a_lookalike_is_not_brought_for_other_tokens() -> None:
+    """A hash that names other tokens at the source is no hit there."""
+    driver, larder = stocked()
+    other = driver.request([*range(100, 140), 1])
+    larder.shelf[other.hashes[0]] = larder.shelf[driver.request(PROMPT).hashes[0]]
+    driver.scheduler.submit(other)
+    driver.run()
+    assert larder.begun == []
+    driver.check_exact(other)
+
+
+def test_a_fetch_names_its_chain() -> None:
+    driver, larder = stocked()
+    driver.finish([*PROMPT, 9], 1)
+    (fetch,) = larder.begun
+    assert isinstance(fetch, Fetch)
+    assert b"".join(piece.token_ids for piece in fetch.pieces) == driver.request(PROMPT).prompt

@@ -1,0 +1,239 @@
+"""Fetches under way: who waits for them, and what becomes of the blocks that arrive.
+
+A fetch fills blocks that it has pinned, and seals what arrives into the prefix cache; the sequence that
+waited is then admitted like any other that finds its prefix readable. So only fetches under way hold pins,
+and each of them ends: no two waiting sequences can keep each other out.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+
+from warmfleet_worker.fetch import Abandon, Arrival, Fetch, Order, Piece, Supply
+from warmfleet_worker.pace import Pace
+from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.sequence import Sequence
+from warmfleet_worker.source import Source
+
+_SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
+
+
+@dataclass(slots=True)
+class Fetched:
+    """Totals, in blocks by source."""
+
+    fetches: Counter[Source] = field(default_factory=Counter)  # orders, not blocks
+    arrived: Counter[Source] = field(default_factory=Counter)
+    wasted: Counter[Source] = field(default_factory=Counter)  # arrived when nobody waited any more
+    failed: Counter[Source] = field(default_factory=Counter)  # did not arrive
+    late: Counter[Source] = field(default_factory=Counter)  # fetches given up for being slow
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    fetch: Fetch
+    supply: Supply
+    chain: list[Node]  # pinned: the blocks before the first piece, then those that have arrived
+    began: float
+    deadline: float
+    waiters: list[Sequence]
+    arrived: int = 0
+
+    @property
+    def held(self) -> list[int]:
+        """Every pin that it has, one entry each."""
+        return [node.block for node in self.chain] + [p.block for p in self.fetch.pieces[self.arrived :]]
+
+
+class Fetching:
+    def __init__(self, cache: PrefixCache, block_size: int) -> None:
+        self.supplies: list[Supply] = []  # the nearest first
+        self.pace = Pace()
+        self.totals = Fetched()
+        self._cache = cache
+        self._block_size = block_size
+        self._flights: dict[int, _Flight] = {}
+        self._coming: dict[bytes, _Flight] = {}
+        self._landed = 0  # blocks that have come for those who still wait
+        self._orders: list[Order] = []
+        self._ids = count(1)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._flights)
+
+    @property
+    def held(self) -> list[int]:
+        return [block for flight in self._flights.values() for block in flight.held]
+
+    @property
+    def next_deadline(self) -> float:
+        return min((f.deadline for f in self._flights.values() if f.waiters), default=math.inf)
+
+    def take_orders(self) -> list[Order]:
+        orders, self._orders = self._orders, []
+        return orders
+
+    # ---- before a step -------------------------------------------------------------------------
+
+    def reach(self, sequence: Sequence) -> int:
+        """Leading blocks that are readable or can be fetched."""
+        matched, before = len(self._readable(sequence)), -1
+        while before < matched < len(sequence.hashes):
+            before = matched
+            for supply in self.supplies:
+                matched += supply.find(sequence, matched)
+        return matched
+
+    def look(self, sequence: Sequence, room: int, now: float) -> None:
+        """Starts a fetch for what a waiting sequence lacks, or joins one, where that is worth it.
+        ``room`` blocks are left for what runs."""
+        if sequence.looked or sequence.waits or not self.supplies:
+            return
+        nodes = self._readable(sequence)
+        if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
+            sequence.looked = True
+        elif flight := self._coming.get(sequence.hashes[len(nodes)]):
+            self._join(flight, sequence)
+        elif self._share_left() <= 0:
+            return  # again when something has been admitted or has failed
+        else:
+            sequence.looked = True
+            self._start(sequence, nodes, room, now)
+
+    def expire(self, now: float) -> None:
+        """What is too late is computed instead, in other blocks."""
+        if now < self.next_deadline:
+            return
+        for flight in self._flights.values():
+            if flight.waiters and flight.deadline <= now:
+                source = flight.fetch.source
+                self.totals.late[source] += 1
+                self.pace.failed(source, now)
+                self._abandon(flight)
+
+    def admitted(self, sequence: Sequence) -> None:
+        """Or gone: what came for it is no longer kept for it."""
+        self._landed -= sequence.landed
+        sequence.landed = 0
+        if not sequence.waits:
+            return
+        for flight in self._flights.values():
+            if sequence in flight.waiters:
+                flight.waiters.remove(sequence)
+                sequence.waits = False
+                if not flight.waiters:
+                    self._abandon(flight)
+
+    def _readable(self, sequence: Sequence) -> list[Node]:
+        return self._cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
+
+    def _share_left(self) -> int:
+        flying = sum(len(flight.fetch.pieces) for flight in self._flights.values())
+        return self._cache.pool.total // _SHARE - flying - self._landed
+
+    def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> None:
+        start = len(nodes)
+        most = min(self._share_left(), self._cache.available_beside(n.block for n in nodes) - room)
+        for supply in self.supplies:
+            found = min(supply.find(sequence, start), most)
+            tokens = found * self._block_size
+            if found > 0 and self.pace.worth(supply.source, found, tokens, now):
+                self._order(sequence, supply, nodes, found, now)
+                return
+
+    def _order(self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float) -> None:
+        request, start = sequence.request, len(nodes)
+        self._cache.pin([node.block for node in nodes])
+        blocks = self._cache.allocate(found)
+        assert blocks is not None
+        stocks = supply.take(sequence, start, found)
+        hashes = sequence.hashes[start : start + found]
+        ids = self._token_ids(sequence, start, found)
+        pieces = tuple([Piece(*each) for each in zip(hashes, ids, blocks, stocks, strict=True)])
+        parent = nodes[-1].hash if nodes else request.root
+        fetch = Fetch(next(self._ids), supply.source, request, request.root, parent, start, pieces)
+        patience = self.pace.patience_s(found * self._block_size)
+        flight = _Flight(fetch, supply, list(nodes), now, now + patience, [])
+        self._flights[fetch.id] = flight
+        self._coming.update(dict.fromkeys(hashes, flight))
+        self._join(flight, sequence)
+        self.totals.fetches[supply.source] += 1
+        self._orders.append(fetch)
+
+    def _token_ids(self, sequence: Sequence, start: int, found: int) -> list[bytes]:
+        size = self._block_size
+        ends = range(start * size, (start + found) * size, size)
+        return [sequence.token_ids[at : at + size].tobytes() for at in ends]
+
+    @staticmethod
+    def _join(flight: _Flight, sequence: Sequence) -> None:
+        flight.waiters.append(sequence)
+        sequence.waits = sequence.looked = True
+
+    def _abandon(self, flight: _Flight) -> None:
+        """Its blocks stay pinned until the carrier has let go of them."""
+        self._orders.append(Abandon(flight.fetch.id))
+        self._dismiss(flight, again=False)
+
+    def _dismiss(self, flight: _Flight, again: bool) -> None:
+        """Nobody waits for it any more; ``again``: they may look for what comes after it."""
+        for sequence in flight.waiters:
+            sequence.waits, sequence.looked = False, not again
+        flight.waiters = []
+        for piece in flight.fetch.pieces:
+            if self._coming.get(piece.hash) is flight:
+                del self._coming[piece.hash]
+
+    # ---- what carriers say ---------------------------------------------------------------------
+
+    def arrived(self, arrival: Arrival, now: float) -> None:
+        flight = self._flights[arrival.id]
+        before = flight.arrived
+        collided = not self._seal(flight, arrival.arrived)
+        came, source = flight.arrived - before, flight.fetch.source
+        self.totals.arrived[source] += came
+        if flight.waiters:
+            self._deal_out(flight, came)
+        else:
+            self.totals.wasted[source] += came
+        if arrival.over:
+            self._end(flight, arrival.failure, now)
+        elif collided and flight.waiters:
+            self._abandon(flight)
+
+    def _seal(self, flight: _Flight, arrived: int) -> bool:
+        """Makes what has arrived readable; false when a hash belongs to other tokens."""
+        fetch, cache = flight.fetch, self._cache
+        assert flight.arrived <= arrived <= len(fetch.pieces)
+        for piece in fetch.pieces[flight.arrived : arrived]:
+            parent = flight.chain[-1] if flight.chain else None
+            node = cache.seal(piece.block, piece.hash, fetch.root, parent, piece.token_ids)
+            if node is None:
+                return False
+            if node.block != piece.block:  # computed meanwhile
+                cache.pin([node.block])
+                cache.release([piece.block])
+            flight.chain.append(node)
+            flight.arrived += 1
+        return True
+
+    def _deal_out(self, flight: _Flight, came: int) -> None:
+        flight.waiters[0].landed += came
+        self._landed += came
+        for sequence in flight.waiters:
+            if sequence.request.admitted is None:
+                sequence.request.brought[flight.fetch.source] += came * self._block_size
+
+    def _end(self, flight: _Flight, failure: str, now: float) -> None:
+        fetch = flight.fetch
+        del self._flights[fetch.id]
+        if failure:
+            self.totals.failed[fetch.source] += len(fetch.pieces) - flight.arrived
+            self.pace.failed(fetch.source, now)
+        elif flight.waiters:
+            self.pace.brought(fetch.source, len(fetch.pieces), now - flight.began)
+        self._dismiss(flight, again=not failure)
+        self._cache.release(flight.held)
+        flight.supply.give_back(fetch)

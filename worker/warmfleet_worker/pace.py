@@ -1,0 +1,54 @@
+"""Whether a block is sooner brought than computed, learned from what both took.
+
+Without experience a source is tried. One that failed or was late rests, twice as long each time.
+"""
+
+from warmfleet_worker.source import Source
+
+_WEIGHT = 0.2  # of the newest measurement
+_FORGIVEN = 0.98  # a source found too slow is believed a little faster at each refusal, and tried again
+_FIRST_PATIENCE_S = 1.0  # while the price of computing is not known
+_LEAST_PATIENCE_S = 0.02
+_REST_S = 1.0
+_MAX_REST_S = 60.0
+
+
+class Pace:
+    def __init__(self) -> None:
+        self.token_s: float | None = None  # to compute a prompt's token
+        self.block_s: dict[Source, float] = {}  # to bring a block
+        self._rests: dict[Source, tuple[float, float]] = {}  # until when, and how long it was
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """A step took so long for so many tokens of prompts."""
+        if tokens > 0:
+            self.token_s = _mean(self.token_s, seconds / tokens)
+
+    def brought(self, source: Source, blocks: int, seconds: float) -> None:
+        self.block_s[source] = _mean(self.block_s.get(source), seconds / blocks)
+        self._rests.pop(source, None)
+
+    def failed(self, source: Source, now: float) -> None:
+        _, last = self._rests.get(source, (0.0, _REST_S / 2))
+        rest = min(2 * last, _MAX_REST_S)
+        self._rests[source] = (now + rest, rest)
+
+    def worth(self, source: Source, blocks: int, tokens: int, now: float) -> bool:
+        """To bring ``blocks`` rather than compute their ``tokens``."""
+        if now < self._rests.get(source, (now, 0.0))[0]:
+            return False
+        block_s = self.block_s.get(source)
+        if block_s is None or self.token_s is None or blocks * block_s <= tokens * self.token_s:
+            return True
+        self.block_s[source] = block_s * _FORGIVEN
+        return False
+
+    def patience_s(self, tokens: int) -> float:
+        """How long to wait for what could be computed instead."""
+        if self.token_s is None:
+            return _FIRST_PATIENCE_S
+        return max(_LEAST_PATIENCE_S, tokens * self.token_s)
+
+
+def _mean(before: float | None, value: float) -> float:
+    return value if before is None else before + _WEIGHT * (value - before)
