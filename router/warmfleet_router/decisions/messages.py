@@ -17,8 +17,8 @@ def message_of(kind: type[M], values: dict[str, Any]) -> M:
     """Raises ValueError or TypeError for values that do not fit. Names that it does not know are left out."""
     fields = kind.DESCRIPTOR.fields_by_name
     known = {name: value for name, value in values.items() if name in fields}
-    binary = [name for name in known if fields[name].type == FieldDescriptor.TYPE_BYTES]
-    return kind(**known | {name: _bytes(known[name]) for name in binary})
+    packed = [name for name in known if fields[name].type == FieldDescriptor.TYPE_BYTES]
+    return kind(**known | {name: binary(known[name]) for name in packed})
 
 
 def _plain(value: Any) -> Any:
@@ -29,5 +29,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value]
 
 
-def _bytes(value: Any) -> Any:
+def binary(value: Any) -> Any:
+    """What JSON wrote in base64."""
     return b64decode(value) if isinstance(value, str) else value

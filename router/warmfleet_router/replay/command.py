@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import get_args
 
 from warmfleet_proto.command import Command
-from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.settings import load as load_settings
 
 from warmfleet_router.replay import capacity, chart, report
 from warmfleet_router.replay.fleet import Fleet, Network
-from warmfleet_router.replay.profile import Profile, flat, read
 from warmfleet_router.replay.report import Row
-from warmfleet_router.replay.trace import Trace, load
+from warmfleet_router.replay.source import Source, source
 from warmfleet_router.routing import PolicyName, Routing
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
-PROFILES = Path(__file__).parent
 
 EPILOG = """\
 The placement, index, cursor, prices and books are the router's own; workers and network are modelled in
@@ -30,6 +27,7 @@ examples:
   warmfleet replay --trace conversation_blk512.jsonl.gz --policy all --speed 5 --no-decode
   warmfleet replay --trace conversation_blk512.jsonl.gz --engine h200-llama-3-8b --capacity 1750
   warmfleet replay --trace conversation_blk512.jsonl.gz --no-decode --capacity-at 'ttft_p99<10'
+  warmfleet replay --trace decisions.jsonl --policy all    # a router's own log: where its hit rate went
 """
 
 
@@ -37,22 +35,27 @@ def configure(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "--trace", required=True, metavar="FILE", help=".jsonl or .jsonl.gz, as in the Mooncake traces"
+        "--trace",
+        required=True,
+        metavar="FILE",
+        help=".jsonl or .jsonl.gz, as in the Mooncake traces, or a decision log",
     )
     parser.add_argument(
         "--block-size", type=int, metavar="TOKENS", help="of the trace (default: blkN in its name)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="play the first N requests only")
     parser.add_argument("--speed", type=float, default=1.0, help="times faster than recorded (default 1)")
-    parser.add_argument("--workers", type=int, default=8, metavar="N", help="default 8")
+    parser.add_argument("--workers", type=int, metavar="N", help="default 8, or as in the decision log")
     parser.add_argument(
-        "--capacity", type=int, default=8000, metavar="BLOCKS", help="of each worker (default 8000)"
+        "--capacity", type=int, metavar="BLOCKS", help="of each worker (default 8000, or as in the log)"
     )
     parser.add_argument(
         "--policy", default="cheapest", help=f"all, or some of {', '.join(POLICIES)}, with commas"
     )
     parser.add_argument(
-        "--engine", default="flat", metavar="NAME|FILE", help="flat, h200-llama-3-8b or a TOML profile"
+        "--engine",
+        metavar="NAME|FILE",
+        help="flat (default), h200-llama-3-8b or a TOML profile; default of a log: fitted to it",
     )
     parser.add_argument(
         "--block-seconds", type=float, default=0.025, help="of the flat engine (default 0.025)"
@@ -70,10 +73,12 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    trace = _trace(args)
+    played = source(args)
     policies = POLICIES if args.policy == "all" else tuple(args.policy.split(","))
-    routings = [load_settings(Routing, None, [*args.set, f'policy="{policy}"']) for policy in policies]
-    play = _player(args, trace)
+    sets = [*played.sets, *args.set]
+    routings = [load_settings(Routing, None, [*sets, f'policy="{policy}"']) for policy in policies]
+    play = _player(args, played)
+    print("\n".join(played.said), end="\n" if played.said else "")
     if args.capacity_at:
         bound = capacity.parse(args.capacity_at)
         for routing in routings:
@@ -81,7 +86,7 @@ def run(args: Namespace) -> int:
             print(f"{routing.policy:<16} {args.capacity_at} up to speed {found:.2f}", flush=True)
         return 0
     rows = [play(routing, args.speed) for routing in routings]
-    print(report.table(rows, report.bounds(trace, args.capacity * args.workers)))
+    print(report.table(rows, played.bounds))
     if args.json:
         Path(args.json).write_bytes(report.to_json(rows))
     if args.png:
@@ -89,26 +94,15 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _trace(args: Namespace) -> Trace:
-    if args.speed <= 0:
-        raise ConfigError(f"--speed {args.speed}: must be above 0")
-    if args.workers < 1 or args.capacity < 1:
-        raise ConfigError("--workers and --capacity: must be at least 1")
-    trace = load(args.trace, args.block_size, args.limit)
-    if args.no_decode:
-        trace = trace._replace(requests=[r._replace(completion_tokens=1) for r in trace.requests])
-    return trace
-
-
-def _player(args: Namespace, trace: Trace) -> Callable[[Routing, float], Row]:
-    profile = _profile(args, trace)
+def _player(args: Namespace, played: Source) -> Callable[[Routing, float], Row]:
+    trace = played.trace
 
     def play(routing: Routing, speed: float) -> Row:
         fleet = Fleet(
             routing,
-            profile,
+            played.profile,
             trace.block_size,
-            [args.capacity] * args.workers,
+            played.blocks,
             network=Network(args.delay, args.loss),
             seed=args.seed,
         )
@@ -117,13 +111,6 @@ def _player(args: Namespace, trace: Trace) -> Callable[[Routing, float], Row]:
         return report.summarise(routing.policy, fleet, trace.span_s / speed)
 
     return play
-
-
-def _profile(args: Namespace, trace: Trace) -> Profile:
-    if args.engine == "flat":
-        return flat(args.block_seconds, trace.block_size)
-    named = PROFILES / f"{args.engine}.toml"
-    return read(str(named) if named.exists() else args.engine)
 
 
 class _Progress:

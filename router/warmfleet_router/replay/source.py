@@ -1,0 +1,99 @@
+"""What is played: a trace on a fleet that options describe, or a decision log on the fleet it tells of."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_router.decisions import reader
+from warmfleet_router.replay import fit, report
+from warmfleet_router.replay.history import History, history, ladder
+from warmfleet_router.replay.profile import Profile, flat, read
+from warmfleet_router.replay.report import Bounds
+from warmfleet_router.replay.trace import Trace, load
+
+PROFILES = Path(__file__).parent
+WORKERS, BLOCKS = 8, 8000  # of a fleet that only a trace is known of
+
+
+class Source(NamedTuple):
+    trace: Trace
+    blocks: list[int]  # of each worker
+    profile: Profile
+    bounds: Bounds
+    sets: Sequence[str] = ()  # routing settings of the recorded router
+    said: Sequence[str] = ()  # lines before the table
+
+
+def source(args: Namespace) -> Source:
+    """Raises ConfigError."""
+    _check(args)
+    log = reader.is_log(args.trace)
+    found = _of_log(args) if log else _of_trace(args)
+    if not args.no_decode:
+        return found
+    once = [r._replace(completion_tokens=1) for r in found.trace.requests]
+    return found._replace(trace=found.trace._replace(requests=once))
+
+
+def _check(args: Namespace) -> None:
+    if args.speed <= 0:
+        raise ConfigError(f"--speed {args.speed}: must be above 0")
+    for name in ("workers", "capacity"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be at least 1")
+
+
+def _of_trace(args: Namespace) -> Source:
+    trace = load(args.trace, args.block_size, args.limit)
+    blocks = [args.capacity or BLOCKS] * (args.workers or WORKERS)
+    profile = _profile(args.engine or "flat", args.block_seconds, trace.block_size)
+    return Source(trace, blocks, profile, report.bounds(trace, sum(blocks)))
+
+
+def _of_log(args: Namespace) -> Source:
+    told = history(reader.read(args.trace), args.limit)
+    if not told.requests:
+        raise ConfigError(f"{args.trace}: a decision log without a placement")
+    trace = told.trace(Path(args.trace).name)
+    blocks = _blocks(args, told)
+    if args.engine:
+        profile, how = _profile(args.engine, args.block_seconds, trace.block_size), f"engine {args.engine}"
+    else:
+        profile, steps = fit.of_log(args.trace, Profile(name="fitted"))
+        how = f"engine fitted to {len(steps)} of its steps"
+    bounds = report.bounds(trace, sum(blocks))
+    sets = [f"{key}={json.dumps(value)}" for key, value in told.routing.items()]
+    said = [*_summary(told), *ladder(bounds.infinite, bounds.pooled, told)]
+    said.append(f"the same requests on {len(blocks)} modelled workers, {how}:")
+    return Source(trace, blocks, profile, bounds, sets, said)
+
+
+def _blocks(args: Namespace, told: History) -> list[int]:
+    """As the log tells, unless options say otherwise."""
+    known = [blocks for blocks in told.blocks if blocks]
+    if not known and args.capacity is None:
+        raise ConfigError(f"{args.trace}: tells no worker's capacity; give --capacity")
+    if args.capacity is None and args.workers is None:
+        return known
+    return [args.capacity or known[0]] * (args.workers or len(told.blocks))
+
+
+def _summary(told: History) -> list[str]:
+    lines = [f"{told.placements} placements by {told.policy} in {told.span_s:.0f} s"]
+    lines.append(f"replayed, {told.same} of {told.replayed} are the same decisions")
+    if told.replayed < told.placements:
+        lines.append(f"  (of {told.placements - told.replayed} the log does not tell all that led to them)")
+    if told.difference:
+        lines.append(f"  first difference: {told.difference}")
+    return [*lines, "hit rate of prompt tokens:"]
+
+
+def _profile(engine: str, block_s: float, block_size: int) -> Profile:
+    if engine == "flat":
+        return flat(block_s, block_size)
+    named = PROFILES / f"{engine}.toml"
+    return read(str(named) if named.exists() else engine)

@@ -1,0 +1,136 @@
+"""`warmfleet replay` and `warmfleet fit` over a decision log."""
+
+import json
+import tomllib
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from warmfleet_proto.settings import ConfigError
+from warmfleet_router.decisions.recorder import Record, RecordingCore
+from warmfleet_router.replay import command, fit
+from warmfleet_router.replay.fleet import Fleet
+from warmfleet_router.replay.profile import Profile, read
+from warmfleet_router.routing import Routing
+
+from tests.unit.decisions.test_decisions import BLOCK, Log, conversations
+
+ENGINE = Profile(
+    prefill_base=1e-3,
+    prefill_token=4e-5,
+    prefill_pair=1e-9,
+    decode_base=5e-3,
+    decode_sequence=1e-4,
+    decode_token=2e-8,
+    chunk_tokens=2048,
+    max_running=16,
+)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of a router that placed in turns: the hit rate is lost at the placement."""
+    path = tmp_path_factory.mktemp("log") / "decisions.jsonl"
+    made, routing = Log(), Routing(policy="round_robin", index_blocks=5000)
+    core = RecordingCore(routing, 7, Record(made.write, "now", 200_000))
+    fleet = Fleet(routing, ENGINE, BLOCK, [300] * 4, core=core)
+    trace = conversations(700)
+    long = [r._replace(completion_tokens=20 * r.completion_tokens) for r in trace.requests]
+    fleet.run(trace._replace(requests=long), speed=0.3)
+    for number, lines in enumerate(reversed(made.files)):
+        name = path.with_name(f"decisions.jsonl.{number}") if number else path
+        name.write_bytes(b"\n".join(lines) + b"\n")
+    assert len(made.files) > 1
+    return path
+
+
+def run(kind: Any, *arguments: str) -> int:
+    parser = ArgumentParser()
+    kind.configure(parser)
+    status: int = kind.run(parser.parse_args(arguments))
+    return status
+
+
+def test_the_ladder_and_the_counterfactual(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.json"
+    assert run(command, "--trace", str(log), "--policy", "round_robin,cheapest", "--json", str(rows)) == 0
+    said = capsys.readouterr().out
+    assert "700 placements by round_robin" in said
+    assert "700 of 700 are the same decisions" in said
+    rungs = [line.split() for line in said.splitlines() if line.startswith("  ")]
+    infinite, pooled, best, ours, delivered = (float(next(w for w in r if w[0].isdigit())) for r in rungs[:5])
+    assert infinite >= pooled > best > ours > delivered > 0.1
+    turns, cheapest = json.loads(rows.read_bytes())
+    assert turns["hit"] == pytest.approx(delivered, abs=0.03)  # the model of the fleet that was recorded
+    assert cheapest["hit"] > 1.2 * turns["hit"]
+    assert cheapest["finished"] == 700
+
+
+def test_the_engine_is_fitted_to_the_log(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(fit, str(log), "--name", "mine", "--chunk-tokens", "2048") == 0
+    said = capsys.readouterr()
+    profile = tmp_path / "mine.toml"
+    profile.write_text(said.out)
+    found = read(str(profile))
+    assert (found.name, found.max_running, found.chunk_tokens) == ("mine", 16, 2048)
+    for tokens, context in ((500, 0), (2000, 0), (1000, 4000)):
+        wanted = ENGINE.prefill_base + ENGINE.chunk_s(tokens, context)
+        assert found.prefill_base + found.chunk_s(tokens, context) == pytest.approx(wanted, rel=0.1)
+    for batch, context in ((1, 2000), (4, 20_000), (8, 60_000)):
+        assert found.decode_s(batch, context) == pytest.approx(ENGINE.decode_s(batch, context), rel=0.1)
+    assert "median error" in said.err
+
+
+def test_steps_are_read_from_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [{"seconds": 0.01 * n, "chunks": [[100 * n, 0]]} for n in range(1, 6)]
+    path = tmp_path / "steps.json"
+    outputs = []
+    for text in (json.dumps(steps), "\n".join(map(json.dumps, steps))):
+        path.write_text(text)
+        assert run(fit, str(path)) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert tomllib.loads(outputs[0])["prefill_token"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[]", "0 steps"), ("{", "steps.json"), ('[{"seconds": 1, "tokens": 2}]', "tokens")],
+)
+def test_bad_steps_are_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "steps.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        run(fit, str(path))
+
+
+def _cut(lines: list[bytes]) -> list[bytes]:
+    return lines[:3]
+
+
+def _late(lines: list[bytes]) -> list[bytes]:
+    return [lines[0].replace(b'"part":0', b'"part":3'), *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(_cut, "without a placement"), (_late, "0 of 0 are the same")], ids=["cut", "late"]
+)
+def test_logs_that_tell_less(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    change: Callable[[list[bytes]], list[bytes]], says: str,
+) -> None:  # fmt: skip
+    lines = log.with_name("decisions.jsonl.5").read_bytes().splitlines()
+    path = tmp_path / "other.jsonl"
+    path.write_bytes(b"\n".join(change(lines)) + b"\n")
+    if change is _cut:
+        with pytest.raises(ConfigError, match=says):
+            run(command, "--trace", str(path))
+    else:
+        assert run(command, "--trace", str(path), "--capacity", "300", "--engine", "flat") == 0
+        assert says in capsys.readouterr().out
