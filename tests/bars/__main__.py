@@ -23,6 +23,7 @@ BARS = {
     "index": "3.2: the index beside Dynamo's radix tree",
     "index_soak": "3.5: ten million blocks through an index bounded at one million",
     "route": "3.3: a placement in microseconds",
+    "transfer_tcp": "5.2: blocks over loopback beside iperf3 and a gRPC stream",
     "live_vs_sglang": "3.6: 8 workers live, agents and chats, beside sglang-router",
 }
 

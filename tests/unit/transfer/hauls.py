@@ -1,0 +1,89 @@
+"""Both ends of a transport without workers: blocks in memory, and a haul that collects them."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from threading import Lock
+
+from warmfleet_worker.transfer.frames import block_sum, piece_blocks
+from warmfleet_worker.transfer.slabs import Slabs
+from warmfleet_worker.transfer.transport import Parcel, Piece
+
+LEASE, SECRET = 7, bytes(range(16))
+
+
+class Blocks:
+    """A Lot of blocks in memory, seeded with their numbers, and the Shelf that holds it."""
+
+    def __init__(self, blocks: Sequence[bytes | memoryview]) -> None:
+        self.memory = [memoryview(block) for block in blocks]
+        self.sums = [block_sum(block, seed) for seed, block in enumerate(self.memory)]
+        self.block_bytes = len(self.memory[0])
+        self.blocks = len(self.memory)
+        self.live = True
+
+    def open(self, lease: int, secret: bytes) -> "Blocks | None":
+        return self if (lease, secret) == (LEASE, SECRET) else None
+
+    def fetch(self, first: int, count: int, slab: memoryview) -> Parcel | None:
+        if not self.live:
+            return None
+        return Parcel(self.memory[first : first + count], self.sums[first : first + count])
+
+
+def random_blocks(count: int, size: int) -> list[bytes]:
+    return [os.urandom(size) for _ in range(count)]
+
+
+class Collected:
+    """A Haul that keeps a copy of every good block; ``keep`` false: only counts."""
+
+    def __init__(self, blocks: int, block_bytes: int, slabs: Slabs, keep: bool = True) -> None:
+        self.block_bytes, self.blocks = block_bytes, blocks
+        self.got: dict[int, bytes] = {}
+        self.good = self.bad = self.missed = 0
+        self.over = False
+        self._slabs = slabs
+        self._keep = keep
+        self._pieces = deque(_pieces(blocks, piece_blocks(block_bytes)))
+        self._lock = Lock()
+        assert slabs.join(self)
+
+    def take(self, wait: bool) -> Piece | None:
+        slab = self._slabs.take(self, wait)
+        if slab is None:
+            return None
+        try:
+            first, count = self._pieces.popleft()
+        except IndexError:
+            self._slabs.give_back(self, slab)
+            return None
+        return Piece(first, range(first, first + count), slab)
+
+    def one_by_one(self) -> None:
+        """Each block a piece of its own."""
+        self._pieces = deque(_pieces(self.blocks, 1))
+
+    def landed(self, piece: Piece, good: int) -> None:
+        size = self.block_bytes
+        with self._lock:
+            self.good += good
+            self.bad += piece.blocks - good
+        if self._keep:
+            for i in range(good):
+                self.got[piece.first + i] = bytes(piece.buffer[i * size : (i + 1) * size])
+        self._slabs.give_back(self, piece.buffer)
+
+    def lost(self, piece: Piece) -> None:
+        with self._lock:
+            self.missed += piece.blocks
+        self._slabs.give_back(self, piece.buffer)
+
+    def stop(self) -> None:
+        self.over = True
+        self._slabs.leave(self)
+
+
+def _pieces(blocks: int, most: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, blocks, most):
+        yield first, min(most, blocks - first)

@@ -1,0 +1,88 @@
+"""One data connection, blocking, with a bound on every wait. System calls release the interpreter's lock."""
+
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+
+from warmfleet_proto.errors import WorkerLost
+
+STALL_S = 2.0  # without a byte: the peer is stuck
+_PARTS = 512  # of one sendmsg; Linux takes 1,024
+
+
+class TcpStream:
+    """Plain sockets gather and fill whole pieces in one system call; TLS copies, and has calls of its own.
+
+    Every method raises WorkerLost when the connection ends or stalls.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._secure = isinstance(connected, ssl.SSLSocket)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.patience(STALL_S)
+
+    def patience(self, seconds: float) -> None:
+        """How long each wait may last. On plain sockets the kernel keeps it: Python's own timeouts would
+        poll before every call and never fill a buffer at once."""
+        if self._secure:
+            self._socket.settimeout(seconds)
+            return
+        self._socket.settimeout(None)
+        whole, rest = divmod(seconds, 1)
+        limit = struct.pack("@ll", int(whole), int(rest * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        try:
+            if self._secure:
+                for part in parts:
+                    self._socket.sendall(part)
+            else:
+                self._gather([memoryview(part) for part in parts])
+        except OSError as error:
+            raise WorkerLost(f"the connection failed: {_why(error)}") from None
+
+    def receive(self, count: int) -> bytes:
+        data = bytearray(count)
+        self.receive_into(memoryview(data))
+        return bytes(data)
+
+    def receive_into(self, view: memoryview) -> None:
+        flags = 0 if self._secure else socket.MSG_WAITALL
+        while view:
+            try:
+                count = self._socket.recv_into(view, 0, flags)
+            except OSError as error:
+                raise WorkerLost(f"the connection failed: {_why(error)}") from None
+            if not count:
+                raise WorkerLost("the peer closed the connection")
+            view = view[count:]
+
+    def stop(self) -> None:
+        """From any thread: whoever waits in it finds it ended."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def _gather(self, parts: list[memoryview]) -> None:
+        start = 0
+        while start < len(parts):
+            sent = self._socket.sendmsg(parts[start : start + _PARTS])
+            while start < len(parts) and sent >= len(parts[start]):
+                sent -= len(parts[start])
+                start += 1
+            if sent:
+                parts[start] = parts[start][sent:]
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, BlockingIOError | TimeoutError):
+        return "no byte came or left for too long"
+    return error.strerror or type(error).__name__

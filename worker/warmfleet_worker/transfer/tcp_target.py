@@ -1,0 +1,70 @@
+"""The target's end of the tcp transport: asks for pieces, receives them into slabs, verifies their sums."""
+
+import socket
+import ssl
+from collections import deque
+
+from warmfleet_proto.errors import WorkerLost
+
+from warmfleet_worker.transfer import frames
+from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
+from warmfleet_worker.transfer.transport import Address, Haul, Piece
+
+_UNDER_WAY = 2  # questions a stream, so that the source never waits for one
+
+
+class TcpTarget:
+    """See ``transport.Transport``."""
+
+    name = "tcp"
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+
+    def pull(self, address: Address, lease: int, secret: bytes, haul: Haul) -> None:
+        stream = self._connect(address)
+        try:
+            stream.send([frames.hello(lease, secret)])
+            frames.check_welcome(stream.receive(frames.WELCOME_BYTES), haul.block_bytes, haul.blocks)
+            _receive_all(stream, haul)
+        finally:
+            stream.close()
+
+    def _connect(self, address: Address) -> TcpStream:
+        try:
+            plain = socket.create_connection(address, STALL_S)
+            if self._tls is None:
+                return TcpStream(plain)
+            return TcpStream(self._tls.wrap_socket(plain, server_hostname=address.host))
+        except OSError as error:
+            raise WorkerLost(f"no data connection to {address.host}:{address.port}: {error}") from None
+
+
+def _receive_all(stream: TcpStream, haul: Haul) -> None:
+    asked: deque[Piece] = deque()
+    try:
+        while True:
+            while len(asked) < _UNDER_WAY and (piece := haul.take(wait=not asked)) is not None:
+                asked.append(piece)
+                stream.send([frames.ask(piece.first, piece.blocks)])
+            if not asked or haul.over:
+                return
+            good = _receive(stream, asked[0], haul.block_bytes)
+            haul.landed(asked.popleft(), good)
+    finally:
+        for piece in asked:
+            haul.lost(piece)
+
+
+def _receive(stream: TcpStream, piece: Piece, size: int) -> int:
+    """How many leading blocks agree with their sums. Each is summed while it is still in the core's cache."""
+    if not frames.is_answer(stream.receive(frames.RANGE_BYTES), piece.first, piece.blocks):
+        raise WorkerLost("the lease has ended")
+    sums = stream.receive(piece.blocks * frames.SUM_BYTES)
+    good = 0
+    for i, seed in enumerate(piece.seeds):
+        block = piece.buffer[i * size : (i + 1) * size]
+        stream.receive_into(block)
+        wanted = sums[i * frames.SUM_BYTES : (i + 1) * frames.SUM_BYTES]
+        good += good == i and frames.block_sum(block, seed) == wanted
+    return good

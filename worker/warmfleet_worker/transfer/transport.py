@@ -1,0 +1,81 @@
+"""What a transport is: how bytes of leased blocks get from a source to a target.
+
+A transport knows nothing of prefixes, grants or schedulers. It asks the source's Shelf for the blocks of a
+lease, and fills the target's Haul from the front. Both are called in the transport's own threads.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Lot(Protocol):
+    """The blocks of one live lease."""
+
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+
+    def fetch(self, first: int, count: int, slab: memoryview) -> "Parcel | None":
+        """``count`` blocks from ``first`` on, as they lie in memory or copied into ``slab``; None once the
+        lease has ended. What is returned stays valid until the next call."""
+
+
+class Parcel(NamedTuple):
+    parts: Sequence[memoryview]  # in order; together exactly the blocks
+    sums: list[bytes]  # of each block
+
+
+class Shelf(Protocol):
+    def open(self, lease: int, secret: bytes) -> Lot | None:
+        """None where there is no such lease, or its secret is another."""
+
+
+class Piece(NamedTuple):
+    """Consecutive blocks, and where they go."""
+
+    first: int
+    seeds: Sequence[int]  # of their sums, one a block
+    buffer: memoryview
+
+    @property
+    def blocks(self) -> int:
+        return len(self.seeds)
+
+
+class Haul(Protocol):
+    """What one pull still wants."""
+
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def over(self) -> bool:
+        """Nothing more is wanted: all is asked for, or the pull was given up."""
+
+    def take(self, wait: bool) -> Piece | None:
+        """The next piece, from the front; None when nothing is left, or when no slab is free and ``wait``
+        is false."""
+
+    def landed(self, piece: Piece, good: int) -> None:
+        """The piece's bytes are in its buffer, and the leading ``good`` blocks agree with their sums."""
+
+    def lost(self, piece: Piece) -> None:
+        """Its bytes will not come."""
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+class Transport(Protocol):
+    """The target's end. ``pull`` blocks its thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    def pull(self, address: Address, lease: int, secret: bytes, haul: Haul) -> None:
+        """One stream: until the haul is over. Several streams may share a haul. Raises WorkerLost when the
+        connection fails or the lease has ended, Corrupt when bytes are not what was asked for."""
