@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from warmfleet_router import index, index_python
 from warmfleet_router.index import Overlap
-from warmfleet_router.index_python import JUMP_ABOVE
 from warmfleet_router.seats import Seats
 
 DEVICE, HOST, DISK = 1, 2, 3
@@ -24,7 +23,7 @@ IMPLEMENTATIONS: list[Any] = [TwinIndex, index.Index] if index.native else [Twin
 both = pytest.mark.parametrize("make", IMPLEMENTATIONS)
 
 
-LONGEST = JUMP_ABOVE + 300
+LONGEST = 2400  # blocks
 CHAINS = [random.Random(chain).randbytes(8 * LONGEST) for chain in range(4)]
 
 

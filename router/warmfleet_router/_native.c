@@ -2,7 +2,7 @@
 // runs while the structures are in use: arguments are turned into memory before, answers after.
 
 #define Py_LIMITED_API 0x030B0000
-#include "_presence.h"
+#include "_lookup.h"
 
 #include <stddef.h>
 #include <structmember.h>
@@ -77,28 +77,27 @@ static PyObject *index_remove(Object *self, PyObject *args) {
     return result;
 }
 
-static PyObject *overlap_of(const Pick *p) {
-    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    uint32_t figures[] = {p->worker, p->blocks, p->tier[0], p->tier[1], p->tier[2]};
-    PyObject *fields = PyTuple_New(5), *made = NULL;
-    bool done = fields;
-    for (Py_ssize_t i = 0; done && i < 5; i++) {
-        PyObject *figure = PyLong_FromUnsignedLong(figures[i]);
-        done = figure && !PyTuple_SetItem(fields, i, figure);
-    }
-    PyObject *args = done ? PyTuple_Pack(1, fields) : NULL;
-    if (args) made = new_tuple(overlap, args, NULL);
-    Py_XDECREF(args);
-    Py_XDECREF(fields);
-    return made;
+// Sets a field that is not shared yet, or the argument of a call that has ended.
+static bool set_figure(PyObject *fields, Py_ssize_t i, uint32_t figure) {
+    PyObject *number = PyLong_FromUnsignedLong(figure);
+    return number && !PyTuple_SetItem(fields, i, number);
 }
 
+// An Overlap is made from a tuple; one serves for all of them.
 static PyObject *listed(const Pick *picks, uint32_t found) {
-    PyObject *list = PyList_New(found);
-    for (uint32_t i = 0; list && i < found; i++) {
-        PyObject *item = overlap_of(&picks[i]);
-        if (!item || PyList_SetItem(list, i, item)) Py_CLEAR(list);
+    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+    PyObject *list = PyList_New(found), *args = PyTuple_New(1), *fields = PyTuple_New(5);
+    bool done = args && fields && !PyTuple_SetItem(args, 0, fields) && list;  // fields: borrowed from args
+    for (uint32_t i = 0; done && i < found; i++) {
+        const Pick *p = &picks[i];
+        done = set_figure(fields, 0, p->worker) && set_figure(fields, 1, p->blocks);
+        for (Py_ssize_t t = 0; done && t < TIERS; t++) done = set_figure(fields, 2 + t, p->tier[t]);
+        PyObject *item = done ? new_tuple(overlap, args, NULL) : NULL;
+        done = item && !PyList_SetItem(list, i, item);
     }
+    if (!args) Py_XDECREF(fields);
+    Py_XDECREF(args);
+    if (!done) Py_CLEAR(list);
     return list;
 }
 
@@ -106,14 +105,13 @@ static PyObject *index_lookup(Object *self, PyObject *args) {
     Pick picks[2 * MAX_TOP];
     PyObject *booked;
     Py_buffer keys, loads;
-    int top = 16, jump_above = JUMP_ABOVE;
+    int top = 16, leap = true;
     uint32_t found = NONE;
-    if (!PyArg_ParseTuple(args, "y*O|ii:lookup", &keys, &booked, &top, &jump_above)) return NULL;
+    if (!PyArg_ParseTuple(args, "y*O|ip:lookup", &keys, &booked, &top, &leap)) return NULL;
     if (top < 1 || top > MAX_TOP) PyErr_Format(PyExc_ValueError, "top must be from 1 to %d", MAX_TOP);
     else if (packed(&keys) && buffer_of(booked, &loads)) {
-        size_t count = (size_t)keys.len / 8, stride = keys.len / 8 > jump_above ? STRIDE : 1;
-        found = look(&self->presence, keys.buf, count, loads.buf, (size_t)loads.len / sizeof(double),
-                     (uint32_t)top, stride, picks);
+        found = look(&self->presence, keys.buf, (size_t)keys.len / 8, loads.buf,
+                     (size_t)loads.len / sizeof(double), (uint32_t)top, leap, picks);
         PyBuffer_Release(&loads);
     }
     PyBuffer_Release(&keys);

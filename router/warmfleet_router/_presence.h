@@ -21,9 +21,9 @@
 
 // As in seats.py and index_python.py.
 enum { MAX_WORKERS = 4096, MAX_COLUMNS = 2 * MAX_WORKERS, TIERS = 3, MAX_CAP = 1 << 30, MAX_TOP = 64 };
-enum { JUMP_ABOVE = 2048, STRIDE = 64, WINDOW = 16, NEW = 1, TOUCHED = 3, MAX_DEPTH = (1 << 24) - 1 };
+enum { WINDOW = 16, NEW = 1, TOUCHED = 3, MAX_DEPTH = (1 << 24) - 1 };
 
-enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, ROW = 8, AHEAD = 256, MEMOS = 16 };
+enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, NEAR = 64, ROW = 8, AHEAD = 256, MEMOS = 16 };
 #define NONE UINT32_MAX
 // For every bit that is set: c is its column.
 #define EACH_COLUMN(c, word, bits) \
@@ -35,7 +35,7 @@ typedef union { Set *set; uintptr_t free; } SetSlot;  // free: twice the next fr
 typedef struct { uint64_t *slots; uint32_t size, count; } Segment;  // low half: the hash's; high: id + 1
 typedef struct { Segment *segments; uint64_t mask; } Table;
 typedef struct { uint32_t start, set; } Run;
-typedef struct { uint32_t column, worker, blocks, tier[TIERS]; double load; } Pick;
+typedef struct { uint32_t column, worker, blocks, tier[TIERS]; } Pick;
 
 typedef struct {
     uint32_t cap, count, used, free, hand, sets_used, sets_free, words;  // words: of a bit a column
@@ -254,6 +254,7 @@ typedef struct {
     const uint8_t *keys;
     size_t count, from, until;      // the ids of the keys from `from` to `until` are known
     uint32_t last, by, ids[BATCH];  // the last id, and by how much it was above the one before
+    uint32_t batch;                 // keys to look up at once when the guess is wrong again
 } Cursor;
 
 static uint32_t find(const Presence *x, uint64_t key) {
@@ -266,7 +267,7 @@ static uint32_t find(const Presence *x, uint64_t key) {
 
 static void find_batch(const Presence *x, Cursor *c, size_t i) {
     uint64_t hash[BATCH];
-    size_t n = c->count - i < BATCH ? c->count - i : BATCH;
+    size_t n = c->count - i < c->batch ? c->count - i : c->batch;
     for (size_t j = 0; j < n; j++) {
         hash[j] = mix(key_at(c->keys, i + j) ^ x->seed);
         const Segment *s = segment_of(&x->by_key, hash[j]);
@@ -283,6 +284,7 @@ static void find_batch(const Presence *x, Cursor *c, size_t i) {
     }
     c->from = i;
     c->until = i + n;
+    c->batch = c->batch < BATCH ? 2 * c->batch : BATCH;
 }
 
 static inline bool is(const Presence *x, uint32_t id, uint64_t key) {
@@ -292,8 +294,9 @@ static inline bool is(const Presence *x, uint32_t id, uint64_t key) {
 // The slot of keys[i], or NONE; i rises one by one.
 static inline uint32_t locate(const Presence *x, Cursor *c, size_t i) {
     uint32_t id = c->last + c->by;  // a far guess would be a miss of its own
-    bool near = c->by + STRIDE <= 2 * STRIDE;
-    if (i >= c->until && !(near && is(x, id, key_at(c->keys, i)))) find_batch(x, c, i);
+    bool near = c->by + NEAR <= 2 * NEAR;
+    if (i >= c->until && near && is(x, id, key_at(c->keys, i))) c->batch = 1;
+    else if (i >= c->until) find_batch(x, c, i);
     if (i < c->until && (id = c->ids[i - c->from]) == NONE) return NONE;
     c->by = id - c->last;
     return c->last = id;
@@ -333,7 +336,7 @@ static uint32_t insert(Presence *x, uint64_t key, uint64_t depth) {
 }
 
 static bool update(Presence *x, Change *c, const uint8_t *keys, size_t count, uint64_t depth) {
-    Cursor at = {.keys = keys, .count = count, .last = NONE, .by = 1};
+    Cursor at = {.keys = keys, .count = count, .last = NONE, .by = 1, .batch = BATCH};
     bool done = true;
     for (size_t i = 0; done && i < at.count; i++, depth++) {
         uint64_t key = key_at(at.keys, i);
@@ -345,155 +348,4 @@ static bool update(Presence *x, Change *c, const uint8_t *keys, size_t count, ui
         done = id != NONE && change(x, c, at.last = id);
     }
     return done;
-}
-
-// ---- lookup ------------------------------------------------------------------------------------
-
-typedef struct {
-    const uint8_t *keys;
-    size_t at;  // where the block in slot id was
-    uint32_t id, set, runs;
-    uint64_t alive[WORDS];
-} Match;
-
-static inline uint32_t touch(Presence *x, uint32_t id) {
-    if (id == NONE) return 0;
-    if (x->blocks[id].age != TOUCHED) x->blocks[id].age = TOUCHED;  // what is not written stays clean
-    return x->blocks[id].set;
-}
-
-// The slot of keys[i], or NONE; the first guess is that all since the last one found lie together.
-static uint32_t probe(const Presence *x, Match *m, size_t i) {
-    uint32_t id = m->id + (uint32_t)(i - m->at);
-    if (!is(x, id, key_at(m->keys, i))) id = find(x, key_at(m->keys, i));
-    if (id != NONE) m->id = id, m->at = i;
-    return id;
-}
-
-// Whether anybody holds all blocks below high, the last of which is in slot id. Where some of the
-// alive do not hold it, halves tell since when.
-static bool advance(Presence *x, Match *m, size_t low, size_t high, uint32_t id) {
-    uint32_t set = touch(x, id), column;
-    if (set && set == m->set) return true;
-    const Set *s = x->sets[set].set;
-    uint64_t gone = 0, left = 0;
-    for (uint32_t w = 0; w < x->words; w++)
-        if (m->alive[w]) gone |= m->alive[w] & ~any_tier(s, w);
-    if (gone && high - low > 1) {
-        size_t middle = (low + high) / 2;
-        return advance(x, m, low, middle, probe(x, m, middle - 1)) && advance(x, m, middle, high, id);
-    }
-    for (uint32_t w = 0; w < x->words; w++) {
-        if (!m->alive[w]) continue;
-        EACH_COLUMN(column, w, low ? m->alive[w] & ~any_tier(s, w) : 0) x->blocks_of[column] = (uint32_t)low;
-        left |= m->alive[w] &= any_tier(s, w);
-    }
-    m->set = set;
-    if (left) x->runs[m->runs++] = (Run){(uint32_t)low, set};
-    return left;
-}
-
-// Fills blocks_of and runs: what was seen from where on. Returns how many runs.
-static uint32_t match(Presence *x, const uint8_t *keys, size_t count, size_t stride) {
-    Cursor c = {.keys = keys, .count = count, .last = NONE, .by = 1};
-    Match m = {.keys = keys};
-    uint32_t column;
-    bool any = true;
-    memcpy(m.alive, x->live, x->words * 8);
-    memset(x->blocks_of, 0, x->words * 64 * sizeof *x->blocks_of);
-    for (size_t low = 0; any && low < count; low += stride) {
-        size_t high = low + stride < count ? low + stride : count;
-        any = advance(x, &m, low, high, stride > 1 ? probe(x, &m, high - 1) : locate(x, &c, low));
-    }
-    for (uint32_t w = 0; any && w < x->words; w++)
-        EACH_COLUMN(column, w, m.alive[w]) x->blocks_of[column] = (uint32_t)count;
-    return m.runs;
-}
-
-// Probes every block that the pick claims and counts their tiers; false at a gap. Where the next ROW
-// blocks lie in the next slots and in the same set, they are compared together.
-static bool verify(Presence *x, const uint8_t *keys, Pick *p) {
-    Cursor c = {.keys = keys, .count = p->blocks, .last = NONE, .by = 1};
-    for (size_t i = 0; i < p->blocks;) {
-        uint32_t id = locate(x, &c, i++), set = touch(x, id), n = 1;
-        uint32_t tier = best_tier(x->sets[set].set, p->column);
-        if (tier == TIERS) return false;
-        for (; i + ROW <= p->blocks && id + 1 + ROW <= x->used; i += ROW, id += ROW, n += ROW) {
-            Block *b = &x->blocks[id + 1];
-            uint64_t odd = 0;
-            uint32_t age = TOUCHED;
-            __builtin_prefetch(b + AHEAD), __builtin_prefetch(b + AHEAD + ROW / 2);  // each a cache line
-            for (size_t j = 0; j < ROW; j++) {
-                odd |= (b[j].key ^ key_at(keys, i + j)) | (b[j].set ^ set);
-                age &= b[j].age;
-            }
-            if (odd) break;
-            for (size_t j = 0; age != TOUCHED && j < ROW; j++) b[j].age = TOUCHED;
-        }
-        p->tier[tier] += n;
-        c.last = id;
-    }
-    return true;
-}
-
-static inline bool before(uint32_t blocks, double load, uint32_t worker, const Pick *p) {
-    if (blocks != p->blocks) return blocks > p->blocks;
-    return load != p->load ? load < p->load : worker < p->worker;
-}
-
-// Keeps the best; most are turned away by the last of them.
-static inline uint32_t offer(Pick *picks, uint32_t n, uint32_t top, uint32_t blocks, double load,
-                             uint32_t worker) {
-    if (n == top && !before(blocks, load, worker, &picks[n - 1])) return n;
-    uint32_t i = n < top ? n++ : n - 1;
-    for (; i && before(blocks, load, worker, &picks[i - 1]); i--) picks[i] = picks[i - 1];
-    picks[i] = (Pick){.blocks = blocks, .load = load, .worker = worker};
-    return n;
-}
-
-// The top with most blocks and after them the top least booked; loads are by worker. Returns how many.
-static uint32_t choose(const Presence *x, const double *booked, size_t loads, uint32_t top, Pick *picks) {
-    Pick idle[MAX_TOP];
-    uint32_t most = 0, idlers = 0, column, found, j;
-    for (uint32_t w = 0; w < x->words; w++)
-        EACH_COLUMN(column, w, x->live[w]) {
-            uint32_t worker = (uint32_t)x->worker[column], blocks = x->blocks_of[column];
-            if (worker >= loads) return NONE;
-            double load = isnan(booked[worker]) ? INFINITY : booked[worker];
-            idlers = offer(idle, idlers, top, 0, load, worker);
-            if (blocks) most = offer(picks, most, top, blocks, load, worker);
-        }
-    found = most;
-    for (uint32_t i = 0; i < idlers; i++) {
-        for (j = 0; j < most && picks[j].worker != idle[i].worker;) j++;
-        idle[i].blocks = x->blocks_of[x->column[idle[i].worker]];
-        if (j == most) picks[found++] = idle[i];
-    }
-    for (uint32_t i = 0; i < found; i++) picks[i].column = (uint32_t)x->column[picks[i].worker];
-    return found;
-}
-
-static void count_tiers(const Presence *x, uint32_t runs, Pick *p) {
-    for (uint32_t i = 0; i < runs && x->runs[i].start < p->blocks; i++) {
-        uint32_t end = i + 1 < runs && x->runs[i + 1].start < p->blocks ? x->runs[i + 1].start : p->blocks;
-        p->tier[best_tier(x->sets[x->runs[i].set].set, p->column)] += end - x->runs[i].start;
-    }
-}
-
-// The picks have room for twice the top. Returns how many they are; NONE with an error set.
-static uint32_t look(Presence *x, const uint8_t *keys, size_t count, const double *booked, size_t loads,
-                     uint32_t top, size_t stride, Pick *picks) {
-    if (count > x->runs_size) {
-        Run *grown = PyMem_Realloc(x->runs, count * sizeof *grown);
-        if (!grown) return PyErr_NoMemory(), NONE;
-        x->bytes += (count - x->runs_size) * sizeof *grown;
-        x->runs = grown;
-        x->runs_size = count;
-    }
-    uint32_t runs = match(x, keys, count, stride), found = choose(x, booked, loads, top, picks), i = 0;
-    if (found == NONE) return PyErr_SetString(PyExc_ValueError, "booked needs a load for every worker"), NONE;
-    if (stride > 1 && found && picks[0].blocks && !verify(x, keys, &picks[i++]))
-        return look(x, keys, count, booked, loads, top, 1, picks);
-    for (; i < found; i++) count_tiers(x, runs, &picks[i]);
-    return found;
 }

@@ -22,8 +22,6 @@ MAX_TOP: Final = 64
 MAX_DEPTH: Final = (1 << 24) - 1  # deeper blocks count as this deep
 TIERS: Final = 3  # device, host, disk: 1, 2, 3 as in worker.proto
 
-JUMP_ABOVE: Final = 2048  # blocks; longer chains are probed every STRIDE blocks
-STRIDE: Final = 64
 WINDOW: Final = 16  # slots looked at for one eviction
 NEW: Final = 1  # passes of the window that a new block survives
 TOUCHED: Final = 3  # ... and one that was stored again or looked up
@@ -175,67 +173,41 @@ class Presence:
         self._forget(victim, -1)
 
     # ---- lookup -------------------------------------------------------------------------------
-
     def lookup(
-        self, keys: bytes, booked: Sequence[float], top: int = 16, jump_above: int = JUMP_ABOVE, /
+        self, keys: bytes, booked: Sequence[float], top: int = 16, leap: bool = True, /
     ) -> list[Overlap]:
         """What the ``top`` workers with most leading blocks hold, then the ``top`` least booked.
 
         ``booked`` is each worker's load, by worker. Ties of overlap go to the less booked, ties of
-        load to the lower number; nobody appears twice. Up to ``jump_above`` blocks every figure is
-        exact. Longer chains are probed in strides: then the first worker's figures are exact and
-        nobody holds more, while the others' may miss a gap inside a stride.
+        load to the lower number; nobody appears twice. ``leap`` changes nothing in the answer: the
+        native index may be asked to go block by block, to be tested against itself.
         """
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"top must be from 1 to {MAX_TOP}")
         if self._columns and len(booked) <= max(self._columns):
             raise ValueError(f"booked needs a load for each of {max(self._columns) + 1} workers")
-        chain = _unpack(keys)
-        jump = len(chain) > jump_above
-        blocks, runs = self._match(chain, STRIDE if jump else 1)
-        found = self._choose(blocks, booked, top)
-        own: _Runs | None = runs
-        if jump and found and blocks.get(found[0]):
-            own = self._verify(chain, found[0], blocks[found[0]])
-            if own is None:
-                blocks, own = self._match(chain, 1)
-                runs, found = own, self._choose(blocks, booked, top)
+        blocks, runs = self._match(_unpack(keys))
         return [
-            Overlap(self._workers[column], *_tiers(column, blocks.get(column, 0), runs if i else own or runs))
-            for i, column in enumerate(found)
+            Overlap(self._workers[column], *_tiers(column, blocks.get(column, 0), runs))
+            for column in self._choose(blocks, booked, top)
         ]
 
-    def _match(self, chain: Sequence[int], stride: int) -> tuple[dict[int, int], _Runs]:
-        """Leading blocks by column, where there are any, and what was seen on the way."""
+    def _match(self, chain: Sequence[int]) -> tuple[dict[int, int], _Runs]:
+        """Leading blocks by column, where there are any, and what is held of each."""
         blocks: dict[int, int] = {}
         runs: _Runs = []
         alive = self._live
-        for low in range(0, len(chain), stride):
-            high = min(low + stride, len(chain))
-            alive = self._advance(chain, low, high, alive, blocks, runs)
+        for position, key in enumerate(chain):
+            holders = self._touch(key)
+            still = _lowest_bits(holders, alive)
+            if position and still != alive:
+                blocks.update(dict.fromkeys(_columns(alive & ~still), position))
+            alive = still
             if not alive:
                 break
+            runs.append((position, holders))
         blocks.update(dict.fromkeys(_columns(alive if chain else 0), len(chain)))
         return blocks, runs
-
-    def _advance(
-        self, chain: Sequence[int], low: int, high: int, alive: int, blocks: dict[int, int], runs: _Runs
-    ) -> int:
-        """Who of ``alive`` holds the last of these blocks too; for the others, halves tell since when not."""
-        holders = self._touch(chain[high - 1])
-        still = _lowest_bits(holders, alive)
-        if still == alive:
-            runs.append((low, holders))
-            return alive
-        if high - low > 1:
-            middle = (low + high) // 2
-            alive = self._advance(chain, low, middle, alive, blocks, runs)
-            return self._advance(chain, middle, high, alive, blocks, runs) if alive else 0
-        if low:
-            blocks.update(dict.fromkeys(_columns(alive & ~still), low))
-        if still:
-            runs.append((low, holders))
-        return still
 
     def _touch(self, key: int) -> int:
         slot = self._slots.get(key)
@@ -243,16 +215,6 @@ class Presence:
             return 0
         self._ages[slot] = TOUCHED
         return self._holders[slot]
-
-    def _verify(self, chain: Sequence[int], column: int, blocks: int) -> _Runs | None:
-        """Every block that the column claims, probed: what is held of each, or None at a gap."""
-        runs: _Runs = []
-        for position in range(blocks):
-            holders = self._touch(chain[position])
-            if not holders >> TIERS * column & _COLUMN:
-                return None
-            runs.append((position, holders))
-        return runs
 
     def _choose(self, blocks: dict[int, int], booked: Sequence[float], top: int) -> list[int]:
         """Columns with most blocks, then the least booked."""

@@ -135,10 +135,11 @@ def test_a_block_that_is_stored_again_counts_as_touched(make: Any) -> None:
 
 
 @both
-def test_blocks_verified_after_jumps_count_as_touched(make: Any) -> None:
+@pytest.mark.parametrize("leap", [False, True])
+def test_blocks_looked_up_count_as_touched(make: Any, leap: bool) -> None:
     full = filled(make, workers=1, blocks=9, cap=WINDOW)
     full.store(0, DEVICE, 0, keys(1, 20, 20 + WINDOW - 9))
-    full.lookup(keys(0, 0, 9), [0.0], 16, 0)
+    full.lookup(keys(0, 0, 9), [0.0], 16, leap)
     full.store(0, DEVICE, 0, keys(2, 30, 31))
     assert full.lookup(keys(0, 0, 9), [0.0])[0].blocks == 9
 
@@ -153,7 +154,8 @@ def test_what_departed_workers_left_goes_first_and_is_no_gap(make: Any) -> None:
 
 
 @both
-def test_a_long_chains_winner_is_verified(make: Any) -> None:
+@pytest.mark.parametrize("leap", [False, True])
+def test_a_long_chain_is_exact_whoever_holds_it(make: Any, leap: bool) -> None:
     full = make(10_000)
     a, b = full.add_worker(), full.add_worker()
     long = keys(0, 0, LONGEST)
@@ -163,11 +165,32 @@ def test_a_long_chains_winner_is_verified(make: Any) -> None:
     full.remove(b, DEVICE, long[8 * 100 : 8 * 300])
     booked = [0.0, 0.0]
     answers = [Overlap(a, LONGEST, LONGEST, 0, 0), Overlap(b, 1500, 1300, 200, 0)]
-    assert [full.lookup(long, booked)[0], full.lookup(long, booked, 16, LONGEST)[1]] == answers
-    full.remove(a, DEVICE, long[8 * 77 : 8 * 78])  # a gap inside a stride
-    assert full.lookup(long, booked) == [answers[1], Overlap(a, 77, 77, 0, 0)]
+    assert full.lookup(long, booked, 16, leap) == answers
+    full.remove(a, DEVICE, long[8 * 77 : 8 * 78])  # one gap among many blocks alike
+    assert full.lookup(long, booked, 16, leap) == [answers[1], Overlap(a, 77, 77, 0, 0)]
     full.remove(b, HOST, long[8 * 200 : 8 * 201])
-    assert full.lookup(long, booked)[0] == Overlap(b, 200, 100, 100, 0)
+    assert full.lookup(long, booked, 16, leap)[0] == Overlap(b, 200, 100, 100, 0)
+
+
+@pytest.mark.skipif(not index.native, reason="no native index was built")
+def test_leaps_answer_as_blocks_one_by_one_do() -> None:
+    """On chains that lie in many rows, stored in pieces, with holes that are filled from elsewhere."""
+    chance = random.Random(8)
+    full = index.Index(20_000)
+    booked = [chance.random() for _ in range(12)]
+    for _ in booked:
+        full.add_worker()
+    for _ in range(400):
+        worker, chain, start = chance.randrange(12), chance.randrange(4), chance.choice([0, 0, 0, 40, 800])
+        run = keys(chain, start, start + chance.choice([1, 7, 64, 500, LONGEST]))
+        tier = chance.choice([DEVICE, DEVICE, DEVICE, HOST])
+        if chance.random() < 0.75:
+            full.store(worker, tier, start, run)
+        else:
+            full.remove(worker, tier, run[:800])
+        for asked in range(4):
+            packed = keys(asked, 0, chance.choice([9, 700, LONGEST]))
+            assert full.lookup(packed, booked, 16, True) == full.lookup(packed, booked, 16, False)
 
 
 @both
