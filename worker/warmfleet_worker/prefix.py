@@ -55,6 +55,10 @@ class PrefixCache:
         """What could be allocated if ``blocks`` were pinned."""
         return self.available - sum(not self.pool.is_pinned(block) for block in blocks)
 
+    def find(self, block_hash: bytes) -> Node | None:
+        """The readable block of that identity; what it stands for is the caller's to compare."""
+        return self._nodes.get(block_hash)
+
     def match(self, root: bytes, hashes: Sequence[bytes], token_ids: bytes) -> list[Node]:
         """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``."""
         found: list[Node] = []

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 
 import pytest
-from hauls import LEASE, SECRET, Blocks, Collected, random_blocks
 from warmfleet_proto.errors import Corrupt, WorkerLost
 from warmfleet_worker.transfer import frames
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.tcp_source import TcpSource
 from warmfleet_worker.transfer.tcp_target import TcpTarget
 from warmfleet_worker.transfer.transport import Address, Parcel
+
+from tests.unit.transfer.hauls import LEASE, SECRET, Blocks, Collected, random_blocks
 
 Serve = Callable[[Blocks], Address]
 

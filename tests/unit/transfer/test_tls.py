@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import certificates
 import pytest
-from hauls import LEASE, SECRET, Blocks, Collected, random_blocks
 from warmfleet_proto.channel import Tls
 from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.settings import ConfigError
@@ -14,6 +12,9 @@ from warmfleet_worker.transfer.tcp_source import TcpSource
 from warmfleet_worker.transfer.tcp_target import TcpTarget
 from warmfleet_worker.transfer.tls import source_context, target_context
 from warmfleet_worker.transfer.transport import Address
+
+from tests.unit.transfer import certificates
+from tests.unit.transfer.hauls import LEASE, SECRET, Blocks, Collected, random_blocks
 
 COUNT, SIZE = 20, 500_000
 
