@@ -4,6 +4,7 @@ The scheduler decides (which tokens, which blocks); an engine computes. It knows
 requests, caching or the network, and never allocates or frees a block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -120,3 +121,11 @@ class Engine(Protocol):
 
     def execute(self, plan: Plan) -> StepResult:
         """Blocks the calling thread until the device has finished. All blocks written are readable after."""
+
+    def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """Their bytes, one block after another, into ``copy``. From any thread, also beside ``execute``: the
+        blocks are readable, and the caller looks at their generations before and after."""
+
+    def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """The reverse. When it returns, the next step can read them. From any thread, also beside
+        ``execute``: the caller alone holds the blocks."""

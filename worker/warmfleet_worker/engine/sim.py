@@ -81,6 +81,18 @@ class SimEngine:
         drawn = tuple([self._compute(work) for work in plan.works])
         return StepResult(drawn, max(0.0, self.timing.seconds(plan) - (self._clock() - began)))
 
+    def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """See ``engine.base.Engine``."""
+        self._values(copy)[: len(blocks)] = self.pool[list(blocks)]
+
+    def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """See ``engine.base.Engine``."""
+        self.pool[list(blocks)] = self._values(copy)[: len(blocks)]
+
+    def _values(self, copy: memoryview) -> _Values:
+        whole = len(copy) // self.block_bytes * self.block_bytes
+        return np.frombuffer(copy[:whole], np.uint64).reshape(-1, self.block_size)
+
     def _compute(self, work: Work) -> Drawn:
         blocks = np.concatenate([np.array(run.blocks, np.intp) for run in work.runs])
         start, end = work.start, work.start + len(work.token_ids)

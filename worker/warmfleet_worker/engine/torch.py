@@ -1,7 +1,7 @@
 """The engine that computes: a model, its pool of KV blocks, and one batch a step."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from warmfleet_kernels import copy_blocks, prepare, send
 from warmfleet_proto.settings import ConfigError
 
+from warmfleet_worker.engine.access import access
 from warmfleet_worker.engine.base import Copy, Plan, Run, Sampling, StepResult, Work
 from warmfleet_worker.engine.drawing import draw_works
 from warmfleet_worker.engine.graphs import DecodeGraphs
@@ -42,6 +43,7 @@ class TorchEngine:
         self.pool = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
         self.block_bytes = self.pool[0].nbytes
         self.layout = layout(llama.dtype, shape)
+        self._access = access(self.pool)
         self.graphs: DecodeGraphs | None = None
         self._current: AbstractContextManager[object] = nullcontext()
         if llama.device.type == "cuda":
@@ -123,6 +125,14 @@ class TorchEngine:
     def draw(self, plan: Plan, hidden: Tensor) -> StepResult:
         """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
         return StepResult(draw_works(plan.works, hidden, self.llama.logits))
+
+    def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """See ``engine.base.Engine``."""
+        self._access.read(blocks, copy)
+
+    def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        """See ``engine.base.Engine``."""
+        self._access.write(blocks, copy)
 
     def _copy(self, copies: tuple[Copy, ...]) -> None:
         if copies:
