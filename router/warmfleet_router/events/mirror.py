@@ -1,0 +1,178 @@
+"""One engine's blocks under our names: its events in, instructions for the index out.
+
+Engines name blocks by hashes of their own. Ours are made from the token ids that come with each
+stored block, and the engine's name of its parent says where in a prompt it stands. A block whose
+parent is not known cannot be named, and is left out: the index is then a part of the truth.
+
+An engine may hold several copies of a block and tells of each: a block is present in a tier as
+long as one is left. Names outlive presence, because a block may become the parent of one told
+later; both are bounded.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.hashing import block_hash
+from warmfleet_proto.limits import TOKEN_BYTES
+
+from warmfleet_router.cursor import SLICE_BLOCKS, Clear, Instruction, Remove, Store
+from warmfleet_router.events import identity
+from warmfleet_router.events.batch import Cleared, Event, Removed, Stored
+
+MAX_NAMES = 262_144  # that an engine's blocks have for us; a quarter of a kilobyte each
+TIERS = (pb.DEVICE, pb.HOST, pb.DISK)
+MAX_DEPTH = 1 << 22  # blocks before one in its prompt
+
+
+class Block(NamedTuple):
+    hash: bytes
+    depth: int
+
+
+class Mirror:
+    """``fingerprint`` and ``block_size`` are those of the index; ``names`` bounds what is remembered."""
+
+    def __init__(self, fingerprint: bytes, block_size: int, names: int = MAX_NAMES) -> None:
+        self.skipped = 0  # blocks that could not be named, or were one too many
+        self._fingerprint = fingerprint
+        self._block_size = block_size
+        self._most = names
+        self._names: OrderedDict[int, Block] = OrderedDict()  # in the order in which they were last told of
+        self._copies: dict[tuple[bytes, int], int] = {}  # (BlockHash, tier) -> how many
+        self._forgotten: list[bytes] = []  # to be taken out of the index too
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def present(self) -> set[tuple[bytes, int]]:
+        return set(self._copies)
+
+    def apply(self, event: Event) -> Iterator[Instruction]:
+        """Instructions of at most SLICE_BLOCKS blocks each; to be run to its end."""
+        match event:
+            case Stored():
+                yield from self._stored(event)
+            case Removed():
+                yield from self._removed(event)
+            case Cleared():
+                yield from self.empty()
+
+    def empty(self) -> Iterator[Instruction]:
+        """Nothing is known to be present; names keep their meaning."""
+        self._copies.clear()
+        yield Clear()
+
+    def restart(self) -> Iterator[Instruction]:
+        """Another incarnation, whose names may mean anything."""
+        self._names.clear()
+        yield from self.empty()
+
+    # ---- stored
+
+    def _stored(self, stored: Stored) -> Iterator[Instruction]:
+        blocks = self._told_again(stored) if not stored.token_ids else self._named(stored)
+        run: list[bytes] = []
+        depth = 0
+        for block in blocks:
+            if not self._add(block, stored.tier):
+                continue
+            if run and (block.depth != depth + len(run) or len(run) == SLICE_BLOCKS):
+                yield Store(stored.tier, depth, b"".join(run))
+                run = []
+            if not run:
+                depth = block.depth
+            run.append(block.hash)
+        if run:
+            yield Store(stored.tier, depth, b"".join(run))
+        forgotten, self._forgotten = self._forgotten, []
+        yield from self.disown(forgotten)
+
+    def _add(self, block: Block, tier: int) -> bool:
+        """Whether it is the first copy."""
+        key = block.hash, tier
+        copies = self._copies.get(key, 0)
+        self._copies[key] = copies + 1
+        return not copies
+
+    def _told_again(self, stored: Stored) -> list[Block]:
+        """Offloaded blocks come without tokens."""
+        known = [block for name in stored.hashes if (block := self._names.get(name)) is not None]
+        self.skipped += len(stored.hashes) - len(known)
+        return known
+
+    def _named(self, stored: Stored) -> Iterator[Block]:
+        whole = len(stored.token_ids) == len(stored.hashes) * stored.block_size
+        parent = self._parent(stored)
+        if stored.block_size != self._block_size or not whole or parent is None:
+            self.skipped += len(stored.hashes)
+            return
+        packed = array("I", stored.token_ids).tobytes()
+        size = self._block_size * TOKEN_BYTES
+        above, depth = parent
+        for at, name in enumerate(stored.hashes):
+            if stored.extras:
+                above = identity.mixed(above, stored.extras[at])
+            above = block_hash(above, packed[at * size : at * size + size])
+            block = Block(above, depth + at)
+            if self._names.get(name, block) != block:
+                self.skipped += len(stored.hashes) - at  # two meanings of one name: neither can be trusted
+                return
+            self._remember(name, block)
+            yield block
+
+    def _parent(self, stored: Stored) -> tuple[bytes, int] | None:
+        """The hash above the first block, and its depth."""
+        if stored.parent is None:
+            return identity.root(self._fingerprint, self._block_size, stored.adapter, stored.salt), 0
+        block = self._names.get(stored.parent)
+        if block is None or block.depth + len(stored.hashes) >= MAX_DEPTH:
+            return None
+        self._names.move_to_end(stored.parent)
+        return block.hash, block.depth + 1
+
+    def _remember(self, name: int, block: Block) -> None:
+        self._names[name] = block
+        self._names.move_to_end(name)
+        if len(self._names) > self._most:
+            _, oldest = self._names.popitem(last=False)
+            self._forgotten.append(oldest.hash)  # its removal could not be told from a stranger's
+            self.skipped += 1
+
+    # ---- removed
+
+    def _removed(self, removed: Removed) -> Iterator[Instruction]:
+        gone: list[bytes] = []
+        for at, name in enumerate(removed.hashes):
+            block = self._names.get(name)
+            if block is None:
+                self.skipped += 1
+            elif self._drop(block, removed.tier, removed.copies[at] if removed.copies else None):
+                gone.append(block.hash)
+        for start in range(0, len(gone), SLICE_BLOCKS):
+            yield Remove(removed.tier, b"".join(gone[start : start + SLICE_BLOCKS]))
+
+    def _drop(self, block: Block, tier: int, left: int | None) -> bool:
+        """Whether it was the last copy."""
+        key = block.hash, tier
+        copies = self._copies.get(key, 0)
+        if not copies:
+            return False
+        left = copies - 1 if left is None else left
+        if left > 0:
+            self._copies[key] = left
+            return False
+        del self._copies[key]
+        return True
+
+    # ---- what the engine's answers say
+
+    def disown(self, hashes: Sequence[bytes]) -> Iterator[Instruction]:
+        """These count as gone: the engine did not find them, or their names are one too many."""
+        for tier in TIERS if hashes else ():
+            gone = [block for block in hashes if self._copies.pop((block, tier), 0)]
+            for start in range(0, len(gone), SLICE_BLOCKS):
+                yield Remove(tier, b"".join(gone[start : start + SLICE_BLOCKS]))

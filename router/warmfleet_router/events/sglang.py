@@ -1,0 +1,96 @@
+"""SGLang's KV events: vLLM's first layout, and fields of its own since.
+
+Under EAGLE it hashes pairs of neighbouring tokens and sends them so: the first of each pair is the
+token. A salt is told with every block of its prompt, and only in the map form.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from warmfleet_router.events import wire
+from warmfleet_router.events.batch import Batch, Cleared, Event, Removed, Stored
+
+_Token = wire.TokenId | Annotated[list[wire.TokenId], Meta(min_length=1, max_length=2)]
+
+
+class _Fields(Struct):
+    block_hashes: wire.Hashes
+    parent_block_hash: wire.Hash | None
+    token_ids: Annotated[list[_Token], Meta(max_length=wire.MAX_TOKENS)]
+    block_size: wire.Index
+    lora_id: int | None = None
+    medium: wire.Name | None = None
+
+
+class _Stored(_Fields, tag="BlockStored"):
+    cache_salt: wire.Name | None = None
+
+
+class _StoredArray(_Fields, array_like=True, tag="BlockStored"):
+    pass
+
+
+class _Gone(Struct):
+    block_hashes: wire.Hashes
+    medium: wire.Name | None = None
+
+
+class _Removed(_Gone, tag="BlockRemoved"):
+    pass
+
+
+class _RemovedArray(_Gone, array_like=True, tag="BlockRemoved"):
+    pass
+
+
+_decoders: dict[tuple[str, wire.Form], msgspec.msgpack.Decoder[Any]] = {
+    ("BlockStored", "array"): msgspec.msgpack.Decoder(_StoredArray),
+    ("BlockStored", "map"): msgspec.msgpack.Decoder(_Stored),
+    ("BlockRemoved", "array"): msgspec.msgpack.Decoder(_RemovedArray),
+    ("BlockRemoved", "map"): msgspec.msgpack.Decoder(_Removed),
+}
+
+
+class Decoder:
+    def batch(self, payload: bytes) -> Batch:
+        """Raises Corrupt."""
+        rank, packed = wire.split(payload)
+        events = [_event(event) for event in packed]
+        known = [event for event in events if event is not None]
+        return Batch(rank, known, len(events) - len(known))
+
+
+def _event(event: Raw) -> Event | None:
+    form = wire.form_of(event)
+    match wire.tag(event, form):
+        case "BlockStored" as tag:
+            return _stored(wire.decode(event, _decoders[tag, form]))
+        case "BlockRemoved" as tag:
+            return _removed(wire.decode(event, _decoders[tag, form]))
+        case "AllBlocksCleared":
+            return Cleared()
+    return None
+
+
+def _stored(fields: _Fields) -> Stored | None:
+    tier = wire.tier_of(fields.medium, None)
+    if tier is None:
+        return None
+    salt = fields.cache_salt if isinstance(fields, _Stored) else None
+    return Stored(
+        tier,
+        [wire.number(name) for name in fields.block_hashes],
+        None if fields.parent_block_hash is None else wire.number(fields.parent_block_hash),
+        [token if isinstance(token, int) else token[0] for token in fields.token_ids],
+        fields.block_size,
+        "" if fields.lora_id is None else str(fields.lora_id),
+        salt or "",
+        (),
+    )
+
+
+def _removed(fields: _Gone) -> Removed | None:
+    tier = wire.tier_of(fields.medium, None)
+    return None if tier is None else Removed(tier, [wire.number(name) for name in fields.block_hashes], None)

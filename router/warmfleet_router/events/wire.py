@@ -1,0 +1,137 @@
+"""How engines put KV events on the wire: msgpack, batches and events each as an array or as a map.
+
+The structs follow vLLM's ``distributed/kv_events.py`` since 0.9 and SGLang's
+``disaggregation/kv_events.py``. Fields were only ever added at the end, so one layout an engine
+reads all of its releases; what is not known here is skipped. Nothing is decoded that its declared
+type and length do not allow: a hostile batch costs a few times its own size.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import Corrupt
+
+PAYLOAD_BYTES = 4 << 20  # of one batch: an engine step over 500k tokens
+MAX_EVENTS = 16_384
+MAX_HASHES = 65_536  # in one event
+MAX_TOKENS = 524_288
+MAX_RANK = 65_535
+_NIL = Raw(b"\xc0")
+
+Hash = int | Annotated[bytes, Meta(min_length=8, max_length=64)]
+Hashes = Annotated[list[Hash], Meta(max_length=MAX_HASHES)]
+TokenId = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+Name = Annotated[str, Meta(max_length=512)]
+Index = Annotated[int, Meta(ge=0, le=1 << 20)]
+_Rank = Annotated[int, Meta(ge=0, le=MAX_RANK)]
+_Events = Annotated[list[Raw], Meta(max_length=MAX_EVENTS)]
+Copies = Annotated[list[Annotated[int, Meta(ge=0, le=1 << 32)]], Meta(max_length=MAX_HASHES)]
+
+Form = Literal["array", "map"]
+
+
+class _ArrayBatch(Struct, array_like=True):
+    ts: float
+    events: _Events
+    rank: _Rank | None = None
+
+
+class _MapBatch(Struct):
+    ts: float
+    events: _Events
+    data_parallel_rank: _Rank | None = None  # vLLM's word
+    attn_dp_rank: _Rank | None = None  # SGLang's
+
+
+class _ArrayTag(Struct, array_like=True):
+    type: Name
+
+
+class _MapTag(Struct):
+    type: Name
+
+
+_array_batch = msgspec.msgpack.Decoder(_ArrayBatch)
+_map_batch = msgspec.msgpack.Decoder(_MapBatch)
+_tags: dict[Form, msgspec.msgpack.Decoder[Any]] = {
+    "array": msgspec.msgpack.Decoder(_ArrayTag),
+    "map": msgspec.msgpack.Decoder(_MapTag),
+}
+
+
+def split(payload: bytes) -> tuple[int, Sequence[Raw]]:
+    """The rank and the events of a batch, not decoded yet. Raises Corrupt."""
+    if len(payload) > PAYLOAD_BYTES:
+        raise Corrupt(f"a batch of {len(payload)} bytes, more than {PAYLOAD_BYTES}")
+    try:
+        if form_of(payload) == "array":
+            batch = _array_batch.decode(payload)
+            return batch.rank or 0, batch.events
+        named = _map_batch.decode(payload)
+        return named.data_parallel_rank or named.attn_dp_rank or 0, named.events
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Corrupt(f"a batch that is none: {error}") from None
+
+
+def tag(event: Raw, form: Form) -> str:
+    """Raises Corrupt."""
+    try:
+        named: _ArrayTag | _MapTag = _tags[form].decode(event)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Corrupt(f"an event without a type: {error}") from None
+    return named.type
+
+
+def decode(event: Raw, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    """Raises Corrupt."""
+    try:
+        return decoder.decode(event)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Corrupt(f"a malformed event: {error}") from None
+
+
+def form_of(packed: bytes | Raw) -> Form:
+    """Raises Corrupt for what is neither an array nor a map."""
+    first = memoryview(packed)[:1]
+    byte = first[0] if first else 0
+    if 0x90 <= byte <= 0x9F or byte in (0xDC, 0xDD):
+        return "array"
+    if 0x80 <= byte <= 0x8F or byte in (0xDE, 0xDF):
+        return "map"
+    raise Corrupt(f"neither an array nor a map: msgpack code {byte:#x}")
+
+
+def number(name: Hash) -> int:
+    """64 bits: engines that send numbers send the low ones of their digest, or signed ones."""
+    if isinstance(name, bytes):
+        return int.from_bytes(name[-8:], "big")
+    return name & 0xFFFF_FFFF_FFFF_FFFF
+
+
+_TIERS = {
+    None: pb.DEVICE,
+    "GPU": pb.DEVICE,
+    "CPU": pb.HOST,
+    "CPU_PINNED": pb.HOST,
+    "STORAGE": pb.DISK,
+    "DISK": pb.DISK,
+}
+
+
+def tier_of(medium: str | None, locality: str | None) -> int | None:
+    """None for a place that is not this worker's own."""
+    if locality is not None and locality.upper() != "LOCAL":
+        return None
+    return _TIERS.get(medium.upper() if medium is not None else None)
+
+
+def nothing() -> Raw:
+    return _NIL
+
+
+def is_full_attention(kind: str | None) -> bool:
+    """Only such groups keep whole prefixes; a window's or a state's blocks say nothing of one."""
+    return kind is None or "full" in kind or kind.startswith("mla")

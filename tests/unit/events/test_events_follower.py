@@ -1,0 +1,276 @@
+"""The follower against an engine whose batches are lost, doubled and replayed, and that restarts."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from warmfleet_router.events import vllm
+from warmfleet_router.events.follower import (
+    BURST,
+    MAX_HELD_BATCHES,
+    QUARANTINE_S,
+    REPLAY_S,
+    AskReplay,
+    Follower,
+    State,
+    Told,
+)
+from warmfleet_router.events.mirror import Mirror
+from warmfleet_router.view import Counters
+
+from tests.unit.events.engine import FINGERPRINT, PROMPTS, SIZE, Engine, Index, ours
+from tests.unit.events.releases import VLLM
+
+RELEASE = VLLM[-2]
+
+
+class Side:
+    """A follower with its index, and what it asks for."""
+
+    def __init__(self, can_replay: bool = True) -> None:
+        self.counters = Counters()
+        self.follower = Follower(vllm.Decoder(), Mirror(FINGERPRINT, SIZE), self.counters, can_replay)
+        self.index = Index()
+        self.asked: int | None = None
+        self.now = 0.0
+
+    def take(self, told: Iterable[Told]) -> None:
+        for each in told:
+            if isinstance(each, AskReplay):
+                self.asked = each.after
+            else:
+                self.index.perform([each])
+
+    def hear(self, engine: Engine, seq: int) -> None:
+        self.take(self.follower.receive(seq, engine.log[seq], self.now))
+
+    def replay(self, engine: Engine, kept: int = 10_000) -> None:
+        """The engine answers what was asked, as far back as it remembers."""
+        asked, self.asked = self.asked, None
+        assert asked is not None
+        for seq in range(max(asked, len(engine.log) - kept), len(engine.log)):
+            self.take(self.follower.replayed(seq, engine.log[seq], self.now))
+            if self.asked is not None:  # an answer to something else by now
+                return
+        self.take(self.follower.replay_ended(self.now))
+
+
+def busy_engine(steps: int, seed: int = 0) -> Engine:
+    engine = Engine(RELEASE, seed)
+    for n in range(steps):
+        engine.compute(PROMPTS[n % 8])
+    return engine
+
+
+def test_batches_in_order() -> None:
+    engine, side = busy_engine(5), Side()
+    for seq in range(5):
+        side.hear(engine, seq)
+    assert side.index.present == engine.present
+    assert side.asked is None
+
+
+def test_a_first_number_above_zero_is_a_gap() -> None:
+    engine, side = busy_engine(5), Side()
+    side.hear(engine, 3)
+    assert (side.asked, side.index.present) == (0, set())
+    side.hear(engine, 4)
+    side.replay(engine)
+    assert side.index.present == engine.present
+    assert side.counters.kv_gaps == 1
+
+
+def test_what_a_replay_brought_already_is_no_restart() -> None:
+    engine, side = busy_engine(6), Side()
+    side.hear(engine, 2)
+    side.replay(engine)
+    for seq in (3, 4, 5):
+        side.hear(engine, seq)
+    assert side.index.present == engine.present
+    assert (side.counters.kv_new_epochs, side.counters.kv_duplicates) == (0, 3)
+
+
+def test_without_a_replay_socket_it_relearns() -> None:
+    engine, side = busy_engine(8), Side(can_replay=False)
+    side.hear(engine, 0)
+    side.hear(engine, 7)
+    assert side.index.present == set(ours(PROMPTS[7]))
+
+
+def test_a_replay_that_begins_too_late_is_learned_from_there() -> None:
+    engine, side = busy_engine(8), Side()
+    side.hear(engine, 0)
+    side.hear(engine, 7)
+    side.replay(engine, kept=2)
+    assert side.index.present == set(ours(PROMPTS[6])) | set(ours(PROMPTS[7]))
+
+
+def test_a_replay_that_never_comes_is_given_up() -> None:
+    engine, side = busy_engine(8), Side()
+    side.hear(engine, 5)
+    side.now += REPLAY_S / 2
+    side.take(side.follower.tick(side.now))
+    assert side.follower.state is State.REPLAY
+    side.now += REPLAY_S
+    side.take(side.follower.tick(side.now))
+    assert side.follower.state is State.LIVE
+    assert side.index.present == set(ours(PROMPTS[5]))
+
+
+def test_a_number_that_goes_back_is_a_restart() -> None:
+    engine, side = busy_engine(5), Side()
+    for seq in range(5):
+        side.hear(engine, seq)
+    again = Engine(RELEASE, seed=9)
+    again.compute(PROMPTS[7])
+    side.hear(again, 0)
+    assert side.index.present == again.present == set(ours(PROMPTS[7]))
+    assert side.counters.kv_new_epochs == 1
+
+
+@pytest.mark.parametrize("can_replay", [True, False])
+def test_a_restart_that_was_slept_through_is_found_out(can_replay: bool) -> None:
+    engine, side = busy_engine(3), Side(can_replay)
+    for seq in range(3):
+        side.hear(engine, seq)
+    side.follower.disconnected()
+    again = Engine(RELEASE, seed=9)
+    for n in (7, 6, 5, 4):
+        again.compute(PROMPTS[n])
+    side.hear(again, 3)  # would follow
+    if can_replay:
+        side.replay(again)
+        side.replay(again)
+        assert side.index.present == again.present
+    else:
+        assert side.index.present == set(ours(PROMPTS[4]))
+
+
+def test_a_broken_connection_to_the_same_engine_costs_nothing() -> None:
+    engine, side = busy_engine(4), Side()
+    for seq in range(3):
+        side.hear(engine, seq)
+    side.follower.disconnected()
+    side.hear(engine, 3)
+    side.replay(engine)
+    assert side.index.present == engine.present
+    assert side.counters.kv_new_epochs == 0
+
+
+@pytest.mark.parametrize("seq", [-(1 << 63), -2, -1, 1 << 62, (1 << 63) - 1])
+def test_numbers_that_are_none_are_quarantined(seq: int) -> None:
+    engine, side = busy_engine(2), Side()
+    side.hear(engine, 0)
+    side.take(side.follower.receive(seq, engine.log[1], side.now))
+    assert (side.follower.state, side.index.present) == (State.QUARANTINE, set())
+
+
+def test_nonsense_is_quarantined_and_forgiven() -> None:
+    engine, side = busy_engine(3), Side()
+    side.hear(engine, 0)
+    side.take(side.follower.receive(1, b"\xc1", side.now))
+    assert (side.follower.state, side.index.present) == (State.QUARANTINE, set())
+    assert side.follower.why
+    side.hear(engine, 2)
+    side.now = QUARANTINE_S + 1
+    side.take(side.follower.tick(side.now))
+    side.hear(engine, 2)
+    side.replay(engine)
+    assert side.index.present == engine.present
+
+
+def test_a_flood_is_quarantined() -> None:
+    engine, side = busy_engine(1), Side(can_replay=False)
+    for seq in range(BURST + 1):
+        side.take(side.follower.receive(seq, engine.log[0], side.now))
+    assert side.follower.state is State.QUARANTINE
+
+
+def test_what_waits_for_a_replay_is_bounded() -> None:
+    engine, side = busy_engine(1), Side()
+    for seq in range(5, MAX_HELD_BATCHES + 10):
+        side.take(side.follower.receive(seq, engine.log[0], side.now))
+    assert side.counters.kv_held_dropped == 5
+
+
+class Following(RuleBasedStateMachine):
+    """At any time the index is a part of what the engine held after the last applied batch."""
+
+    @initialize(can_replay=st.booleans())
+    def start(self, can_replay: bool) -> None:
+        self.side = Side(can_replay)
+        self.engine = Engine(RELEASE)
+        self.sent = 0  # batches that left the engine
+        self.starts = 0
+
+    @rule(prompt=st.integers(0, 7))
+    def compute(self, prompt: int) -> None:
+        self.engine.compute(PROMPTS[prompt])
+
+    @rule(at=st.integers(0, 99))
+    def evict(self, at: int) -> None:
+        present = sorted(self.engine.present)
+        if present:
+            self.engine.evict(present[at % len(present)])
+
+    @rule()
+    def reset(self) -> None:
+        self.engine.reset()
+
+    @rule(lost=st.booleans())
+    def deliver(self, lost: bool) -> None:
+        if self.sent < len(self.engine.log):
+            self.sent += 1
+            if not lost:
+                self.side.hear(self.engine, self.sent - 1)
+
+    @rule(kept=st.sampled_from([0, 2, 10_000]))
+    def answer(self, kept: int) -> None:
+        if self.side.asked is not None:
+            self.side.replay(self.engine, kept)
+
+    @rule()
+    def reconnect(self) -> None:
+        self.side.follower.disconnected()
+
+    @rule()
+    def restart(self) -> None:
+        self.starts += 1
+        self.engine = Engine(RELEASE, seed=self.starts)
+        self.sent = 0
+        self.side.follower.disconnected()
+
+    @rule(seconds=st.sampled_from([0.1, REPLAY_S + 1]))
+    def wait(self, seconds: float) -> None:
+        self.side.now += seconds
+        self.side.take(self.side.follower.tick(self.side.now))
+
+    @rule()
+    def settle(self) -> None:
+        """With everything delivered and every replay answered, the index is the truth."""
+        self.engine.reset()
+        while self.sent < len(self.engine.log):
+            self.deliver(lost=False)
+        while self.side.asked is not None:
+            self.side.replay(self.engine)
+        self.wait(REPLAY_S + 1)
+        for prompt in PROMPTS[:3]:
+            self.engine.compute(prompt)
+            self.deliver(lost=False)
+        if self.side.follower.state is State.LIVE:
+            assert self.side.index.present == self.engine.present
+
+    @invariant()
+    def a_part_of_the_truth(self) -> None:
+        follower = self.side.follower
+        assert follower.state is not State.QUARANTINE
+        if follower.state is not State.LIVE or follower._unsure:
+            return
+        truth = self.engine.truths[follower.next - 1] if follower.next else set()
+        assert self.side.index.present <= truth
+
+
+TestFollowing = Following.TestCase
+TestFollowing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

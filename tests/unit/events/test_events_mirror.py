@@ -1,0 +1,162 @@
+"""Engine names to our BlockHashes, copies counted, bounded."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_router.cursor import SLICE_BLOCKS, Clear, Remove, Store
+from warmfleet_router.events import identity, sglang, vllm
+from warmfleet_router.events.batch import Cleared, Removed, Stored
+from warmfleet_router.events.mirror import Mirror
+
+from tests.unit.events.engine import FINGERPRINT, PROMPTS, SIZE, Engine, Index, cut, ours
+from tests.unit.events.releases import SGLANG, VLLM, Release
+
+
+def fresh(names: int = 1000) -> Mirror:
+    return Mirror(FINGERPRINT, SIZE, names)
+
+
+def told(hashes: list[int], tokens: list[int], parent: int | None = None, **more: object) -> Stored:
+    fields = {"tier": pb.DEVICE, "adapter": "", "salt": "", "extras": (), "block_size": SIZE} | more
+    return Stored(hashes=hashes, parent=parent, token_ids=tokens, **fields)  # type: ignore[arg-type]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["compute", "compute", "evict", "reset"]), st.integers(0, 7), st.integers(0, 9)
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("release", [*VLLM, *SGLANG], ids=str)
+@given(steps=STEPS)
+def test_the_index_holds_what_the_engine_does(release: Release, steps: list[tuple[str, int, int]]) -> None:
+    engine, index, mirror = Engine(release), Index(), fresh()
+    decoder = vllm.Decoder() if release.name.startswith("vllm") else sglang.Decoder()
+    for what, prompt, at in steps:
+        if what == "compute":
+            hashes = ours(PROMPTS[prompt])
+            cached = next((i for i, b in enumerate(hashes) if b not in engine.present), len(hashes) - 1)
+            engine.compute(PROMPTS[prompt], min(cached, at))
+        elif what == "evict" and engine.present:
+            engine.evict(sorted(engine.present)[at % len(engine.present)])
+        elif what == "reset":
+            engine.reset()
+        else:
+            continue
+        for event in decoder.batch(engine.log[-1]).events:
+            index.perform(mirror.apply(event))
+        assert index.present == engine.present
+    for tokens in PROMPTS:
+        for depth, block in enumerate(ours(tokens)):
+            assert index.depths.get(block, depth) == depth
+
+
+def test_a_salt_an_adapter_and_an_image_are_other_blocks() -> None:
+    seen: set[bytes] = set()
+    kinds: list[dict[str, object]] = [
+        {},
+        {"salt": "a"},
+        {"adapter": "a"},
+        {"salt": "b"},
+        {"extras": [b"image", b""]},
+    ]
+    for name, kind in enumerate(kinds):
+        (store,) = fresh().apply(told([name, name + 100], [1, 2, 3, 4], **kind))
+        assert isinstance(store, Store)
+        assert not seen.intersection(cut(store.hashes))
+        seen.update(cut(store.hashes))
+    assert seen.issuperset(ours([1, 2, 3, 4], salt=identity.salt_of("", "a")))
+
+
+def test_a_child_of_an_unknown_parent_is_left_out() -> None:
+    mirror = fresh()
+    assert not list(mirror.apply(told([5], [1, 2], parent=77)))
+    assert not list(mirror.apply(Removed(pb.DEVICE, [5], None)))
+    assert mirror.skipped == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        told([1], [1, 2, 3]),
+        told([1, 2], [1, 2]),
+        told([1], [1], block_size=1),
+        told([1], [1, 2, 3], block_size=3),
+    ],
+)
+def test_blocks_of_another_size_are_left_out(bad: Stored) -> None:
+    mirror = fresh()
+    assert not list(mirror.apply(bad))
+    assert mirror.skipped
+
+
+def test_a_name_with_two_meanings_is_not_believed() -> None:
+    mirror = fresh()
+    index = Index()
+    index.perform(mirror.apply(told([1], [1, 2])))
+    index.perform(mirror.apply(told([1], [8, 9])))
+    assert index.present == set(ours([1, 2]))
+
+
+def test_names_outlive_presence() -> None:
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1], [1, 2])))
+    index.perform(mirror.apply(Cleared()))
+    index.perform(mirror.apply(told([2], [3, 4], parent=1)))
+    assert index.present == {ours([1, 2, 3, 4])[1]}
+
+
+def test_an_offloaded_block_comes_without_tokens() -> None:
+    mirror = fresh()
+    list(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    (store,) = mirror.apply(told([2], [], tier=pb.HOST, block_size=0))
+    assert store == Store(pb.HOST, 1, ours([1, 2, 3, 4])[1])
+    (remove,) = mirror.apply(Removed(pb.HOST, [2], None))
+    assert remove == Remove(pb.HOST, ours([1, 2, 3, 4])[1])
+
+
+def test_copies_left_are_believed_where_they_are_told() -> None:
+    mirror = fresh()
+    list(mirror.apply(told([1], [1, 2])))
+    assert not list(mirror.apply(Removed(pb.DEVICE, [1], [3])))
+    assert len(list(mirror.apply(Removed(pb.DEVICE, [1], [0])))) == 1
+
+
+def test_names_are_bounded_and_the_index_stays_a_part_of_the_truth() -> None:
+    mirror, index, truth = fresh(names=10), Index(), set()
+    for n in range(100):
+        index.perform(mirror.apply(told([n], [n, n])))
+        truth |= set(ours([n, n]))
+        assert len(mirror) <= 10
+        assert len(index.present) <= 10
+        assert index.present <= truth
+    assert index.present == {ours([n, n])[0] for n in range(90, 100)}
+
+
+def test_instructions_are_small() -> None:
+    many, sizes = SLICE_BLOCKS * 2 + 5, [SLICE_BLOCKS, SLICE_BLOCKS, 5]
+    mirror = fresh(names=many)
+    stores = list(mirror.apply(told(list(range(many)), [7] * many * SIZE)))
+    assert [len(cut(store.hashes)) for store in stores if isinstance(store, Store)] == sizes
+    removes = list(mirror.apply(Removed(pb.DEVICE, list(range(many)), None)))
+    assert [len(cut(remove.hashes)) for remove in removes if isinstance(remove, Remove)] == sizes
+
+
+def test_what_the_engine_did_not_find_is_gone() -> None:
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.disown(ours([1, 2, 3, 4])[1:]))
+    assert index.present == set(ours([1, 2, 3, 4])[:1])
+    index.perform(mirror.apply(Removed(pb.DEVICE, [2], None)))
+    index.perform(mirror.apply(told([2], [3, 4], parent=1)))
+    assert index.present == set(ours([1, 2, 3, 4]))
+
+
+def test_a_restart_forgets_names_too() -> None:
+    mirror = fresh()
+    list(mirror.apply(told([1], [1, 2])))
+    assert list(mirror.restart()) == [Clear()]
+    assert not list(mirror.apply(told([2], [3, 4], parent=1)))
