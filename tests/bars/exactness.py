@@ -19,7 +19,7 @@ from warmfleet_kernels import Segment, prepare
 from warmfleet_kernels import Sequence as Rows
 from warmfleet_router.prompt.byte_level import from_gguf
 from warmfleet_router.prompt.gguf_header import read_metadata
-from warmfleet_worker.engine.base import Drawn, Plan, Run, Sampling, StepResult, Work
+from warmfleet_worker.engine.base import Drawn, Finish, Plan, Run, Sampling, StepResult, Work
 from warmfleet_worker.engine.torch import TorchEngine
 from warmfleet_worker.models.load import open_source
 from warmfleet_worker.sequence import Request
@@ -147,6 +147,8 @@ class Bench:
 class Server:
     """The scheduler, and an engine that compares what it computes and draws the reference's tokens."""
 
+    depth = 1
+
     def __init__(self, engine: TorchEngine, setting: Setting, found: Found) -> None:
         self._engine, self._setting, self._found = engine, setting, found
         self._driver = Driver(
@@ -171,10 +173,11 @@ class Server:
             self._driver.run()
         self._found.cached_tokens = self._driver.scheduler.totals.cached_tokens
 
-    def execute(self, plan: Plan) -> StepResult:
+    def launch(self, plan: Plan) -> Finish:
         hidden = self._engine.compute(plan)
         drawn = self._engine.draw(plan, hidden).drawn
-        return StepResult(tuple(self._forced(plan, hidden, drawn)))
+        result = StepResult(tuple(self._forced(plan, hidden, drawn)))
+        return lambda: result
 
     def _forced(self, plan: Plan, hidden: Tensor, drawn: Sequence[Drawn]) -> Iterator[Drawn]:
         """Compares each work with its conversation and answers with that one's token."""

@@ -14,7 +14,7 @@ from warmfleet_proto import limits
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.channel import connect
 from warmfleet_worker import sessions
-from warmfleet_worker.engine.base import Plan, StepResult
+from warmfleet_worker.engine.base import Finish, Plan
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -48,8 +48,10 @@ async def test_stream_is_the_oracles() -> None:
         await idle(worker)
 
 
-async def test_many_at_once_and_one_message_a_step() -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_many_at_once_and_one_message_a_step(depth: int) -> None:
     async with sim_worker(total_blocks=400) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        worker.runner.engine.depth = depth
         asked = {h: [*range(40), h, *range(h % 7)] for h in range(1, 41)}
         for handle, prompt in asked.items():
             await gateway.submit(handle, prompt, 10 + handle % 9, temperature=1.0, seed=handle)
@@ -418,17 +420,19 @@ async def test_metrics_and_health_over_http() -> None:
 # ---- an engine that fails ------------------------------------------------------------------------
 
 
-async def test_step_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_step_that_fails_is_made_again(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
-        execute, calls = worker.runner.engine.execute, itertools.count(1)
+        worker.runner.engine.depth = depth
+        launch, calls = worker.runner.engine.launch, itertools.count(1)
 
-        def shaky(plan: Plan) -> StepResult:
+        def shaky(plan: Plan) -> Finish:
             call = next(calls)
             if call == 1 or (len(plan.works) > 1 and call % 3 == 0):
                 raise MemoryError("out of memory")
-            return execute(plan)
+            return launch(plan)
 
-        monkeypatch.setattr(worker.runner.engine, "execute", shaky)
+        monkeypatch.setattr(worker.runner.engine, "launch", shaky)
         for handle in (1, 2):
             await gateway.submit(handle, range(40 * handle), 12, temperature=1.0, seed=handle)
         for handle in (1, 2):
@@ -441,7 +445,7 @@ async def test_step_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
 async def test_engine_that_always_fails_fails_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
         with monkeypatch.context() as broken:
-            broken.setattr(worker.runner.engine, "execute", lambda plan: 1 / 0)
+            broken.setattr(worker.runner.engine, "launch", lambda plan: 1 / 0)
             for handle in (1, 2):
                 await gateway.submit(handle, range(40), 5)
             for handle in (1, 2):

@@ -47,7 +47,7 @@ def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> 
 
     False when there are too few; nothing is taken then.
     """
-    nodes = _readable(sequence, cache)
+    nodes = readable(sequence, cache)
     if _take(sequence, nodes, cache, limits, room):
         return True
     whole = len(nodes) * limits.block_size == len(sequence.token_ids)
@@ -55,7 +55,8 @@ def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> 
     return whole and room == 0 and _take(sequence, nodes[:-1], cache, limits, room)
 
 
-def _readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
+def readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
+    """The longest prefix that it may take from the cache."""
     request = sequence.request
     if request.bypasses:
         return []
@@ -80,7 +81,7 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     sequence.spares = fresh[needed:]
     sequence.sealed = len(shared)
     sequence.node = shared[-1] if shared else None
-    sequence.computed = length - 1 if whole else len(shared) * limits.block_size
+    sequence.computed = sequence.planned = length - 1 if whole else len(shared) * limits.block_size
     sequence.copy = Copy(nodes[-1].block, fresh[0]) if whole else None
     return True
 

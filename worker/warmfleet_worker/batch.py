@@ -5,13 +5,14 @@ from collections import deque
 
 from warmfleet_proto.hashing import chain
 
-from warmfleet_worker.admission import Limits, admit
+from warmfleet_worker.admission import Limits, admit, readable
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.fetching import Fetching
 from warmfleet_worker.filling import fork
 from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.prefix import PrefixCache
 from warmfleet_worker.sequence import Sequence
+from warmfleet_worker.steps import Steps
 
 
 class Batch:
@@ -19,23 +20,29 @@ class Batch:
         self.limits = limits
         self.cache = PrefixCache(BlockPool(total_blocks), limits.block_size)
         self.fetching = Fetching(self.cache, limits.block_size)
+        self.steps = Steps(self.cache)
         self.running: list[Sequence] = []  # oldest first
         self.waiting: deque[Sequence] = deque()
         self._totals = totals
 
-    def grow(self) -> None:
-        """A block for every sequence whose next token needs one; the newest give up theirs for it."""
+    def grow(self) -> bool:
+        """A block for every sequence whose next token needs one; the newest give up theirs for it, unless
+        steps are under way: false when the next step has to wait for them."""
         i = 0
         while i < len(self.running):
             sequence = self.running[i]
-            if sequence.computed == len(sequence.blocks) * self.limits.block_size:
+            full = sequence.planned == len(sequence.blocks) * self.limits.block_size
+            if full and sequence.remaining:
                 while (taken := self.cache.allocate(1)) is None:
+                    if self.steps:
+                        return False
                     newest = self.running[-1]
                     self.preempt(newest)
                     if newest is sequence:
-                        return
+                        return True
                 sequence.blocks += taken
             i += 1
+        return True
 
     def look(self, now: float) -> None:
         """Fetches what those who wait lack, where that is sooner done than computing it."""
@@ -51,8 +58,9 @@ class Batch:
             return
         prefill = sum(s.remaining for s in self.running if s.remaining > 1)
         slots = self.limits.max_running - sum(len(s.choices) for s in self.running)
+        filling = self.steps.filling(self.limits.block_size)
         while (sequence := self._next()) and prefill < self.limits.chunk_tokens:
-            if len(sequence.choices) > slots:
+            if len(sequence.choices) > slots or (filling and self._next_block(sequence) in filling):
                 return
             if not admit(sequence, self.cache, self.limits, room=len(self.running)):
                 return
@@ -68,6 +76,12 @@ class Batch:
             if not sequence.waits and (sequence.looked or not self.fetching.busy):
                 return sequence
         return None
+
+    def _next_block(self, sequence: Sequence) -> bytes | None:
+        """The hash that would make its readable prefix longer. While a step under way fills that block the
+        sequence waits: it would compute the block again."""
+        matched = len(readable(sequence, self.cache))
+        return sequence.hashes[matched] if matched < len(sequence.hashes) else None
 
     def preempt(self, sequence: Sequence) -> None:
         """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
@@ -99,7 +113,7 @@ class Batch:
             self.fetching.admitted(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.cache.release(sequence.held)
+        self.steps.release(sequence.held)
         sequence.forget_blocks()
 
     def _note_admission(self, sequence: Sequence, now: float) -> None:
@@ -116,11 +130,11 @@ class Batch:
 
     def load(self) -> Load:
         pool = self.cache.pool
-        waiting = sum(s.remaining if s.request.started else s.request.uncached for s in self.waiting)
+        waiting = sum(s.uncomputed if s.request.started else s.request.uncached for s in self.waiting)
         return Load(
             running=len(self.running),
             waiting=len(self.waiting),
-            prefill_tokens=waiting + sum(s.remaining for s in self.running if s.remaining > 1),
+            prefill_tokens=waiting + sum(s.uncomputed for s in self.running if s.uncomputed > 1),
             context_tokens=sum(s.computed for s in self.running),
             free_blocks=pool.free,
             cached_blocks=pool.cached,
@@ -134,6 +148,6 @@ class Batch:
         self.cache.check_integrity()
         pool = self.cache.pool
         held = {block for sequence in self.running for block in sequence.held}
-        held |= set(self.fetching.held)
+        held |= {*self.fetching.held, *self.steps.retired}
         assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
         assert not any(sequence.held for sequence in self.waiting)

@@ -1,6 +1,7 @@
 """What becomes of a sequence's blocks when a step has finished: sealed when full, shared when forked."""
 
 from array import array
+from collections.abc import Callable
 
 from warmfleet_proto.hashing import block_hash
 
@@ -9,10 +10,12 @@ from warmfleet_worker.prefix import PrefixCache
 from warmfleet_worker.sequence import Sequence
 
 
-def seal_filled(sequence: Sequence, cache: PrefixCache, block_size: int) -> None:
+def seal_filled(
+    sequence: Sequence, cache: PrefixCache, release: Callable[[list[int]], None], block_size: int
+) -> None:
     """Makes every block that is full by now readable.
 
-    Where an equal block became readable first, the sequence goes on with that one and gives its own up.
+    Where an equal block became readable first, the sequence goes on with that one and releases its own.
     """
     root = sequence.request.root
     while sequence.sealable and (sequence.sealed + 1) * block_size <= sequence.computed:
@@ -29,7 +32,7 @@ def seal_filled(sequence: Sequence, cache: PrefixCache, block_size: int) -> None
             return
         if node.block != block:
             cache.pin([node.block])
-            cache.release([block])
+            release([block])
             sequence.replace_block(index, node.block)
         sequence.node = node
         sequence.sealed += 1
@@ -52,6 +55,7 @@ def fork(sequence: Sequence, cache: PrefixCache, block_size: int) -> list[Sequen
             sequence.prompt_tokens,
             blocks=[*shared, spare],
             computed=sequence.computed,
+            planned=sequence.computed,
             sealed=sequence.sealed,
             node=sequence.node,
             sealable=sequence.sealable,

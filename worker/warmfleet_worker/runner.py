@@ -1,17 +1,19 @@
-"""The one loop of a worker: schedule, execute in the engine's thread, commit, publish.
+"""The one loop of a worker: schedule, launch and finish in the engine's thread, commit, publish.
 
-All state of the scheduler belongs to the event loop; the engine's thread sees plans and nothing else.
+All state of the scheduler belongs to the event loop; the engine's thread sees plans and nothing else. With
+an engine of depth 2 the next step is planned and launched before the loop waits for the one that runs.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from contextlib import suppress
+from typing import NoReturn, Protocol
 
-from warmfleet_worker.engine.base import Engine, Plan
+from warmfleet_worker.engine.base import Engine, Finish, Plan, StepResult
 from warmfleet_worker.events import PresenceLog
 from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.scheduler import Scheduler
@@ -57,6 +59,7 @@ class Runner:
         self.closing = False
         self.on_outputs: Callable[[list[Output]], None] = lambda _: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._launched: deque[Finish] = deque()  # the engine thread's
         self._wake = asyncio.Event()
         self._at_rest = asyncio.Event()
         self._step_began: float | None = None
@@ -97,6 +100,12 @@ class Runner:
         self._publish()
         self._wake.set()
 
+    async def warm_up(self) -> None:
+        """In the engine's thread: plans of cuDNN belong to the thread that made them."""
+        _log.info("warming up")
+        loop, chunk_tokens = asyncio.get_running_loop(), self.scheduler.limits.chunk_tokens
+        await loop.run_in_executor(self._thread, self.engine.warm_up, chunk_tokens)
+
     async def run(self) -> None:
         """Forever; cancel to stop. The thread ends with the step under way."""
         try:
@@ -136,19 +145,26 @@ class Runner:
         self._tell_change()
 
     async def _step(self) -> None:
-        began = self.now()
+        """Launches one more step; finishes the oldest when no further one can be under way."""
+        now = self.now()
         self._wake.clear()
-        plan = self.scheduler.schedule(began)
+        plan = self.scheduler.schedule(now)
         self._give_orders()
         self._deliver()
-        if plan is None:
+        under_way = self.scheduler.under_way
+        if not under_way:
             self._publish()
             await self._wait()
             return
-        self._step_began = began
-        await self._execute(plan)
-        self._step_began = None
-        self.scheduler.totals.step_seconds += self.now() - began
+        if self._step_began is None:
+            self._step_began = now
+        if plan is not None and under_way < self.engine.depth:
+            await self._in_thread(plan, False)
+            return
+        await self._finish(plan)
+        now = self.now()
+        self.scheduler.totals.step_seconds += now - self._step_began
+        self._step_began = now if self.scheduler.under_way else None
         self._give_orders()
         self._publish()
         self._deliver()
@@ -157,7 +173,7 @@ class Runner:
         """For whatever can make a step possible: a request, a fetch's arrival, the time that one is given."""
         if self.scheduler.idle:
             return
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(min(self.scheduler.next_timer - self.now(), _REST_S)):
                 await self._wake.wait()
 
@@ -169,17 +185,47 @@ class Runner:
             elif carrier := self._carried.get(order.id):
                 carrier.abandon(order.id)
 
-    async def _execute(self, plan: Plan) -> None:
-        loop = asyncio.get_running_loop()
+    async def _finish(self, plan: Plan | None) -> None:
+        """Launches the plan, and commits the oldest step under way when it has finished."""
         try:
-            result = await loop.run_in_executor(self._thread, self.engine.execute, plan)
+            result = await self._in_thread(plan, True)
         except Exception as error:
             _log.exception("an engine step failed")
             self.scheduler.fail(f"the engine failed: {type(error).__name__}", self.now())
             return
+        assert result is not None
         if result.delay_s > 0:
             await asyncio.sleep(result.delay_s)
         self.scheduler.commit(result, self.now())
+
+    async def _in_thread(self, plan: Plan | None, finish: bool) -> StepResult | None:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._turn, plan, finish)
+
+    def _turn(self, plan: Plan | None, finish: bool) -> StepResult | None:
+        """In the engine's thread."""
+        if plan is not None:
+            self._launched.append(self._launch(plan))
+        if not finish:
+            return None
+        try:
+            return self._launched.popleft()()
+        except Exception:
+            while self._launched:  # void as well, but the device has to be done with them
+                with suppress(Exception):
+                    self._launched.popleft()()
+            raise
+
+    def _launch(self, plan: Plan) -> Finish:
+        """A step that cannot be launched fails when its turn has come."""
+        try:
+            return self.engine.launch(plan)
+        except Exception as error:
+            failure = error
+
+        def fail() -> NoReturn:
+            raise failure
+
+        return fail
 
     def _publish(self) -> None:
         changes = self.scheduler.cache.take_changes()

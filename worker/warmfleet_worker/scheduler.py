@@ -2,6 +2,10 @@
 
 ``schedule`` makes a Plan, an engine executes it, ``commit`` (or ``fail``) tells the outcome. Nothing that a
 step writes can be read before its commit. Requests leave at step boundaries only.
+
+A step may be planned while the one before it runs: a token that is not drawn yet is named by its place in
+that step. What hangs on how the step turns out waits for it: forks, preemption, prefixes that it computes.
+A sequence that turns out to have ended was planned in vain, and its blocks stay pinned until that is over.
 """
 
 import math
@@ -18,6 +22,7 @@ from warmfleet_worker.engine.base import Drawn, Plan, StepResult, Work
 from warmfleet_worker.fetch import Arrival, Order
 from warmfleet_worker.filling import seal_filled
 from warmfleet_worker.load import Load, Totals
+from warmfleet_worker.planning import plan_work
 from warmfleet_worker.prefix import PrefixCache
 from warmfleet_worker.sequence import Ending, Key, Output, Reason, Request, Sequence, new_sequence
 
@@ -32,10 +37,8 @@ class Scheduler:
         self.requests: dict[Key, Request] = {}
         self._coming: Counter[bytes] = Counter()  # hashes of their prompts
         self.draining = False
-        self._plan: Plan | None = None
-        self._planned: list[Sequence] = []  # whose the plan's works are
         self._dropped: list[Request] = []
-        self._scheduled = 0.0  # when the plan was made
+        self._finished = 0.0  # when the last step had
         self._next_deadline = math.inf  # no live request's is earlier
         self._outputs: list[Output] = []
 
@@ -44,8 +47,13 @@ class Scheduler:
         return self.batch.cache
 
     @property
+    def under_way(self) -> int:
+        """Steps that were planned and whose outcome is not known."""
+        return len(self.batch.steps)
+
+    @property
     def idle(self) -> bool:
-        return not self.requests
+        return not self.requests and not self.under_way
 
     def load(self) -> Load:
         return self.batch.load()
@@ -103,95 +111,83 @@ class Scheduler:
     # ---- before a step -----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Plan | None:
-        """The next step; None when nothing is left to do."""
-        assert self._plan is None
+        """The next step; None when nothing is left to do, or nothing before a step under way has ended."""
         self._reap(now)
         self.batch.look(now)
-        self.batch.grow()
+        if not self.batch.grow():
+            return None
         self.batch.admit(now)
-        works = []
-        budget = self.limits.chunk_tokens
+        works: list[Work] = []
+        copies, planned = [], []
+        budget, draws = self.limits.chunk_tokens, 0
         for sequence in self._runnable():
             count = sequence.remaining
             if count > 1:
                 count = min(count, budget)
                 budget -= count
             if count:
-                works.append(self._work(sequence, count))
-                self._planned.append(sequence)
-        if works:
-            copies = tuple(sequence.copy for sequence in self._planned if sequence.copy)
-            self._plan = Plan(tuple(works), copies)
-            self._scheduled = now
-        return self._plan
+                if sequence.copy is not None and not sequence.under_way:
+                    copies.append(sequence.copy)
+                works.append(plan_work(sequence, count, draws))
+                planned.append(sequence)
+                draws += works[-1].draws
+        if not works:
+            return None
+        plan = Plan(tuple(works), tuple(copies))
+        self.batch.steps.add(plan, planned, now)
+        return plan
 
     def _runnable(self) -> Iterable[Sequence]:
         """All that run, or just one of those whose last step failed in company."""
         for sequence in self.batch.running:
             if sequence.alone:
-                return [sequence]
+                return [] if self.under_way else [sequence]
         return self.batch.running
-
-    def _work(self, sequence: Sequence, count: int) -> Work:
-        request, start = sequence.request, sequence.computed
-        end = start + count
-        token_ids = sequence.token_ids
-        last = end == len(token_ids)
-        scored = None if request.started else request.params.prompt_logprobs
-        return Work(
-            tuple(token_ids[start:end]),
-            start,
-            sequence.runs,
-            request.root,
-            request.params.sampling if last else None,
-            sequence.choices,
-            sequence.completion_tokens,
-            scored,
-            None if last or scored is None else token_ids[end],
-        )
 
     # ---- after a step ------------------------------------------------------------------------
 
     def commit(self, result: StepResult, now: float) -> None:
-        """The planned step has finished on the device."""
-        plan, planned = self._take_plan()
+        """The oldest step under way has finished on the device."""
+        step = self.batch.steps.finish()
         self.totals.steps += 1
-        prompts = sum(len(work.token_ids) for work in plan.works if len(work.token_ids) > 1)
-        self.batch.fetching.pace.computed(prompts, now - self._scheduled)
-        for sequence, work, drawn in zip(planned, plan.works, result.drawn, strict=True):
+        prompts = sum(len(work.token_ids) for work in step.plan.works if len(work.token_ids) > 1)
+        self.batch.fetching.pace.computed(prompts, now - max(step.planned, self._finished))
+        self._finished = now
+        for sequence, work, drawn in zip(step.sequences, step.plan.works, result.drawn, strict=True):
+            if not sequence.blocks:
+                continue  # it ended while the step was under way
             self._settle(sequence, work)
             if sequence.request.dropped is None:
                 self._take_drawn(sequence, work, drawn, now)
         self._reap(now)
 
     def fail(self, message: str, now: float) -> None:
-        """The planned step raised: what it wrote is void. Its sequences compute again, each in a step of its
-        own, so that a bad request fails alone and takes no neighbour along."""
-        _, planned = self._take_plan()
+        """The oldest step under way raised: what it and those behind it wrote is void. Its sequences compute
+        again, each in a step of its own, so that a bad request fails alone and takes no neighbour along. No
+        step may be running any more."""
+        failed = self.batch.steps.finish().sequences
+        behind = [sequence for _ in range(self.under_way) for sequence in self.batch.steps.finish().sequences]
         self.totals.failed_steps += 1
-        for sequence in reversed(planned):
-            sequence.request.failures += len(planned) == 1
+        for sequence in reversed([s for s in self.batch.running if s in failed or s in behind]):
+            sequence.request.failures += failed == [sequence]
             if sequence.request.failures == _MAX_FAILURES:
                 self.drop(sequence.request.key, Ending(Reason.FAILED, message))
             else:
-                sequence.alone = True
+                sequence.alone = sequence in failed
                 self.batch.preempt(sequence)
         self._reap(now)
-
-    def _take_plan(self) -> tuple[Plan, list[Sequence]]:
-        assert self._plan is not None
-        plan, planned = self._plan, self._planned
-        self._plan, self._planned = None, []
-        return plan, planned
 
     def _settle(self, sequence: Sequence, work: Work) -> None:
         """What the step computed counts from now on."""
         sequence.computed += len(work.token_ids)
         sequence.alone = False
+        release = self.batch.steps.release
+        if not sequence.under_way:
+            sequence.drawing = None
         if sequence.copy is not None:
-            self.cache.release([sequence.copy.source])
+            release([sequence.copy.source])
             sequence.copy = None
-        seal_filled(sequence, self.cache, self.limits.block_size)
+        seal_filled(sequence, self.cache, release, self.limits.block_size)
 
     def _take_drawn(self, sequence: Sequence, work: Work, drawn: Drawn, now: float) -> None:
         sequence.request.prompt_logprobs += drawn.prompt_logprobs

@@ -93,6 +93,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # position p lies in blocks[p // block_size]
     spares: list[int] = field(default_factory=list)  # one for each further choice, taken at admission
     computed: int = 0  # leading tokens whose KV is in the blocks
+    planned: int = 0  # the same, with those that steps under way compute
+    drawing: int | None = None  # where the newest step under way draws the token that it goes on with
     sealed: int = 0  # leading blocks that are readable
     node: Node | None = None  # the last of them
     sealable: bool = True  # false below a hash collision: those blocks stay private
@@ -109,9 +111,19 @@ class Sequence:
         return len(self.token_ids) - self.prompt_tokens
 
     @property
-    def remaining(self) -> int:
-        """Tokens to compute before the next can be drawn; 1 while decoding."""
+    def under_way(self) -> bool:
+        """Whether a step that has not finished computes tokens of it."""
+        return self.planned > self.computed
+
+    @property
+    def uncomputed(self) -> int:
+        """Known tokens whose KV is not in the blocks; 1 while decoding."""
         return len(self.token_ids) - self.computed
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to plan before the next can be drawn; 0 where a step under way has to turn out first."""
+        return len(self.token_ids) + (self.drawing is not None) - self.planned
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -132,8 +144,8 @@ class Sequence:
     def forget_blocks(self) -> None:
         """Back to the start, after everything held was released."""
         self.blocks, self.spares, self._runs = [], [], ()
-        self.computed = self.sealed = 0
-        self.node = self.copy = None
+        self.computed = self.planned = self.sealed = 0
+        self.node = self.copy = self.drawing = None
         self.sealable = True
 
 

@@ -59,6 +59,7 @@ class Worker:
         except OSError as error:
             raise ConfigError(f"cannot listen on {self.config.http}: {error.strerror}") from None
         self.http_address = f"{host}:{port}"
+        await self.runner.warm_up()
         self.loop = asyncio.create_task(self.runner.run())
         await self._server.start()
         await self._health.set_serving(True)

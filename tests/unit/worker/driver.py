@@ -1,5 +1,10 @@
-"""Drives a scheduler and the sim engine in one thread: schedule, execute, commit, until all have ended."""
+"""Drives a scheduler and the sim engine in one thread: schedule, execute, commit, until all have ended.
 
+At depth 2 a step is planned while the one before it is under way, and computed as late as may be. Free
+blocks hold a value of their own, so that it shows when a step reads one, and when it writes one.
+"""
+
+from collections import deque
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
@@ -8,13 +13,15 @@ import numpy as np
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_worker.admission import Limits
 from warmfleet_worker.blocks import BlockPool
-from warmfleet_worker.engine.base import Logprobs, Plan, Sampling, StepResult
+from warmfleet_worker.engine.base import Finish, Logprobs, Plan, Sampling, StepResult
 from warmfleet_worker.engine.sim import SimEngine, oracle
 from warmfleet_worker.events import PresenceLog
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.sequence import Ending, Key, Output, Params, Reason, Request, Started
 
 from tests.unit.worker.larder import Larder
+
+POISON = 0xDEAD
 
 
 class Text:
@@ -42,9 +49,14 @@ class Driver:
         max_waiting: int = 1000,
         chunk_tokens: int = 64,
         vocab_size: int = 32_000,
+        depth: int = 1,
     ) -> None:
         self.engine = SimEngine(
-            block_size=block_size, total_blocks=total_blocks, vocab_size=vocab_size, max_context=max_context
+            block_size=block_size,
+            total_blocks=total_blocks,
+            vocab_size=vocab_size,
+            max_context=max_context,
+            depth=depth,
         )
         context = min(max_context, total_blocks * block_size)
         limits = Limits(block_size, context, max_running, max_waiting, chunk_tokens)
@@ -57,6 +69,7 @@ class Driver:
         self.prompt_logprobs: dict[Key, tuple[Logprobs, ...]] = {}
         self.larder: Larder | None = None
         self._handles = count(1)
+        self._launched: deque[tuple[Plan, Finish]] = deque()
 
     def stock_up(self) -> Larder:
         """What is readable now can be fetched from now on."""
@@ -117,26 +130,37 @@ class Driver:
         if self.larder:
             self.larder.order(self.scheduler.take_orders())
         self._take_outputs()
+        self._poison()
         return plan
+
+    def launch(self) -> None:
+        """Plans and launches as many steps as may be under way."""
+        while len(self._launched) < self.engine.depth and (plan := self.schedule()):
+            self._launched.append((plan, self.engine.launch(plan)))
 
     def commit(self, plan: Plan) -> Step:
         """Executes and commits what ``schedule`` gave."""
-        result = self.engine.execute(plan)
+        return self._finish(plan, self.engine.launch(plan))
+
+    def _finish(self, plan: Plan, finish: Finish) -> Step:
+        result = finish()
+        self._check_poison()
         self.now += 1.0
         self.scheduler.commit(result, self.now)
         self.log.publish(self.scheduler.cache.take_changes())
         self._take_outputs()
         self.scheduler.check_integrity()
+        self._poison()
         self.steps.append(Step(plan, result))
         return self.steps[-1]
 
     def step(self) -> Step | None:
         """One whole step; None when there was nothing to do."""
-        plan = self.schedule()
-        if plan is None:
+        self.launch()
+        if not self._launched:
             self.log.publish(self.scheduler.cache.take_changes())
             return None
-        return self.commit(plan)
+        return self._finish(*self._launched.popleft())
 
     def run(self, max_steps: int = 10_000) -> None:
         """Until nothing is left to do."""
@@ -171,7 +195,8 @@ class Driver:
         )
 
     def fail(self) -> None:
-        """The planned step raises instead of finishing."""
+        """The oldest step under way raises instead of finishing."""
+        self._launched.clear()
         self.scheduler.fail("broken", self.now)
         self.log.publish(self.scheduler.cache.take_changes())
         self._take_outputs()
@@ -183,6 +208,14 @@ class Driver:
             text = self.text(request, choice)
             assert text.ending == Ending(Reason.LENGTH)
             assert text.token_ids == self.expected(request, choice)
+
+    def _poison(self) -> None:
+        if isinstance(self.engine, SimEngine):
+            self.engine.pool[self.pool._free] = POISON
+
+    def _check_poison(self) -> None:
+        if isinstance(self.engine, SimEngine):
+            assert (self.engine.pool[self.pool._free] == POISON).all(), "a step wrote into a free block"
 
     def _take_outputs(self) -> None:
         for output in self.scheduler.take_outputs():

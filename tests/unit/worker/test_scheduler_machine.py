@@ -17,9 +17,14 @@ prompts = st.one_of(
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(blocks=st.integers(6, 24), chunk=st.integers(2, 40), running=st.integers(1, 6))
-    def start(self, blocks: int, chunk: int, running: int) -> None:
-        self.driver = Driver(blocks, chunk_tokens=chunk, max_running=running)
+    @initialize(
+        blocks=st.integers(6, 24),
+        chunk=st.integers(2, 40),
+        running=st.integers(1, 6),
+        depth=st.integers(1, 2),
+    )
+    def start(self, blocks: int, chunk: int, running: int, depth: int) -> None:
+        self.driver = Driver(blocks, chunk_tokens=chunk, max_running=running, depth=depth, vocab_size=4)
         self.requests: list[Request] = []
         self.dropped: set[int] = set()
         self.present: set[bytes] = set()
@@ -32,9 +37,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from([b"", b"x"]),
         temperature=st.sampled_from([0.0, 1.0]),
         scored=st.booleans(),
+        stop=st.booleans(),
     )
     def submit(
-        self, prompt: list[int], max_tokens: int, choices: int, salt: bytes, temperature: float, scored: bool
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        choices: int,
+        salt: bytes,
+        temperature: float,
+        scored: bool,
+        stop: bool,
     ) -> None:
         request = self.driver.request(
             prompt,
@@ -43,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             salt=salt,
             sampling=Sampling(temperature, seed=3),
             prompt_logprobs=1 if scored else None,
+            stop_ids=frozenset([3] if stop else []),
         )
         size, total = self.driver.engine.block_size, self.driver.pool.total
         fits = -(-(len(prompt) + 1) // size) + choices - 1 <= total
@@ -62,7 +76,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def fail(self) -> None:
-        if self.driver.schedule():
+        self.driver.launch()
+        if self.driver.scheduler.under_way:
             self.driver.fail()
 
     @rule(patient=st.booleans())
@@ -88,9 +103,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def bring_beside_a_step(self) -> None:
         """A fetch arrives while the device computes."""
-        if plan := self.driver.schedule():
+        self.driver.launch()
+        if self.driver.scheduler.under_way:
             self.driver.bring(3)
-            self.driver.commit(plan)
+            self.driver.step()
             self.follow()
 
     @rule(data=st.data())
@@ -126,6 +142,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert text.token_ids == expected[: len(text.token_ids)]
                 if text.ending.reason is Reason.LENGTH:
                     assert text.token_ids == expected
+                elif text.ending.reason is Reason.STOP:
+                    assert expected[len(text.token_ids)] == text.ending.stop_id == 3
                 else:
                     cancelled = text.ending.reason is Reason.CANCELLED
                     assert cancelled == (request.key.handle in self.dropped) or request.failures

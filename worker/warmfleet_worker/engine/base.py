@@ -4,7 +4,7 @@ The scheduler decides (which tokens, which blocks); an engine computes. It knows
 requests, caching or the network, and never allocates or frees a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -54,6 +54,13 @@ class Work:
     completion_position: int = 0  # of the token to be drawn: the sampler's counter
     prompt_logprobs: int | None = None  # alternatives to report with each prompt token that this chunk scores
     next_id: int | None = None  # the prompt's token after this chunk, so that prompt_logprobs can score it
+    follows: int | None = None  # its one token is the one that the step before draws in this place (works in
+    # order, choices in order): it was not known when the step was planned, and a 0 stands for it
+
+    @property
+    def draws(self) -> int:
+        """Tokens that it draws."""
+        return len(self.choices) if self.sampling else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,11 @@ class StepResult:
     delay_s: float = 0.0  # a simulated device's time; 0 for a real one
 
 
+Finish = Callable[[], StepResult]
+"""Blocks the calling thread until the device has finished the step. All blocks that it wrote are readable
+after. Raises whatever made the step fail."""
+
+
 class Engine(Protocol):
     """A device with a pool of ``total_blocks`` KV blocks."""
 
@@ -119,13 +131,21 @@ class Engine(Protocol):
     @property
     def max_context(self) -> int: ...
 
-    def execute(self, plan: Plan) -> StepResult:
-        """Blocks the calling thread until the device has finished. All blocks written are readable after."""
+    @property
+    def depth(self) -> int:
+        """Steps that may be under way at once: 1, or 2 where the next can be planned while one runs."""
+
+    def warm_up(self, chunk_tokens: int) -> None:
+        """Compile and plan what steps of up to that many prompt tokens need, in the thread that launches."""
+
+    def launch(self, plan: Plan) -> Finish:
+        """Hand a step to the device, behind those launched before, which finish first. One thread launches
+        and finishes all of them."""
 
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
-        """Their bytes, one block after another, into ``copy``. From any thread, also beside ``execute``: the
+        """Their bytes, one block after another, into ``copy``. From any thread, also beside steps: the
         blocks are readable, and the caller looks at their generations before and after."""
 
     def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """The reverse. When it returns, the next step can read them. From any thread, also beside
-        ``execute``: the caller alone holds the blocks."""
+        steps: the caller alone holds the blocks."""

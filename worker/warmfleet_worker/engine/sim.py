@@ -8,13 +8,15 @@ from the pool* and the token at p, so it stands for the whole prefix. The next t
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from warmfleet_worker.engine.base import Drawn, Logprobs, Plan, Sampling, StepResult, Work
+from warmfleet_worker.engine.base import Drawn, Finish, Logprobs, Plan, Sampling, StepResult, Work
 
 _MASK = (1 << 64) - 1
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
@@ -59,6 +61,7 @@ class SimEngine:
         max_context: int = 131_072,
         timing: Timing = INSTANT,
         clock: Callable[[], float] = lambda: 0.0,
+        depth: int = 1,
     ) -> None:
         """``clock``: seconds; what a step really takes is part of what it is said to take."""
         self.name = "sim"
@@ -71,15 +74,30 @@ class SimEngine:
         self.vocab_size = vocab_size
         self.max_context = max_context
         self.timing = timing
+        self.depth = depth
         self._clock = clock
+        self._drawn: tuple[int, ...] = ()  # by the last step
         self.pool: _Values = np.zeros((total_blocks, block_size), np.uint64)
+
+    def warm_up(self, chunk_tokens: int) -> None:
+        """Nothing to compile."""
+
+    def launch(self, plan: Plan) -> Finish:
+        """A step is computed when it is waited for: nothing can count on what a device may have done."""
+        return partial(self.execute, plan)
 
     def execute(self, plan: Plan) -> StepResult:
         began = self._clock()
         for copy in plan.copies:
             self.pool[copy.target] = self.pool[copy.source]
-        drawn = tuple([self._compute(work) for work in plan.works])
+        drawn = tuple([self._compute(self._known(work)) for work in plan.works])
+        self._drawn = tuple([token for each in drawn for token in each.token_ids])
         return StepResult(drawn, max(0.0, self.timing.seconds(plan) - (self._clock() - began)))
+
+    def _known(self, work: Work) -> Work:
+        if work.follows is None:
+            return work
+        return replace(work, token_ids=(self._drawn[work.follows],))
 
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """See ``engine.base.Engine``."""

@@ -11,7 +11,7 @@ from warmfleet_kernels import copy_blocks, prepare, send
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_worker.engine.access import access
-from warmfleet_worker.engine.base import Copy, Plan, Run, Sampling, StepResult, Work
+from warmfleet_worker.engine.base import Copy, Finish, Plan, Run, Sampling, StepResult, Work
 from warmfleet_worker.engine.drawing import draw_works
 from warmfleet_worker.engine.graphs import DecodeGraphs
 from warmfleet_worker.engine.ragged import flatten
@@ -27,6 +27,7 @@ class TorchEngine:
     """Implements ``engine.base.Engine`` on a CPU or one CUDA device."""
 
     name = "torch"
+    depth = 1
 
     def __init__(
         self, llama: Llama, *, model: str, fingerprint: bytes, block_size: int, total_blocks: int
@@ -88,11 +89,10 @@ class TorchEngine:
             block_size=block_size,
             total_blocks=blocks,
         )
-        report("warming up", 1.0)
-        engine.warm_up()
+        report("loaded", 1.0)
         return engine
 
-    def warm_up(self) -> None:
+    def warm_up(self, chunk_tokens: int) -> None:
         """A prompt and a token into blocks that nobody can read: what is planned or compiled at the first
         use of a shape is not left to the first request, nor taken for the price of a prefill."""
         blocks = tuple(range(min(self.total_blocks, WARM_UP_BLOCKS)))
@@ -101,9 +101,14 @@ class TorchEngine:
             work = Work(token_ids, start, (Run(blocks),), b"", Sampling(), completion_position=start)
             self.execute(Plan((work,)))
 
+    def launch(self, plan: Plan) -> Finish:
+        """See ``engine.base.Engine.launch``."""
+        result = self.execute(plan)
+        return lambda: result
+
     @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult:
-        """See ``engine.base.Engine.execute``."""
+        """One step, finished when this returns."""
         with self._current:
             if self.graphs is None or not self.graphs.takes(plan.works):
                 return self.draw(plan, self.compute(plan))
