@@ -43,6 +43,10 @@ class Cache:
     def available(self) -> int:
         return self.free + self.cached
 
+    def keys(self) -> list[int]:
+        """Of all readable blocks."""
+        return list(self._nodes)
+
     def holds(self, node: Node) -> bool:
         return self._nodes.get(node.key) is node
 
