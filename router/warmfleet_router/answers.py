@@ -25,11 +25,11 @@ def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
     )
 
 
-def explanation(decision: Decision, policy: Policy) -> pb.Explanation:
-    """Candidates with the lowest price first."""
+def explanation(decision: Decision, policy: Policy, booking: int = 0) -> pb.Explanation:
+    """Candidates with the lowest price first. ``booking`` of a placement that was made."""
     candidates = [_candidate(c, policy.terms(decision.ask, c)) for c in decision.candidates]
     candidates.sort(key=lambda c: c.price_s)
-    return pb.Explanation(chosen=placement(decision, 0, policy.name), candidates=candidates)
+    return pb.Explanation(chosen=placement(decision, booking, policy.name), candidates=candidates)
 
 
 def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:

@@ -55,12 +55,17 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         router = LocalRouter(core, clock)
         metrics = Metrics()
         metrics.watch(core, clock)
-        shown = [*admin.routes(core, clock), *metrics.routes()]
         connect = partial(channel.connect, tls=config.tls)
         router_id = f"router-{secrets.token_hex(8)}"
         await stack.enter_async_context(Watcher(core, config.workers, router_id, clock, connect))
         grpc_address = await stack.enter_async_context(_service(config, router))
-        front = program.front(config, router, metrics, config.admin, shown)
+        front = program.front(
+            config,
+            router,
+            metrics,
+            config.admin,
+            lambda gateway: [*admin.routes(core, clock, gateway.dry_run.asks), *metrics.routes()],
+        )
         addresses = await stack.enter_async_context(front)
         yield {**addresses, "grpc": grpc_address}
 

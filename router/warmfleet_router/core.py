@@ -41,7 +41,7 @@ class RouterCore:
         self.roster = Roster(self._ledger, self.counters, routing.index_blocks)
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
         self._ids = 0
-        self._history: deque[PlacementView] = deque(maxlen=HISTORY)
+        self._history: deque[tuple[PlacementView, Decision]] = deque(maxlen=HISTORY)
 
     # ---- gateways
 
@@ -105,7 +105,14 @@ class RouterCore:
 
     def placements(self, limit: int = HISTORY) -> list[PlacementView]:
         """The latest first."""
-        return [copy(record) for record in list(self._history)[::-1][:limit]]
+        return [copy(record) for record, _ in list(self._history)[::-1][:limit]]
+
+    def recall(self, request_id: str, booking: int) -> list[tuple[PlacementView, pb.Explanation]]:
+        """Of the latest placements those of this request, or with this booking: what they chose from."""
+        found = [
+            (r, d) for r, d in self._history if (request_id or None) == r.request_id or r.booking == booking
+        ]
+        return [(copy(r), answers.explanation(d, self.policy, r.booking)) for r, d in found[::-1]]
 
     def totals(self, now: float) -> Totals:
         return total_view(self.roster, self.workers(now), self.policy.name, now)
@@ -183,7 +190,7 @@ class RouterCore:
         counters.expected_tokens += record.expected
         booking.worker.placements += 1
         booking.worker.routed.add(now)
-        self._history.append(record)
+        self._history.append((record, decision))
 
     # ---- learning
 

@@ -25,6 +25,7 @@ from warmfleet_router.prompt.encoder import PromptEncoder
 
 C = TypeVar("C", RouterConfig, GatewayConfig)
 Addresses = dict[str, str]  # what is listened on: "http", "grpc", ... -> HOST:PORT
+Pages = Callable[[Gateway], Sequence[web.RouteDef]]  # what operators are shown of it
 
 
 def add_options(parser: argparse.ArgumentParser, flags: Mapping[str, str], epilog: str) -> None:
@@ -80,7 +81,7 @@ async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int
 
 @asynccontextmanager
 async def front(
-    config: Frontend, router: Router, metrics: Metrics, apart: str, shown: Sequence[web.RouteDef]
+    config: Frontend, router: Router, metrics: Metrics, apart: str, shown: Pages
 ) -> AsyncIterator[Addresses]:
     """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
     address ``apart``, or shares a loopback one. Raises ConfigError."""
@@ -94,10 +95,10 @@ async def front(
         app.add_routes(gateway.routes())
         if apart:
             own = application()
-            own.add_routes(shown)
+            own.add_routes(shown(gateway))
             addresses["admin"] = await _open(stack, Site(own, apart))
         elif is_loopback(config.http):
-            app.add_routes(shown)
+            app.add_routes(shown(gateway))
         await gateway.start()
         lag = asyncio.create_task(watch_loop(metrics))
         stack.push_async_callback(_cancelled, lag)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto.errors import BadRequest
 from warmfleet_router import admin
+from warmfleet_router.gateway.http import application
 from warmfleet_router.view import HitRate
 
 from tests.process.browser import needs_chromium, opened
@@ -26,8 +29,14 @@ def core() -> FixedCore:
 
 @pytest.fixture
 async def server(core: FixedCore) -> AsyncIterator[TestServer]:
-    app = web.Application()
-    app.add_routes(admin.routes(core, clock=lambda: 100.0))
+    async def supposed(request: web.Request) -> list[pb.RouteRequest]:
+        asked = await request.json()
+        if "keys" not in asked:
+            raise BadRequest("messages: expected some", "messages")
+        return [pb.RouteRequest(model="tiny", keys=b"k" * 8, prompt_tokens=100)]
+
+    app = application()
+    app.add_routes(admin.routes(core, lambda: 100.0, supposed))
     async with TestServer(app) as running:
         yield running
 
@@ -67,11 +76,34 @@ async def test_placements_json(client: TestClient, core: FixedCore) -> None:
 
 
 async def test_explain_finds_a_recent_placement(client: TestClient) -> None:
-    found = await (await client.get("/admin/explain", params={"request_id": "r-1"})).json()
-    assert found["placements"][0]["booking"] == "f" * 16  # 64 bits survive JSON
+    for asked in ({"request_id": "r-1"}, {"booking": "f" * 16}):
+        (found,) = (await (await client.get("/admin/explain", params=asked)).json())["explanations"]
+        assert found["booking"] == "f" * 16  # 64 bits survive JSON
+        first, second = found["candidates"]
+        assert (first["chosen"], second["chosen"]) == (True, False)
+        assert first["says"] == (
+            "Holds 64 of the 100 prompt tokens. Costs 20.0 ms until the work before it is done and "
+            "80.0 ms to compute the 36 tokens that it does not hold: 100.0 ms in all, the lowest price."
+        )
+        assert second["says"].endswith("1.50 s in all, 1.40 s above the lowest.")
+        assert first["terms"][1]["says"] == "to compute the 36 tokens that it does not hold"
     missing = await client.get("/admin/explain", params={"request_id": "r-2"})
     assert missing.status == 404
     assert "request_id" in (await missing.json())["error"]["message"]
+    assert (await client.get("/admin/explain")).status == 404
+    assert (await client.get("/admin/explain", params={"booking": "xyz"})).status == 400
+
+
+async def test_explain_a_request_that_is_not_made(client: TestClient) -> None:
+    answer = await client.post("/admin/explain", json={"keys": ""})
+    (found,) = (await answer.json())["explanations"]
+    assert (found["worker"], found["prompt_tokens"], len(found["candidates"])) == ("w0", 100, 2)
+    assert "booking" not in found
+    refused = await client.post("/admin/explain", json={})
+    assert refused.status == 400
+    assert "messages" in (await refused.json())["error"]["message"]
+    elsewhere = await client.post("/admin/explain", json={"keys": ""}, headers={"Host": "evil.example"})
+    assert elsewhere.status == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "10.0.0.1", ":", "localhost:99999"])
@@ -117,6 +149,16 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         assert EVIL in placed  # shown as it is, and not as markup
         assert f"{NONE} / 64 / 80" in placed
         assert await page.evaluate("document.title") == "Warmfleet"
+
+        await page.evaluate("document.querySelector('#placements button').click()")
+        await page.wait("document.querySelectorAll('#candidates tbody tr').length === 2")
+        chosen, _ = await page.text("#candidates tbody tr")
+        assert "Holds 64 of the 100 prompt tokens" in chosen
+        assert "cheapest of 2" in (await page.text("#verdict"))[0]
+        await page.evaluate("document.querySelector('#ask textarea').value = '{}'")
+        await page.evaluate("document.querySelector('#ask button').click()")
+        await page.wait("document.querySelector('#verdict').innerText.includes('messages: expected some')")
+        page.complaints.clear()  # the browser logs the 400
 
         core.set_worker(hit_minute=HitRate(60, 120))
         core.placed = [

@@ -3,11 +3,14 @@
 It shows every tenant's traffic. It shares the gateway's port on loopback only.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import web
+from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.channel import is_loopback
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_router.admin import figures, pages
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
@@ -23,6 +26,11 @@ class Source(Protocol):
     def workers(self, now: float) -> list[WorkerView]: ...
     def placements(self, limit: int) -> list[PlacementView]: ...
     def totals(self, now: float) -> Totals: ...
+    def recall(self, request_id: str, booking: int) -> list[tuple[PlacementView, pb.Explanation]]: ...
+    def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation: ...
+
+
+Supposed = Callable[[web.Request], Awaitable[list[pb.RouteRequest]]]
 
 
 def allowed(address: str) -> bool:
@@ -30,8 +38,9 @@ def allowed(address: str) -> bool:
     return is_loopback(address)
 
 
-def routes(core: Source, clock: Callable[[], float]) -> list[web.RouteDef]:
-    """GET routes under /admin; ``clock`` is the monotonic clock that feeds ``core``."""
+def routes(core: Source, clock: Callable[[], float], supposed: Supposed) -> list[web.RouteDef]:
+    """Under /admin; ``clock`` is the monotonic clock that feeds ``core``, ``supposed`` what a request would
+    ask of it."""
     started = clock()
 
     async def workers(request: web.Request) -> web.Response:
@@ -44,12 +53,30 @@ def routes(core: Source, clock: Callable[[], float]) -> list[web.RouteDef]:
         return pages.json(request, {"placements": latest()})
 
     async def explain(request: web.Request) -> web.Response:
-        wanted = request.query.get("request_id", "")
-        found = [entry for entry in latest() if entry["request_id"] == wanted]
+        """A placement of late, by ``?request_id=`` or ``?booking=``."""
+        pages.check_host(request)
+        found = core.recall(request.query.get("request_id", ""), _booking(request.query.get("booking")))
         if not found:
-            reason = f"request_id: none of the last {PLACEMENTS} placements has it"
+            reason = f"request_id, booking: none of the last {PLACEMENTS} placements has it"
             return pages.json(request, {"error": {"message": reason}}, status=404)
-        return pages.json(request, {"placements": found})
+        now = clock()
+        explanations = [
+            figures.placement(view, now) | figures.explanation(explained, view.prompt_tokens)
+            for view, explained in found
+        ]
+        return pages.json(request, {"explanations": explanations})
+
+    async def suppose(request: web.Request) -> web.Response:
+        """A request that is not made: its body as the API takes it, or its keys."""
+        pages.check_host(request)
+        asks = await supposed(request)
+        explanations = [
+            figures.explanation(
+                core.explain(ask, clock()), ask.prompt_tokens or len(ask.token_ids) // TOKEN_BYTES
+            )
+            for ask in asks
+        ]
+        return pages.json(request, {"explanations": explanations})
 
     def latest() -> list[dict[str, Any]]:
         now = clock()
@@ -59,5 +86,14 @@ def routes(core: Source, clock: Callable[[], float]) -> list[web.RouteDef]:
         web.get("/admin/workers", workers),
         web.get("/admin/placements", placements),
         web.get("/admin/explain", explain),
+        web.post("/admin/explain", suppose),
         *pages.routes(),
     ]
+
+
+def _booking(text: str | None) -> int:
+    """16 hex digits, as the page shows them; 0, which no booking has, for none."""
+    try:
+        return int(text or "0", 16)
+    except ValueError:
+        raise BadRequest(f"booking: {text!r} is no hexadecimal number", "booking") from None

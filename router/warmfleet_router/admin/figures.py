@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from warmfleet_proto import router_pb2 as pb
+
+from warmfleet_router.admin import words
 from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
 
 
@@ -64,6 +67,36 @@ def placement(view: PlacementView, now: float) -> dict[str, Any]:
         "predicted_ttft_s": view.predicted_ttft_s,
         "ttft_s": view.ttft_s,
         "ending": view.ending,
+    }
+
+
+def explanation(explained: pb.Explanation, prompt_tokens: int) -> dict[str, Any]:
+    """A placement, made or not, with all that it was chosen from: the lowest price first."""
+    chosen = explained.chosen
+    least = min((c.price_s for c in explained.candidates), default=0.0)
+    return {
+        "worker": chosen.worker,
+        "policy": chosen.policy,
+        "reason": chosen.reason,
+        "price_s": chosen.price_s,
+        "prompt_tokens": prompt_tokens,
+        "available_tokens": chosen.available_tokens,
+        "expected_tokens": chosen.expected_tokens,
+        "candidates": [
+            {
+                "worker": c.worker,
+                "chosen": c.worker == chosen.worker,
+                "why": c.why,
+                "overlap_tokens": c.overlap_tokens,
+                "price_s": c.price_s,
+                "terms": [
+                    {"name": t.name, "seconds": t.seconds, "says": words.term(t.name, c, prompt_tokens)}
+                    for t in c.terms
+                ],
+                "says": words.candidate(c, prompt_tokens, least),
+            }
+            for c in explained.candidates
+        ],
     }
 
 

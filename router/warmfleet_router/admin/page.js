@@ -170,7 +170,8 @@ function showWorker(parts, w) {
 
 function makePlacement(parts) {
   for (const name of ["when", "worker", "prompt", "reason", "ending"]) parts[name] = element("span");
-  parts.request = element("span", "mono");
+  parts.request = element("button", "mono");
+  parts.request.addEventListener("click", () => explain(parts.booking));
   for (const name of ["policy", "terms", "ttft", "overlapSub"]) parts[name] = element("span", "sub");
   parts.overlap = bar("available", "expected", "delivered");
   return [
@@ -186,7 +187,8 @@ function makePlacement(parts) {
 
 function showPlacement(parts, p) {
   setText(parts.when, age(p.age_s));
-  setText(parts.request, p.request_id);
+  setText(parts.request, p.request_id || p.booking);
+  parts.booking = p.booking;
   setText(parts.worker, p.worker);
   setText(parts.prompt, count(p.prompt_tokens));
   const overlaps = [p.available_tokens, p.expected_tokens, p.delivered_tokens ?? 0];
@@ -242,6 +244,59 @@ function showFleet(f) {
   const healthy = `${f.healthy} of ${f.workers} workers healthy${f.panic ? " (panic)" : ""}`;
   setText(document.getElementById("about"),
     `${models} · ${healthy} · policy ${f.policy} · up ${age(f.uptime_s)}`);
+}
+
+// ---- why one request went where it went, or would go
+
+const form = document.getElementById("ask");
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  explain(form.elements.what.value.trim());
+});
+
+async function explain(what) {
+  if (!what) return;
+  form.elements.what.value = what;
+  const verdict = document.getElementById("verdict");
+  try {
+    const { explanations } = await explanation(what);
+    const [first] = explanations;
+    verdict.className = "";
+    setText(verdict, `${first.worker}: ${first.reason}. ${count(first.available_tokens)} of ` +
+      `${count(first.prompt_tokens)} prompt tokens are held somewhere, ${count(first.expected_tokens)} there.`);
+    showCandidates(first.candidates);
+  } catch (error) {
+    verdict.className = "bad";
+    setText(verdict, error.message);
+    showCandidates([]);
+  }
+  verdict.scrollIntoView({ block: "nearest" });
+}
+
+async function explanation(what) {
+  if (what.startsWith("{")) {
+    const headers = { "Content-Type": "application/json" };
+    return answerOf(await fetch("explain", { method: "POST", headers, body: what }));
+  }
+  const name = /^[0-9a-f]{16}$/.test(what) ? "booking" : "request_id";
+  return answerOf(await fetch(`explain?${new URLSearchParams({ [name]: what })}`, { cache: "no-store" }));
+}
+
+async function answerOf(response) {
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error?.message ?? `status ${response.status}`);
+  return body;
+}
+
+function showCandidates(candidates) {
+  const table = document.getElementById("candidates");
+  table.tBodies[0].replaceChildren(...candidates.map((c) => {
+    const row = element("tr", c.chosen ? "chosen" : "", cell("", element("span", "worker", c.worker)),
+      cell("number", seconds(c.price_s)), cell("", c.says));
+    ["worker", "price", "why it costs that"].forEach((label, i) => { row.cells[i].dataset.label = label; });
+    return row;
+  }));
+  table.hidden = candidates.length === 0;
 }
 
 // ---- the loop

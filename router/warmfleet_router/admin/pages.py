@@ -32,7 +32,7 @@ def routes() -> list[web.RouteDef]:
 
 
 def json(request: web.Request, value: Any, status: int = 200) -> web.Response:
-    _check_host(request)
+    check_host(request)
     body = msgspec.json.encode(value)
     return web.Response(status=status, body=body, content_type="application/json", headers=_HEADERS)
 
@@ -41,7 +41,7 @@ def _file(name: str, kind: str) -> Handler:
     body = resources.files("warmfleet_router.admin").joinpath(name).read_bytes()
 
     async def serve(request: web.Request) -> web.Response:
-        _check_host(request)
+        check_host(request)
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=_HEADERS)
 
     return serve
@@ -51,7 +51,7 @@ async def _to_page(_: web.Request) -> web.Response:
     raise web.HTTPPermanentRedirect("/admin/")
 
 
-def _check_host(request: web.Request) -> None:
+def check_host(request: web.Request) -> None:
     """On loopback only loopback's names are answered: a web page elsewhere that lets its own name resolve
     to 127.0.0.1, or a proxy that publishes the gateway, does not get the admin page."""
     assert request.transport is not None

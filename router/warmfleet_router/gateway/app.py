@@ -40,7 +40,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
     """The gateway while the block lasts, with the address that it has got. Raises ConfigError."""
     metrics = Metrics()
     async with channel.connect(config.router, config.tls, message_bytes=ROUTE_MESSAGE_BYTES) as to_router:
-        front = program.front(config, RemoteRouter(to_router), metrics, config.metrics, metrics.routes())
+        front = program.front(
+            config, RemoteRouter(to_router), metrics, config.metrics, lambda _: metrics.routes()
+        )
         async with front as addresses:
             yield addresses
 

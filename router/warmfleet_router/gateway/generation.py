@@ -1,7 +1,7 @@
 """One prompt being completed: placed, submitted, tried elsewhere while nothing has been answered."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError, WorkerLost
@@ -46,6 +46,22 @@ class Wanted:
     @property
     def prompt_tokens(self) -> int:
         return len(self.token_ids) // TOKEN_BYTES
+
+    def route(self, gateway_id: str, tried: Sequence[str] = ()) -> RouteRequest:
+        """What the router is asked; ``tried`` workers have failed or refused it."""
+        return RouteRequest(
+            request_id=self.request_id,
+            gateway_id=gateway_id,
+            model=self.model,
+            tenant=self.tenant.name,
+            salt=self.tenant.salt,
+            token_ids=self.token_ids,
+            prompt_tokens=self.prompt_tokens,
+            max_tokens=self.sampling.max_tokens,
+            choices=self.sampling.choices,
+            exclude=tried,
+            bypass_cache=self.sampling.HasField("prompt_logprobs"),
+        )
 
 
 class Generation:
@@ -111,20 +127,7 @@ class Generation:
         self._fleet.reports.finish(report)
 
     async def _place(self) -> None:
-        wanted = self.wanted
-        request = RouteRequest(
-            request_id=wanted.request_id,
-            gateway_id=self._fleet.gateway_id,
-            model=wanted.model,
-            tenant=wanted.tenant.name,
-            salt=wanted.tenant.salt,
-            token_ids=wanted.token_ids,
-            prompt_tokens=wanted.prompt_tokens,
-            max_tokens=wanted.sampling.max_tokens,
-            choices=wanted.sampling.choices,
-            exclude=self.tried,
-            bypass_cache=wanted.sampling.HasField("prompt_logprobs"),
-        )
+        request = self.wanted.route(self._fleet.gateway_id, self.tried)
         asked = self._fleet.clock()
         self.placement = await self._booked(request)
         self._fleet.reports.booked(self.placement.booking)

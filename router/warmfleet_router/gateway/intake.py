@@ -58,6 +58,14 @@ class Tenants:
             raise BadRequest("Authorization: unknown API key", "Authorization", 401)
         return found[0]
 
+    def named(self, name: str | None) -> Tenant:
+        """For operators, who need no key. Raises BadRequest (404); without a name it is the first tenant."""
+        tenants = {tenant.name: tenant for _, tenant in self._known} or {ANONYMOUS.name: ANONYMOUS}
+        found = tenants.get(name) if name is not None else next(iter(tenants.values()))
+        if found is None:
+            raise BadRequest(f"tenant: {name!r} is none of {', '.join(tenants)}", "tenant", 404)
+        return found
+
 
 def request_id(offered: str | None) -> str:
     """The client's id when it is well-formed, else a new one."""

@@ -18,6 +18,7 @@ from warmfleet_router.client import Router
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.api import Api
 from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.dry_run import DryRun
 from warmfleet_router.gateway.generation import Fleet
 from warmfleet_router.gateway.job import Preparer
 from warmfleet_router.gateway.limits import Limits
@@ -53,6 +54,7 @@ class Gateway:
         preparer = Preparer(encoder, self._catalogue)
         tenants = intake.Tenants(keys)
         self._api = Api(self._fleet, preparer, encoder.tokenizer, self._catalogue, tenants, limits, metrics)
+        self.dry_run = DryRun(preparer, tenants, limits)
         self._heart: asyncio.Task[None] | None = None
 
     def routes(self) -> list[web.RouteDef]:

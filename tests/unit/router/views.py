@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from warmfleet_proto import router_pb2 as pb
 from warmfleet_router.view import Counters, HitRate, PlacementView, Totals, WorkerView
 
 WORKER = WorkerView(
@@ -57,6 +58,22 @@ PLACEMENT = PlacementView(
     ending="",
 )
 
+EXPLANATION = pb.Explanation(
+    chosen=pb.Placement(worker="w0", policy="cheapest", reason="cheapest of 2", available_tokens=80),
+    candidates=[
+        pb.Candidate(
+            worker="w0",
+            overlap_tokens=64,
+            price_s=0.1,
+            terms=[pb.Term(name="wait", seconds=0.02), pb.Term(name="prefill", seconds=0.08)],
+            why="overlap",
+        ),
+        pb.Candidate(
+            worker="w1", price_s=1.5, terms=[pb.Term(name="prefill", seconds=1.5)], why="least booked"
+        ),
+    ],
+)
+
 
 class FixedCore:
     """Answers with whatever the test has put into its attributes."""
@@ -71,6 +88,13 @@ class FixedCore:
 
     def workers(self, now: float) -> list[WorkerView]:
         return self.shown
+
+    def recall(self, request_id: str, booking: int) -> list[tuple[PlacementView, pb.Explanation]]:
+        wanted = [p for p in self.placed if p.request_id == request_id or p.booking == booking]
+        return [(p, EXPLANATION) for p in wanted]
+
+    def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
+        return EXPLANATION
 
     def placements(self, limit: int) -> list[PlacementView]:
         return self.placed[:limit]
