@@ -121,6 +121,10 @@ class Engine(Protocol):
         """Fingerprint of a stored copy: dtype, block size, layers, heads, head size."""
 
     @property
+    def layout_text(self) -> str:
+        """What ``layout`` is the fingerprint of, for people."""
+
+    @property
     def block_size(self) -> int: ...
     @property
     def block_bytes(self) -> int: ...

@@ -67,6 +67,7 @@ class SimEngine:
         self.name = "sim"
         self.model = model
         self.fingerprint = hashlib.sha256(f"warmfleet sim v1: {model}".encode()).digest()
+        self.layout_text = f"uint64 {block_size}"
         self.layout = hashlib.sha256(f"warmfleet sim layout v1: {block_size}".encode()).digest()
         self.block_size = block_size
         self.block_bytes = 8 * block_size

@@ -43,6 +43,7 @@ class TorchEngine:
         shape = pool_shape(config, total_blocks, block_size)
         self.pool = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
         self.block_bytes = self.pool[0].nbytes
+        self.layout_text = layout_text(llama.dtype, shape)
         self.layout = layout(llama.dtype, shape)
         self._access = access(self.pool)
         self.graphs: DecodeGraphs | None = None
@@ -145,10 +146,14 @@ class TorchEngine:
             copy_blocks(self.pool, sources, targets)
 
 
+def layout_text(dtype: torch.dtype, shape: torch.Size) -> str:
+    """dtype, and the pool's shape without its blocks."""
+    return f"{dtype} {','.join(map(str, shape[1:]))}"
+
+
 def layout(dtype: torch.dtype, shape: torch.Size) -> bytes:
     """What a stored copy of a block looks like, from its dtype and the pool's shape; 32 bytes."""
-    text = f"warmfleet block layout v1 {dtype} {','.join(map(str, shape[1:]))}"
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(f"warmfleet block layout v1 {layout_text(dtype, shape)}".encode()).digest()
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
