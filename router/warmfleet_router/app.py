@@ -1,6 +1,7 @@
 """The router program: where placements, presence, books and an embedded gateway are joined."""
 
 import argparse
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -11,8 +12,9 @@ from functools import partial
 from warmfleet_proto import channel, router_pb2, router_pb2_grpc
 from warmfleet_proto.command import Command
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
+from warmfleet_proto.log import event
 
-from warmfleet_router import admin, program
+from warmfleet_router import admin, index, program
 from warmfleet_router.client import LocalRouter, Router
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
@@ -44,12 +46,16 @@ examples:
 """
 
 _STOP_S = 1.0  # for the last words of gateways elsewhere
+_IN_PYTHON = "no C compiler when warmfleet was installed: placements take milliseconds and far more memory"
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
     """The router while the block lasts, with the addresses that it has got. Raises ConfigError."""
     clock = time.monotonic
+    if not index.native:
+        event(_log, "index_in_python", level=logging.WARNING, why=_IN_PYTHON)
     async with AsyncExitStack() as stack:
         core = _core(config, stack)
         router = LocalRouter(core, clock)

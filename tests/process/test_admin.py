@@ -145,6 +145,9 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         assert NONE in rows[1]
         assert await page.text("#link") == ["live"]
 
+        (alarm,) = await page.text("#alarm")
+        assert "The index runs in Python" in alarm
+
         (placed,) = await page.text("#placements tbody tr")
         assert EVIL in placed  # shown as it is, and not as markup
         assert f"{NONE} / 64 / 80" in placed
@@ -160,6 +163,7 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         await page.wait("document.querySelector('#verdict').innerText.includes('messages: expected some')")
         page.complaints.clear()  # the browser logs the 400
 
+        core.index_native = True
         core.set_worker(hit_minute=HitRate(60, 120))
         core.placed = [
             replace(PLACEMENT, booking=1, request_id="r-2", delivered=64, ending="ok"),
@@ -170,6 +174,7 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         newest, _ = await page.text("#placements tbody tr")
         assert "r-2" in newest
         assert "64 / 64 / 80" in newest
+        assert await page.evaluate("document.querySelector('#alarm').hidden")
 
         assert page.complaints == []  # nothing blocked, nothing failed
         await server.close()

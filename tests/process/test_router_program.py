@@ -63,6 +63,29 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         assert taken in done.stderr
 
 
+def test_a_router_whose_index_runs_in_python_says_so(tmp_path: Path) -> None:
+    """As where no compiler was found. The page shows what /admin/workers says (``test_admin``)."""
+    code = (
+        "import sys; sys.modules['warmfleet_router._native'] = None; sys.argv[0] = 'warmfleet';"
+        "from warmfleet_router.cli import main; sys.exit(main())"
+    )
+    log = tmp_path / "stderr"
+    with log.open("w") as errors:
+        command = [sys.executable, "-c", code, "router", "--http", ANY, "--listen", ANY]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(f"http://{said['http']}/admin/workers", timeout=5) as response:
+            shown = json.loads(response.read())
+        process.terminate()
+    assert shown["fleet"]["index_native"] is False
+    (line,) = [
+        line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "index_in_python"
+    ]
+    assert (line["level"], "compiler" in line["why"]) == ("warning", True)
+
+
 @pytest.fixture
 def sims(tmp_path: Path) -> Iterator[Processes]:
     with processes(tmp_path, 1, timing__step_s=0.02) as running:

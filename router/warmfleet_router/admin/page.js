@@ -240,6 +240,7 @@ function showFleet(f) {
     remember("busy", busy));
   tile("blocks held", percent(held), `${count(f.held_blocks)} of ${count(f.total_blocks)}`,
     remember("held", held ?? 0), 1);
+  document.getElementById("alarm").hidden = f.index_native;
   const models = f.models.length ? f.models.join(", ") : "no model yet";
   const healthy = `${f.healthy} of ${f.workers} workers healthy${f.panic ? " (panic)" : ""}`;
   setText(document.getElementById("about"),

@@ -35,7 +35,7 @@ class FakeWorker:
     epoch: int = 1
     seq: int = 0
     digest: int = 0
-    present: set[bytes] = field(default_factory=set)
+    present: set[tuple[bytes, int]] = field(default_factory=set)  # with its tier
     status: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -57,13 +57,23 @@ class FakeWorker:
     def say(self, message: pb.WatchKvResponse, now: float) -> list[object]:
         return [ask for ask in self.core.roster.ingest(self.address, message, now) if ask]
 
-    def store(self, token_ids: bytes, now: float, salt: bytes = b"") -> None:
-        """All full blocks of a prompt are present from now on."""
-        new = [h for h in hashes_of(token_ids, salt) if h not in self.present]
-        self.present |= set(new)
-        self.digest += sum(presence(h, pb.DEVICE) for h in new)
+    def store(
+        self, token_ids: bytes, now: float, salt: bytes = b"", tier: pb.Tier.ValueType = pb.DEVICE
+    ) -> None:
+        """All full blocks of a prompt are present in the tier from now on."""
+        new = [h for h in hashes_of(token_ids, salt) if (h, tier) not in self.present]
+        self.present |= {(h, tier) for h in new}
+        self.digest += sum(presence(h, tier) for h in new)
+        self._commit(pb.KvEvent(stored=pb.Stored(tier=tier, depth=0, hashes=b"".join(new))), now)
+
+    def remove(self, hashes: list[bytes], now: float, tier: pb.Tier.ValueType = pb.DEVICE) -> None:
+        """Blocks that were present in the tier."""
+        self.present -= {(h, tier) for h in hashes}
+        self.digest -= sum(presence(h, tier) for h in hashes)
+        self._commit(pb.KvEvent(removed=pb.Removed(tier=tier, hashes=b"".join(hashes))), now)
+
+    def _commit(self, event: pb.KvEvent, now: float) -> None:
         self.seq += 1
-        event = pb.KvEvent(stored=pb.Stored(tier=pb.DEVICE, depth=0, hashes=b"".join(new)))
         batch = pb.KvBatch(seq=self.seq, digest=digest_bytes(self.digest), events=[event])
         assert self.say(pb.WatchKvResponse(epoch=self.epoch, batch=batch), now) == []
 

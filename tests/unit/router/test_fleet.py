@@ -5,8 +5,9 @@ from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_router.core import RouterCore
+from warmfleet_router.index import Overlap
 
-from tests.unit.router.fleet_of import FakeWorker, ask, fleet_of, tokens
+from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
 
 PROMPT = tokens((1, 64))
 DROPPED, OK, IGNORE = rpb.FinishRequest.DROPPED, rpb.FinishRequest.OK, rpb.FinishRequest.IGNORE
@@ -248,3 +249,20 @@ def test_models_that_nobody_serves_any_more_are_forgotten() -> None:
         while not core.roster.sweep(1024):
             pass
     assert len(core.roster.groups) == 1
+
+
+def test_the_tiers_of_events_reach_the_answer_of_a_lookup() -> None:
+    core, (worker, other) = fleet_of(2)
+    prompt = tokens((0, 8 * BLOCK))
+    blocks = hashes_of(prompt)
+    worker.store(prompt, 1.0)
+    worker.store(prompt, 1.0, tier=pb.HOST)
+    worker.store(prompt, 1.0, tier=pb.DISK)
+    worker.remove(blocks[3:], 1.0)  # written back, and gone from the device
+    worker.remove(blocks[6:], 1.0, tier=pb.HOST)
+    other.store(prompt[: 4 * BLOCK * 4], 1.0, tier=pb.HOST)
+    (group,) = core.roster.groups.values()
+    assert sorted(group.index.lookup(keys_of(prompt), group.loads)) == [
+        Overlap(0, blocks=8, device=3, host=3, disk=2),
+        Overlap(1, blocks=4, device=0, host=4, disk=0),
+    ]

@@ -82,6 +82,7 @@ class FixedCore:
         self.counters = Counters(placements=7)
         self.shown = [WORKER]
         self.placed = [PLACEMENT]
+        self.index_native = False
 
     def set_worker(self, **changes: Any) -> None:
         self.shown = [replace(self.shown[0], **changes), *self.shown[1:]]
@@ -119,5 +120,5 @@ class FixedCore:
             ttft_p50_s=0.02,
             ttft_p95_s=None,
             policy="cheapest",
-            index_native=False,
+            index_native=self.index_native,
         )
