@@ -189,3 +189,16 @@ def test_chains_are_read_back_and_long_conversations_stay_short() -> None:
         written += len(chain.keys)
         assert reader.keys(chain) == packed
     assert written < 0.1 * sum(len(h) * 8 for h in histories) * 40
+
+
+def test_a_model_that_two_kinds_of_workers_serve() -> None:
+    log = Log()
+    core = RecordingCore(Routing(), 7, Record(log.write, "now", 1 << 30))
+    for n in range(4):
+        FakeWorker(core, f"w{n}", status={"block_size": 16 + 16 * (n % 2)}).join(0.0)
+    for n in range(30):
+        core.route(ask(tokens((300, 800), (n % 3, 90))), 20.0 + n)
+    found = judged(log.lines)
+    assert [j.differs for j in found] == [""] * 30
+    assert {len(j.keys) for j in found} == {2}
+    assert len({j.line.worker for j in found}) == 4
