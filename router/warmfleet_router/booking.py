@@ -4,7 +4,7 @@ A booking counts from the moment it is made, stops counting as load when the wor
 includes it, and stays alive until it ends once: by Finish, or because its gateway fell silent.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from warmfleet_proto.errors import Rejected
@@ -27,6 +27,8 @@ class Booking:
     alone: bool  # the worker had nothing else to do
     record: PlacementView
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
+    keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed
+    since: int = 0  # the guess's clock
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
 

@@ -170,6 +170,8 @@ class RouterCore:
         booking.marks = decision.group.prefixes.add(
             worker.slot, decision.ask.keys, chosen.overlap // decision.ask.block_size
         )
+        if worker.guess is not None and not wanted.bypass_cache:
+            booking.keys, booking.since = decision.ask.keys, worker.guess.clock
         decision.group.settle(worker)
         return booking
 
@@ -202,6 +204,7 @@ class RouterCore:
         if booking.epoch != worker.epoch:
             return
         self.roster.fleet.succeeded(worker)
+        self.roster.computed(booking, None if request.cached_unknown else cached)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone

@@ -12,6 +12,7 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import STUCK_AFTER_S
 
+from warmfleet_router.approximate import Approximate
 from warmfleet_router.pricing import Rates
 from warmfleet_router.view import Counters
 from warmfleet_router.window import HitHistory, Recent, Rolling
@@ -50,6 +51,7 @@ class Identity:
     max_context: int
     max_running: int
     vocab_size: int
+    silent: bool = False  # announces no presence
 
     @property
     def kind(self) -> tuple[bytes, int]:
@@ -101,6 +103,7 @@ class Worker:
     flying: int = 0  # requests that it runs or is about to get
     queue_until: float = 0.0  # when the reported queue should be computed
     rest_s: float = 0.0  # of work that comes after that queue
+    guess: Approximate | None = None  # of what a silent one holds
     crowd_s: float = 0.0  # what its sequences add to each decode step of one more
 
     connected: bool = False

@@ -127,6 +127,10 @@ _READINGS = (
     _Reading("worker_ttft_p95_seconds", "Of the last five minutes.", False, lambda w: w.ttft_p95_s),
     _Reading("worker_wait_seconds", "Predicted queue of a new request.", False, lambda w: w.wait_s),
     _Reading("worker_traffic_ratio", "Share of the last minute's placements.", False, lambda w: w.share),
+    _Reading(
+        "worker_confidence_ratio", "In what a silent one is taken to hold.", False, lambda w: w.confidence
+    ),
+    _Reading("worker_guessed_blocks", "Learned of a silent one.", False, lambda w: w.guessed_blocks),
     _Reading("worker_prompt_tokens", "Prompt tokens it was asked for.", True, lambda w: w.hit_total.asked),
     _Reading("worker_hit_tokens", "Prompt tokens from its cache.", True, lambda w: w.hit_total.hit),
     _Reading("worker_placements", "Placements on it.", True, lambda w: w.placements),

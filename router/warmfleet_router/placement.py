@@ -91,6 +91,8 @@ def _candidates(
         if worker not in members:
             continue
         overlap = held * size
+        if worker.guess is not None:
+            overlap = int(overlap * worker.guess.confidence)
         if overlap >= prompt:
             overlap = prompt - 1  # the last token is always computed
         queue = worker.queue_until - now

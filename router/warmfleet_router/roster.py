@@ -4,11 +4,13 @@ Ties fleet, groups, cursors and books together; the order of these updates is wh
 entry from outliving the incarnation that it belongs to.
 """
 
+from array import array
 from collections.abc import Iterator
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 
+from warmfleet_router.approximate import Approximate
 from warmfleet_router.booking import Booking, Ledger
 from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
 from warmfleet_router.fleet import Fleet, Identity, State, Worker
@@ -90,6 +92,7 @@ class Roster:
         worker.identity = identity
         worker.rates = starting_rates(w.rates for w in group.workers.values())
         group.add(worker)
+        worker.guess = Approximate(identity.total_blocks) if identity.silent else None
         self._cursors[worker.address] = Cursor(self.counters)
         self._name_models()
 
@@ -113,6 +116,8 @@ class Roster:
         group = self.group_of(worker)
         if group is not None:
             group.index.clear(worker.slot)
+        if worker.guess is not None:
+            worker.guess.forget()
         self._orphan(worker)
 
     def _orphan(self, worker: Worker) -> None:
@@ -149,6 +154,8 @@ class Roster:
             group.settle(worker)
         else:
             group.refresh(now)
+        if worker.guess is not None:
+            return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
 
@@ -164,6 +171,18 @@ class Roster:
             case Ask():
                 return instruction
         return None
+
+    def computed(self, booking: Booking, cached: int | None) -> None:
+        """A silent worker has computed a prompt and found ``cached`` tokens of it; None: it does not say."""
+        worker = booking.worker
+        group, guess = self.group_of(worker), worker.guess
+        if group is None or guess is None or not booking.keys:
+            return
+        if cached is not None:
+            guess.delivered(booking.keys, cached // group.block_size, booking.since)
+        gone = guess.used(booking.keys)
+        group.index.store(worker.slot, pb.DEVICE, 0, array("Q", booking.keys).tobytes())
+        group.index.remove(worker.slot, pb.DEVICE, array("Q", gone).tobytes())
 
     def tick(self, now: float) -> None:
         """Time has passed: silence becomes visible, ejections and slow starts end."""
@@ -224,4 +243,5 @@ def _identity(status: pb.StatusResponse, address: str) -> Identity:
         max_context=status.max_context,
         max_running=status.max_running,
         vocab_size=status.vocab_size,
+        silent=status.silent,
     )

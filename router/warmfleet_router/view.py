@@ -52,6 +52,8 @@ class WorkerView:
     wait_s: float  # predicted queue of a new request
     prefill_s_per_1k: float  # learned price of 1,000 uncached tokens without context
     ttft_error: float | None  # learned mean of |measured - predicted| / measured
+    confidence: float | None = None  # in what a silent worker is taken to hold, 0 to 1
+    guessed_blocks: int | None = None  # its learned capacity
 
 
 @dataclass(slots=True)

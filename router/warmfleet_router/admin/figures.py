@@ -43,6 +43,9 @@ def worker(view: WorkerView) -> dict[str, Any]:
         "wait_s": view.wait_s,
         "prefill_s_per_1k_tokens": view.prefill_s_per_1k,
         "ttft_error": view.ttft_error,
+        "presence": "announced" if view.confidence is None else "guessed",
+        "confidence": view.confidence,
+        "guessed_blocks": view.guessed_blocks,
         **_load(view),
     }
 

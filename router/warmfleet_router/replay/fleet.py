@@ -5,7 +5,7 @@ the network are modelled. Same inputs and seed, same outcome, to the byte.
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from random import Random
 from typing import Any, NamedTuple
@@ -79,10 +79,13 @@ class Fleet:
         seed: int = 0,
         slowness: Iterable[float] = (),
         core: RouterCore | None = None,
+        silent: Mapping[int, int] | None = None,
     ) -> None:
+        """``silent`` workers announce nothing, and tell so many blocks; 0: they do not tell."""
         self.core = core or RouterCore(routing, seed)
         self.outcomes: list[Outcome] = []
         self.now = 0.0
+        self._silent = silent or {}
         self._network = network
         self._random = Random(seed)  # noqa: S311 - which messages are lost
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -134,7 +137,8 @@ class Fleet:
                 model=MODEL,
                 model_fingerprint=b"replay",
                 block_size=block_size,
-                total_blocks=member.worker.cache.total,
+                total_blocks=self._silent.get(member.index, member.worker.cache.total),
+                silent=member.index in self._silent,
                 max_context=MAX_CONTEXT,
                 max_running=member.worker.profile.max_running,
                 engine="replay",
@@ -276,6 +280,8 @@ class Fleet:
         self._send(member, message)
 
     def _send(self, member: Member, message: wpb.WatchKvResponse) -> None:
+        if member.index in self._silent:
+            message = wpb.WatchKvResponse(epoch=message.epoch, load=message.load)
         if self._network.delay_s:
             self._at(self.now + self._network.delay_s, self._hear, member, message)
         else:

@@ -1,0 +1,93 @@
+"""The model of a cache that nobody announces, against a real one."""
+
+from random import Random
+
+import pytest
+from warmfleet_router.approximate import Approximate
+from warmfleet_router.replay.cache import Cache
+
+PROMPT = 40
+
+
+class Truth:
+    """A worker's cache as it is, asked one prompt after another."""
+
+    def __init__(self, blocks: int) -> None:
+        self.cache = Cache(blocks)
+        self.index: set[int] = set()  # what the model has told
+
+    def serve(self, keys: list[int]) -> int:
+        """Blocks that were there."""
+        nodes = self.cache.match(keys)
+        found = len(nodes)
+        self.cache.pin(nodes)
+        for key in keys[found:]:
+            assert self.cache.take(1)
+            nodes.append(self.cache.seal(key, nodes[-1] if nodes else None))
+        self.cache.unpin(reversed(nodes))
+        return found
+
+
+def conversations(random: Random, people: int) -> list[int]:
+    """One turn of somebody: a shared root, a trunk of their own, longer from turn to turn."""
+    person = min(int(random.expovariate(4.0 / people)), people - 1)
+    return [*range(5), *(1000 * (person + 1) + i for i in range(random.randrange(10, PROMPT)))]
+
+
+def drive(guess: Approximate, truth: Truth, turns: int, seed: int = 0) -> tuple[int, int, int]:
+    """Blocks asked, there, and taken to be there."""
+    random, asked, there, believed = Random(seed), 0, 0, 0
+    index = truth.index
+    for _ in range(turns):
+        keys = conversations(random, 400)
+        found = truth.serve(keys)
+        held = next((n for n, key in enumerate(keys) if key not in index), len(keys))
+        asked, there, believed = asked + len(keys), there + found, believed + held
+        guess.delivered(keys, found, guess.clock)
+        index |= set(keys)
+        index -= set(guess.used(keys))
+        assert len(index) == len(guess) <= max(guess.capacity, len(keys))
+    return asked, there, believed
+
+
+def test_with_the_right_capacity_it_is_the_cache() -> None:
+    guess = Approximate(3000)
+    asked, there, believed = drive(guess, Truth(3000), 4000)
+    assert 0.5 < there / asked < 0.95
+    assert believed == pytest.approx(there, rel=0.01)
+    assert guess.capacity == pytest.approx(3000, rel=0.05)
+    assert guess.confidence > 0.95
+
+
+@pytest.mark.parametrize("told", [0, 300, 1000, 9000, 30_000])
+def test_a_false_capacity_is_found_out(told: int) -> None:
+    guess, truth = Approximate(told), Truth(3000)
+    drive(guess, truth, 4000)
+    assert guess.capacity == pytest.approx(3000, rel=0.15)
+    _, there, believed = drive(guess, truth, 2000, seed=1)
+    assert believed == pytest.approx(there, rel=0.03)
+
+
+def test_confidence_follows_what_is_delivered() -> None:
+    guess = Approximate(1000)
+    for number in range(60):
+        keys = [*range(10), 100 + number]
+        guess.delivered(keys, 5 if number else 0, since=0)  # used meanwhile: says nothing of the size
+        guess.used(keys)
+    assert guess.confidence == pytest.approx(0.5, abs=0.01)
+    assert guess.capacity == 1000
+
+
+def test_a_restart_forgets_blocks_and_keeps_the_size() -> None:
+    guess = Approximate(0)
+    drive(guess, Truth(3000), 3000)
+    size = guess.capacity
+    guess.forget()
+    assert len(guess) == 0
+    assert guess.used([1, 2, 3]) == []
+    assert (len(guess), guess.capacity) == (3, size)
+
+
+def test_a_prompt_longer_than_the_cache_leaves_its_head() -> None:
+    guess = Approximate(16)
+    assert list(guess.used(range(20))) == [19, 18, 17, 16]
