@@ -42,4 +42,5 @@ MAX_BOOKINGS = 200_000
 GRANT_TTL_S = 10.0
 LEASE_TTL_S = 10.0
 GRANT_BLOCKS = 131_072  # two million tokens: 1 MiB of keys
+GRANT_BYTES = GRANT_BLOCKS * KEY_BYTES + 1024  # of its claims
 SECRET_BYTES = 16  # open the data connections of a lease

@@ -3,6 +3,7 @@
 An unknown key or a bad value refuses to start and is named. ``to_toml`` prints what is in force.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ import msgspec
 import tomli_w
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class ConfigError(Exception):
@@ -34,6 +37,17 @@ def load(kind: type[T], path: str | None = None, overrides: list[str] | None = N
 def to_toml(config: msgspec.Struct) -> str:
     """The effective configuration; keys without a value are left out, since TOML has no null."""
     return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+
+
+def read_key(setting: str, path: str) -> bytes:
+    """The 32 bytes that a file spells as 64 hex digits. Raises ConfigError."""
+    try:
+        text = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: {path}: {getattr(error, 'strerror', 'not text')}") from None
+    if not _KEY.fullmatch(text):
+        raise ConfigError(f"{setting}: {path}: expected 64 hex digits, as `warmfleet key` prints them")
+    return bytes.fromhex(text)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Stream:
     async def submit(
         self, handle: int, prompt: Sequence[int], max_tokens: int = 8, *, salt: bytes = b"", **rest: Any
     ) -> None:
-        fields = {name: rest.pop(name) for name in ("booking", "deadline_s") if name in rest}
+        fields = {name: rest.pop(name) for name in ("booking", "deadline_s", "pull") if name in rest}
         await self.send(
             submit=pb.Submit(
                 handle=handle,

@@ -2,6 +2,7 @@
 preemption, forking, leaving. Each move keeps the blocks' account."""
 
 from collections import deque
+from collections.abc import Iterable
 
 from warmfleet_proto.hashing import chain
 
@@ -143,11 +144,11 @@ class Batch:
             late_hits_total=self.cache.late_hits,
         )
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError when blocks and sequences disagree."""
+    def check_integrity(self, lent: Iterable[int] = ()) -> None:
+        """Raises AssertionError when blocks and sequences disagree. ``lent``: blocks pinned for peers."""
         self.cache.check_integrity()
         pool = self.cache.pool
-        held = {block for sequence in self.running for block in sequence.held}
+        held = {block for sequence in self.running for block in sequence.held} | {*lent}
         held |= {*self.fetching.held, *self.steps.retired}
         assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
         assert not any(sequence.held for sequence in self.waiting)

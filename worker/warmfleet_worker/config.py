@@ -9,6 +9,8 @@ from warmfleet_proto.limits import MAX_CHOICES, MAX_ID_CHARS
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_worker.engine.sim import Timing
+from warmfleet_worker.transfer import exchange
+from warmfleet_worker.transfer.exchange import Transfer
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -44,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     insecure: bool = False  # listen beyond loopback without TLS
     tls: Tls | None = None  # of the gRPC port
     sim: Sim = Sim()
+    transfer: Transfer = Transfer()
 
 
 def check(config: Config) -> None:
@@ -51,6 +54,7 @@ def check(config: Config) -> None:
     split_address(config.listen)
     split_address(config.http)
     check_exposure("listen", config.listen, config.tls, config.insecure)
+    exchange.check(config.transfer, config.tls, config.insecure)
     check_exposure("http", config.http, None, config.insecure)
     if config.engine == "torch" and not config.model:
         raise ConfigError("model: the torch engine needs a Hugging Face folder or a GGUF file")

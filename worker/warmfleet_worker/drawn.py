@@ -33,4 +33,5 @@ def _start(request: Request, now: float) -> tuple[Started | None, tuple[Logprobs
     request.started = True
     scores, request.prompt_logprobs = tuple(request.prompt_logprobs), []
     queue_s = request.admitted - request.submitted
-    return Started(request.cached_tokens, request.brought, queue_s, now - request.admitted), scores
+    prefill_s = now - request.admitted
+    return Started(request.cached_tokens, request.brought, queue_s, prefill_s, request.pulled), scores

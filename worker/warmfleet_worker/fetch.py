@@ -62,6 +62,10 @@ class Supply(Protocol):
     def find(self, sequence: Sequence, start: int) -> int:
         """How many consecutive blocks of the sequence's chain it holds from position ``start`` on."""
 
+    def patience_s(self, sequence: Sequence) -> float | None:
+        """How long bringing it may take, where that has been weighed already; None: as long as computing it
+        would, and only if it is worth it."""
+
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         """Keeps those that ``find`` has just found where they are, until ``give_back``."""
 

@@ -139,11 +139,18 @@ class Fetching:
         for supply in self.supplies:
             found = min(supply.find(sequence, start), most)
             tokens = found * self._block_size
-            if found > 0 and self.pace.worth(supply.source, found, tokens, now):
-                self._order(sequence, supply, nodes, found, now)
+            if found <= 0:
+                continue
+            patience = supply.patience_s(sequence)
+            if patience is None and self.pace.worth(supply.source, found, tokens, now):
+                patience = self.pace.patience_s(tokens)
+            if patience is not None:
+                self._order(sequence, supply, nodes, found, now, patience)
                 return
 
-    def _order(self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float) -> None:
+    def _order(
+        self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float, patience: float
+    ) -> None:
         request, start = sequence.request, len(nodes)
         self._cache.pin([node.block for node in nodes])
         blocks = self._cache.allocate(found)
@@ -154,7 +161,6 @@ class Fetching:
         pieces = tuple([Piece(*each) for each in zip(hashes, ids, blocks, stocks, strict=True)])
         parent = nodes[-1].hash if nodes else request.root
         fetch = Fetch(next(self._ids), supply.source, request, request.root, parent, start, pieces)
-        patience = self.pace.patience_s(found * self._block_size)
         flight = _Flight(fetch, supply, list(nodes), now, now + patience, [])
         self._flights[fetch.id] = flight
         self._coming.update(dict.fromkeys(hashes, flight))

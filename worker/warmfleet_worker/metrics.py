@@ -1,6 +1,9 @@
 """Every metric of a worker. Counts are read from the scheduler when somebody asks, never kept twice."""
 
+from collections import Counter
 from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -8,14 +11,18 @@ from prometheus_client.registry import Collector
 
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.sequence import Output, Reason
+from warmfleet_worker.transfer.exchange import Exchange
+from warmfleet_worker.transfer.pull import Failure
+from warmfleet_worker.transfer.refusal import Refusal
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class Metrics:
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, exchange: Exchange) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Scheduler(runner))
+        self._registry.register(_Exchange(exchange))
         self._queue = self._histogram("queue", "Submit to first admission")
         self._prefill = self._histogram("prefill", "First admission to first token")
         runner.on_outputs = self._observe
@@ -73,6 +80,33 @@ class _Scheduler(Collector):
         yield GaugeMetricFamily(
             "warmfleet_worker_step_age_seconds", "Age of the step under way", value=self._runner.step_age_s
         )
+
+
+class _Exchange(Collector):
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def collect(self) -> Iterator[Metric]:
+        puller, service = self._exchange.puller, self._exchange.service
+        yield _by("pulls", "Pulls ended, by what went wrong", "failure", Failure, puller.pulls)
+        yield _counter("pulled_bytes", "Bytes of blocks received from peers", puller.received_bytes)
+        yield _counter("pulled_wasted_bytes", "Of those, for nothing", puller.wasted_bytes)
+        yield _counter("pulled_corrupt_blocks", "Blocks that were damaged on the way", puller.corrupt.total())
+        yield _counter("given_bytes", "Bytes of blocks sent to peers", self._exchange.shelf.given_bytes)
+        yield GaugeMetricFamily(
+            "warmfleet_worker_leases", "Leases that peers hold", value=len(self._exchange.leases)
+        )
+        if service is not None:
+            yield _counter("lent", "Leases granted to peers", service.lent)
+            yield _counter("leases_expired", "Of those, never released", service.expired)
+            yield _by("leases_refused", "Leases refused, by reason", "reason", Refusal, service.refused)
+
+
+def _by(name: str, says: str, label: str, kinds: type[StrEnum], counts: Counter[Any]) -> Metric:
+    family = CounterMetricFamily(f"warmfleet_worker_{name}", says, labels=[label])
+    for kind in kinds:
+        family.add_metric([kind.value or "none"], counts[kind])
+    return family
 
 
 def _counter(name: str, says: str, value: float) -> Metric:

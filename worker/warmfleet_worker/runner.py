@@ -92,6 +92,11 @@ class Runner:
         self.scheduler.drop(key, ending)
         self._wake.set()
 
+    def nudge(self) -> None:
+        """Blocks have become free, or something else that may let a request start."""
+        self._wake.set()
+        self._tell_change()
+
     def arrived(self, arrival: Arrival) -> None:
         """What a carrier says."""
         self.scheduler.arrived(arrival, self.now())
@@ -132,8 +137,8 @@ class Runner:
         return len(self.scheduler.requests)
 
     def forget(self) -> bool:
-        """Drops the whole cache; false, and nothing done, while anything runs, waits or is fetched."""
-        if not self.scheduler.idle or self._carried:
+        """Drops the whole cache; false, and nothing done, while anything runs, waits, is fetched or lent."""
+        if not self.scheduler.idle or self.scheduler.cache.pool.pinned:
             return False
         self.scheduler.cache.clear()
         self._publish()

@@ -236,8 +236,8 @@ class Scheduler:
                 if not self._coming[block_hash]:
                     del self._coming[block_hash]
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError when blocks, sequences and requests disagree."""
-        self.batch.check_integrity()
+    def check_integrity(self, lent: Iterable[int] = ()) -> None:
+        """Raises AssertionError when blocks, sequences and requests disagree. ``lent``: pinned for peers."""
+        self.batch.check_integrity(lent)
         live = {id(sequence) for request in self.requests.values() for sequence in request.live}
         assert live == {id(sequence) for sequence in [*self.batch.running, *self.batch.waiting]}

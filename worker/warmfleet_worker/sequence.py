@@ -9,6 +9,7 @@ from typing import NamedTuple
 from warmfleet_worker.engine.base import Copy, Logprobs, Run, Sampling
 from warmfleet_worker.prefix import Node
 from warmfleet_worker.source import Source
+from warmfleet_worker.transfer.pull import Pull, Pulled
 
 
 class Reason(IntEnum):
@@ -36,6 +37,7 @@ class Started(NamedTuple):
     brought: Counter[Source]  # of those, by where they were fetched from; the rest was on the device
     queue_s: float  # submit to first admission
     prefill_s: float  # admission to first token
+    pulled: Pulled | None = None  # what became of the request's pull
 
 
 class Key(NamedTuple):
@@ -65,6 +67,8 @@ class Request:
     submitted: float
     deadline: float | None = None
     booking: int = 0
+    pull: Pull | None = None  # blocks that a peer holds
+    pulled: Pulled | None = None  # what became of it
     max_tokens: int = 0  # of params, clipped to the context at submit
     uncached: int = 0  # prompt tokens that it seemed to need computed at submit
     admitted: float | None = None

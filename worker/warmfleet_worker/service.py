@@ -33,8 +33,14 @@ _ServeContext = grpc.aio.ServicerContext[ServeRequest, ServeResponse]
 
 class WorkerService(WorkerServicer):
     def __init__(
-        self, name: str, model: str, runner: Runner, drain: Callable[[float], Awaitable[int]]
+        self,
+        name: str,
+        model: str,
+        runner: Runner,
+        drain: Callable[[float], Awaitable[int]],
+        gives_blocks: bool = False,
     ) -> None:
+        self._gives_blocks = gives_blocks
         self._drain = drain
         self._name = name
         self._model = model
@@ -85,6 +91,7 @@ class WorkerService(WorkerServicer):
             version=importlib.metadata.version("warmfleet"),
             load=load_of(self._runner),
             vocab_size=engine.vocab_size,
+            gives_blocks=self._gives_blocks,
         )
 
     async def Drain(self, request: DrainRequest, context: Any) -> DrainResponse:  # noqa: N802

@@ -4,15 +4,18 @@ import math
 
 import numpy as np
 from warmfleet_proto import limits
+from warmfleet_proto.channel import split_address
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.worker_pb2 import Sampling as WireSampling
 from warmfleet_proto.worker_pb2 import Submit
 
 from warmfleet_worker.admission import Limits, check_fits
 from warmfleet_worker.engine.base import Engine, Sampling
 from warmfleet_worker.sequence import Key, Params, Request
+from warmfleet_worker.transfer.pull import Pull
 
 _SCORE_BYTES = 16  # a TokenLogprobs without alternatives, on the wire
 _ALTERNATIVE_BYTES = 8
@@ -32,6 +35,7 @@ class Submission:
         self.params = params(submit.sampling)
         check_fits(submit.prompt_tokens, self.params.choices, bounds, engine.total_blocks)
         _check_scores(submit)
+        self._pull = _pull(submit, engine.block_size)
         self._submit = submit
         self._engine = engine
         self._size = submit.prompt_tokens * TOKEN_BYTES
@@ -78,6 +82,7 @@ class Submission:
             submitted=now,
             deadline=now + submit.deadline_s if submit.deadline_s else None,
             booking=submit.booking,
+            pull=self._pull,
         )
 
 
@@ -110,6 +115,27 @@ def params(wire: WireSampling) -> Params:
         frozenset() if wire.ignore_eos else stop_ids,
         wire.prompt_logprobs if wire.HasField("prompt_logprobs") else None,
     )
+
+
+def _pull(submit: Submit, block_size: int) -> Pull | None:
+    """A run of whole blocks of the prompt; what the grant says is the source's to judge."""
+    if not submit.HasField("pull"):
+        return None
+    wire = submit.pull
+    _check_size("pull.source", len(wire.source), limits.MAX_ID_CHARS)
+    _check_size("pull.grant", len(wire.grant.claims), limits.GRANT_BYTES)
+    if wire.from_tokens % block_size or wire.tokens % block_size:
+        raise BadRequest(f"pull: {wire.from_tokens} and {wire.tokens} tokens are not whole blocks", "pull")
+    if wire.from_tokens + wire.tokens > submit.prompt_tokens:
+        raise BadRequest("pull: more tokens than the prompt has", "pull")
+    if not (math.isfinite(wire.within_s) and wire.within_s >= 0):
+        raise BadRequest("pull.within_s must be a number of seconds", "pull.within_s")
+    try:
+        split_address(wire.address)
+    except ConfigError as error:
+        raise BadRequest(f"pull.address: {error}", "pull.address") from None
+    first, blocks = wire.from_tokens // block_size, wire.tokens // block_size
+    return Pull(wire.source, wire.address, first, blocks, wire.within_s, wire.grant)
 
 
 def _check_size(field: str, value: int, limit: int) -> None:

@@ -76,4 +76,5 @@ def load_of(runner: Runner, bookings: Sequence[int] = ()) -> WorkerLoad:
         bookings=bookings,
         step_age_s=runner.step_age_s,
         draining=scheduler.draining,
+        clock_s=runner.now(),
     )

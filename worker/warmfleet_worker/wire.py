@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.limits import HASHES_PER_MESSAGE
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_worker.engine.base import Logprobs
 from warmfleet_worker.events import Batch, Event, Removed, Snapshot, Stored
@@ -33,6 +34,18 @@ def started(of: Started) -> pb.Started:
         host_tokens=of.brought[Source.HOST],
         disk_tokens=of.brought[Source.DISK],
         peer_tokens=of.brought[Source.PEER],
+        pulled=None if of.pulled is None else _pulled(of),
+    )
+
+
+def _pulled(of: Started) -> Pulled:
+    assert of.pulled is not None
+    return Pulled(
+        tokens=of.brought[Source.PEER],
+        seconds=of.pulled.seconds,
+        bytes=of.pulled.bytes,
+        wasted_bytes=of.pulled.wasted_bytes,
+        failure=of.pulled.failure,
     )
 
 
@@ -88,7 +101,13 @@ def snapshot(of: Snapshot) -> Iterator[pb.KvSnapshot]:
 
 
 def load(
-    of: Load, totals: Totals, *, bookings: Iterable[int], step_age_s: float, draining: bool
+    of: Load,
+    totals: Totals,
+    *,
+    bookings: Iterable[int],
+    step_age_s: float,
+    draining: bool,
+    clock_s: float,
 ) -> pb.WorkerLoad:
     return pb.WorkerLoad(
         **of._asdict(),
@@ -101,4 +120,5 @@ def load(
         step_seconds_total=totals.step_seconds,
         step_age_s=step_age_s,
         draining=draining,
+        clock_s=clock_s,
     )

@@ -20,6 +20,7 @@ from warmfleet_worker.openai_face import OpenAiFace
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.service import WorkerService
+from warmfleet_worker.transfer.exchange import DESCRIPTOR, Exchange
 
 _CLOSE_GRACE_S = 1.0
 
@@ -36,10 +37,11 @@ class Worker:
         self.scheduler = Scheduler(limits, engine.total_blocks)
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
+        self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls)
         model = config.served_name or engine.model
-        self.service = WorkerService(config.name, model, self.runner, self.drain)
+        self.service = WorkerService(config.name, model, self.runner, self.drain, self.exchange.gives)
         face = OpenAiFace(model, self.runner).routes() if config.engine == "sim" else []
-        self._application = application(self.runner, Metrics(self.runner), *face)
+        self._application = application(self.runner, Metrics(self.runner, self.exchange), *face)
         self.grpc_address = self.http_address = ""
         self.loop: asyncio.Task[None]
         self._server: grpc.aio.Server
@@ -48,11 +50,13 @@ class Worker:
 
     async def start(self) -> None:
         """Raises ConfigError when a port cannot be had."""
-        self._server, self._health = server([worker_pb2.DESCRIPTOR.services_by_name["Worker"]])
+        services = [worker_pb2.DESCRIPTOR.services_by_name["Worker"], DESCRIPTOR]
+        self._server, self._health = server(services[: 1 + self.exchange.gives])
         add_WorkerServicer_to_server(self.service, self._server)  # type: ignore[no-untyped-call]
         host, _ = split_address(self.config.listen)
         port = bind(self._server, self.config.listen, self.config.tls)
         self.grpc_address = f"{host}:{port}"
+        self.exchange.serve(self._server, host)
         host, port = split_address(self.config.http)
         try:
             self._web, port = await listen(self._application, host, port)
@@ -74,4 +78,5 @@ class Worker:
         await asyncio.gather(self.loop, return_exceptions=True)
         self.service.close()
         await self._server.stop(_CLOSE_GRACE_S)
+        await self.exchange.close()
         await self._web.cleanup()

@@ -36,6 +36,9 @@ class Larder:
             found += 1
         return found
 
+    def patience_s(self, sequence: Sequence) -> float | None:
+        return None
+
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         self.lent += count
         return [Stock() for _ in range(count)]

@@ -49,20 +49,22 @@ def _receive_all(stream: TcpStream, haul: Haul) -> None:
                 stream.send([frames.ask(piece.first, piece.blocks)])
             if not asked or haul.over:
                 return
-            good = _receive(stream, asked[0], haul.block_bytes)
+            good = _receive(stream, asked[0], haul)
             haul.landed(asked.popleft(), good)
     finally:
         for piece in asked:
             haul.lost(piece)
 
 
-def _receive(stream: TcpStream, piece: Piece, size: int) -> int:
+def _receive(stream: TcpStream, piece: Piece, haul: Haul) -> int:
     """How many leading blocks agree with their sums. Each is summed while it is still in the core's cache."""
     if not frames.is_answer(stream.receive(frames.RANGE_BYTES), piece.first, piece.blocks):
         raise WorkerLost("the lease has ended")
     sums = stream.receive(piece.blocks * frames.SUM_BYTES)
-    good = 0
+    good, size = 0, haul.block_bytes
     for i, seed in enumerate(piece.seeds):
+        if haul.over:
+            raise WorkerLost("given up by the target")
         block = piece.buffer[i * size : (i + 1) * size]
         stream.receive_into(block)
         wanted = sums[i * frames.SUM_BYTES : (i + 1) * frames.SUM_BYTES]

@@ -1,0 +1,110 @@
+"""A worker's two sides of moving blocks, put together: what it gives to peers, what it brings from them."""
+
+import asyncio
+import os
+from typing import Annotated
+
+import grpc
+import msgspec
+from msgspec import Meta
+from warmfleet_proto import transfer_pb2
+from warmfleet_proto.channel import Tls, check_exposure, split_address
+from warmfleet_proto.settings import ConfigError, read_key
+from warmfleet_proto.transfer_pb2_grpc import add_TransferServicer_to_server
+
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.source import Source
+from warmfleet_worker.transfer.frames import PIECE_BYTES
+from warmfleet_worker.transfer.grant import Gatekeeper
+from warmfleet_worker.transfer.leases import Leases
+from warmfleet_worker.transfer.peers import Peers
+from warmfleet_worker.transfer.puller import MAX_PULLS, Puller
+from warmfleet_worker.transfer.service import TransferService
+from warmfleet_worker.transfer.shelf import PoolShelf
+from warmfleet_worker.transfer.slabs import Slabs
+from warmfleet_worker.transfer.supply import PeerSupply
+from warmfleet_worker.transfer.tcp_source import TcpSource
+from warmfleet_worker.transfer.tcp_target import TcpTarget
+from warmfleet_worker.transfer.throttle import Throttle
+from warmfleet_worker.transfer.tls import source_context, target_context
+
+DESCRIPTOR = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
+
+_TICK_S = 0.25  # between looks at the leases' time
+_MOST_STREAMS = 8
+
+
+class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Moving blocks between workers."""
+
+    key_file: str = ""  # made by ``warmfleet key --worker NAME``; empty: this worker gives no blocks
+    listen: str = ""  # HOST:PORT of the data port; empty: a free one beside the gRPC port
+    streams: Annotated[int, Meta(ge=0, le=64)] = 0  # connections a pull; 0: one a core, at most eight
+    memory_bytes: Annotated[int, Meta(ge=MAX_PULLS * PIECE_BYTES)] = 256 << 20  # of blocks on their way here
+    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0  # that peers get at most; 0: no bound
+
+
+def check(config: Transfer, tls: Tls | None, insecure: bool) -> None:
+    """Raises ConfigError."""
+    if config.listen:
+        split_address(config.listen)
+        check_exposure("transfer.listen", config.listen, tls, insecure)
+    if config.key_file:
+        read_key("transfer.key_file", config.key_file)
+
+
+class Exchange:
+    """``serve`` before the gRPC server starts, ``close`` when it has stopped."""
+
+    def __init__(self, config: Transfer, name: str, runner: Runner, tls: Tls | None) -> None:
+        """Raises ConfigError."""
+        self._config = config
+        self._runner = runner
+        streams = config.streams or min(os.cpu_count() or 1, _MOST_STREAMS)
+        size = max(PIECE_BYTES, runner.engine.block_bytes)
+        slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size)
+        target = TcpTarget(None if tls is None else target_context(tls))
+        self.puller = Puller(name, runner, Peers(tls), target, slabs, streams)
+        runner.carriers[Source.PEER] = self.puller
+        runner.scheduler.batch.fetching.supplies.append(PeerSupply())
+        self.leases = Leases(runner.scheduler.cache)
+        self.shelf = PoolShelf(self.leases, runner.engine, runner.now)
+        self.service: TransferService | None = None
+        self._ticks: asyncio.Task[None] | None = None
+        if config.key_file:
+            key = read_key("transfer.key_file", config.key_file)
+            gatekeeper = Gatekeeper(name, runner.presence.epoch, key)
+            self.service = TransferService(runner, gatekeeper, self.leases)
+            pace = Throttle(config.bytes_per_s).wait if config.bytes_per_s else lambda _: None
+            self.source = TcpSource(self.shelf, None if tls is None else source_context(tls), pace)
+
+    @property
+    def gives(self) -> bool:
+        """Whether peers may pull blocks from here."""
+        return self.service is not None
+
+    def serve(self, server: grpc.aio.Server, host: str) -> None:
+        """``host`` of the gRPC server. Raises ConfigError when the data port cannot be had."""
+        if self.service is None:
+            return
+        address = self._config.listen or f"[{host}]:0"
+        where, wanted = split_address(address)
+        try:
+            port = self.source.listen(where, wanted)
+        except OSError as error:
+            raise ConfigError(f"transfer.listen: cannot listen on {address}: {error.strerror}") from None
+        self.service.offers.append(transfer_pb2.Offer(transport="tcp", port=port))
+        add_TransferServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
+        self._ticks = asyncio.create_task(self._expire(self.service))
+
+    async def close(self) -> None:
+        await self.puller.close()
+        if self._ticks is not None:
+            self._ticks.cancel()
+            await asyncio.gather(self._ticks, return_exceptions=True)
+            await asyncio.to_thread(self.source.close)
+
+    async def _expire(self, service: TransferService) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            service.expire()

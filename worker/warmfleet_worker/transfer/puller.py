@@ -1,0 +1,198 @@
+"""Carries fetches from peers: lease, transfer, release, with one retry at most.
+
+Whatever goes wrong, what has arrived counts and the rest is computed: a pull can fail, a request cannot.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from warmfleet_proto.channel import split_address
+from warmfleet_proto.errors import Corrupt, WorkerLost
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse
+
+from warmfleet_worker.fetch import Arrival, Fetch
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.transfer.haul import PoolHaul
+from warmfleet_worker.transfer.peers import Peers
+from warmfleet_worker.transfer.pull import Failure, Pulled
+from warmfleet_worker.transfer.slabs import Slabs
+from warmfleet_worker.transfer.transport import Address, Transport
+from warmfleet_worker.transfer.trip import Failed, Trip
+
+_log = logging.getLogger(__name__)
+
+MAX_PULLS = 8  # under way at once; more wait for their turn, within their patience
+_ATTEMPTS = 2
+_LEASE_S = 2.0  # for an answer from the source
+_FAILURES = {
+    grpc.StatusCode.PERMISSION_DENIED: Failure.REFUSED,
+    grpc.StatusCode.FAILED_PRECONDITION: Failure.REFUSED,
+    grpc.StatusCode.INVALID_ARGUMENT: Failure.REFUSED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Failure.REFUSED,
+    grpc.StatusCode.UNIMPLEMENTED: Failure.REFUSED,
+}
+
+
+class Puller:
+    """See ``runner.Carrier``. ``name`` is this worker's, as grants call it."""
+
+    def __init__(
+        self, name: str, runner: Runner, peers: Peers, transport: Transport, slabs: Slabs, streams: int
+    ) -> None:
+        self.pulls: Counter[Failure] = Counter()  # ended, by what went wrong
+        self.received_bytes = 0
+        self.wasted_bytes = 0
+        self.corrupt: Counter[str] = Counter()  # blocks, by the peer that sent them
+        self._name = name
+        self._runner = runner
+        self._peers = peers
+        self._transport = transport
+        self._slabs = slabs
+        self._streams = streams
+        self._turns = asyncio.Semaphore(MAX_PULLS)
+        self._threads = ThreadPoolExecutor(MAX_PULLS * streams, thread_name_prefix="transfer")
+        self._under_way: dict[int, Trip] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, fetch: Fetch) -> None:
+        self._under_way[fetch.id] = trip = Trip(fetch, self._runner.now())
+        self._start(self._carry(trip))
+
+    def abandon(self, fetch_id: int) -> None:
+        if trip := self._under_way.get(fetch_id):
+            trip.abandon()
+            trip.fetch.request.pulled = self._outcome(trip, Failure.GIVEN_UP)
+
+    async def close(self) -> None:
+        for trip in list(self._under_way.values()):
+            self.abandon(trip.fetch.id)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+        await self._peers.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, trip: Trip) -> None:
+        """To its end, which is always told."""
+        failure = Failure.NONE
+        try:
+            async with self._turns:
+                trip.began = self._runner.now()
+                failure = await self._attempts(trip)
+        except Exception:
+            _log.exception("a pull failed")
+            failure = Failure.LOST
+        finally:
+            del self._under_way[trip.fetch.id]
+            self._settle(trip, Failure.GIVEN_UP if trip.abandoned else failure)
+            self._runner.arrived(
+                Arrival(trip.fetch.id, trip.arrived, failure="" if trip.abandoned else failure)
+            )
+
+    async def _attempts(self, trip: Trip) -> Failure:
+        for attempt in range(1, _ATTEMPTS + 1):
+            if trip.abandoned:
+                break
+            try:
+                await self._attempt(trip)
+                return Failure.NONE
+            except Failed as error:
+                pull = trip.pull
+                _log.info("pull from %s, attempt %d: %s (%s)", pull.source, attempt, error, error.failure)
+                if error.final or attempt == _ATTEMPTS:
+                    return error.failure
+        return Failure.GIVEN_UP
+
+    async def _attempt(self, trip: Trip) -> None:
+        """What has not arrived yet. Raises Failed."""
+        pull = trip.pull
+        lease = await self._lease(trip)
+        try:
+            trip.check(lease)
+            if trip.abandoned:
+                return
+            await self._transfer(trip, lease)
+        finally:
+            self._start(self._peers.release(pull.address, lease.lease, lease.secret))
+        if trip.arrived < len(trip.fetch.pieces) and not trip.abandoned:
+            raise Failed(Failure.GONE, f"{trip.arrived} of {len(trip.fetch.pieces)} blocks are held there")
+
+    async def _lease(self, trip: Trip) -> LeaseResponse:
+        pull, fetch, engine = trip.pull, trip.fetch, self._runner.engine
+        request = LeaseRequest(
+            target=self._name,
+            grant=pull.grant,
+            layout_fingerprint=engine.layout,
+            first=fetch.depth + trip.arrived,
+            hashes=b"".join([piece.hash for piece in fetch.pieces[trip.arrived :]]),
+        )
+        try:
+            lease: LeaseResponse = await self._peers.stub(pull.address).Lease(request, timeout=_LEASE_S)
+        except grpc.aio.AioRpcError as error:
+            failure = _FAILURES.get(error.code(), Failure.LOST)
+            raise Failed(failure, error.details() or str(error.code()), failure is not Failure.LOST) from None
+        if not lease.blocks:
+            raise Failed(Failure.GONE, "the source holds none of the blocks any more")
+        return lease
+
+    async def _transfer(self, trip: Trip, lease: LeaseResponse) -> None:
+        port = next((each.port for each in lease.offers if each.transport == self._transport.name), None)
+        if port is None:
+            raise Failed(Failure.REFUSED, f"the source does not offer {self._transport.name}")
+        address = Address(split_address(trip.pull.address)[0], port)
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(self._tell, trip)
+
+        haul = trip.begin(self._runner.engine, self._slabs, lease.blocks, tell)
+        try:
+            streams = [
+                loop.run_in_executor(
+                    self._threads, self._transport.pull, address, lease.lease, lease.secret, haul
+                )
+                for _ in range(min(self._streams, haul.pieces))
+            ]
+            ends = await asyncio.gather(*streams, return_exceptions=True)
+        finally:
+            trip.stop()
+        self._judge(trip, haul, [end for end in ends if isinstance(end, BaseException)])
+
+    def _judge(self, trip: Trip, haul: PoolHaul, errors: list[BaseException]) -> None:
+        if haul.bad:
+            self.corrupt[trip.pull.source] += haul.bad
+            _log.error("%d blocks from %s were damaged on the way", haul.bad, trip.pull.source)
+            raise Failed(Failure.CORRUPT, f"{haul.bad} blocks disagree with their sums", final=False)
+        if haul.arrived == haul.blocks or trip.abandoned:
+            return
+        for error in errors:
+            if not isinstance(error, WorkerLost | Corrupt):
+                raise error
+        if wrong := next((each for each in errors if isinstance(each, Corrupt)), None):
+            raise Failed(Failure.CORRUPT, str(wrong))
+        raise Failed(Failure.LOST, str(errors[0]) if errors else "the streams ended early", final=False)
+
+    def _tell(self, trip: Trip) -> None:
+        """Front to back, as far as it has come; nothing after the end."""
+        if trip.fetch.id in self._under_way and not trip.abandoned and trip.arrived > trip.told:
+            trip.told = trip.arrived
+            self._runner.arrived(Arrival(trip.fetch.id, trip.arrived, over=False))
+
+    def _settle(self, trip: Trip, failure: Failure) -> None:
+        outcome = trip.fetch.request.pulled = self._outcome(trip, failure)
+        self.pulls[failure] += 1
+        self.received_bytes += outcome.bytes
+        self.wasted_bytes += outcome.wasted_bytes
+
+    def _outcome(self, trip: Trip, failure: Failure) -> Pulled:
+        received = trip.received_bytes
+        used = 0 if trip.abandoned else trip.arrived * self._runner.engine.block_bytes
+        return Pulled(self._runner.now() - trip.began, received, max(received - used, 0), failure)

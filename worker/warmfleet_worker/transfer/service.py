@@ -1,0 +1,84 @@
+"""The Transfer service of transfer.proto: leases for whoever shows a grant of the router."""
+
+import logging
+import secrets
+from collections import Counter
+from typing import Any
+
+import grpc
+from warmfleet_proto.limits import LEASE_TTL_S, SECRET_BYTES
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, Offer, ReleaseRequest, ReleaseResponse
+from warmfleet_proto.transfer_pb2_grpc import TransferServicer
+
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.transfer.grant import Gatekeeper, granted_hashes
+from warmfleet_worker.transfer.leases import Lease as Lent
+from warmfleet_worker.transfer.leases import Leases
+from warmfleet_worker.transfer.refusal import Refusal, Refused
+
+_log = logging.getLogger(__name__)
+
+_CODES = {
+    Refusal.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.OTHER_LAYOUT: grpc.StatusCode.FAILED_PRECONDITION,
+    Refusal.FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+class TransferService(TransferServicer):
+    """``offers`` are the open data ports."""
+
+    def __init__(self, runner: Runner, gatekeeper: Gatekeeper, lent: Leases) -> None:
+        self.offers: list[Offer] = []
+        self.lent = 0  # leases
+        self.expired = 0  # of those, not released by their targets
+        self.refused: Counter[Refusal] = Counter()
+        self.leases = lent
+        self._runner = runner
+        self._gatekeeper = gatekeeper
+
+    async def Lease(self, request: LeaseRequest, context: Any) -> LeaseResponse:  # noqa: N802
+        try:
+            lease = self._lease(request)
+        except Refused as error:
+            self.refused[error.refusal] += 1
+            _log.warning("no lease for %.128r (%s): %s", request.target, error.refusal, error)
+            code = _CODES.get(error.refusal, grpc.StatusCode.PERMISSION_DENIED)
+            await context.abort(code, f"{error.refusal}: {error}")
+        return self._response(lease)
+
+    async def Release(self, request: ReleaseRequest, context: Any) -> ReleaseResponse:  # noqa: N802
+        known = self.leases.release(request.lease, request.secret)
+        if known:
+            self._runner.nudge()
+        return ReleaseResponse(known=known)
+
+    def expire(self) -> None:
+        """To be called a few times a second."""
+        if count := self.leases.expire(self._runner.now()):
+            self.expired += count
+            self._runner.nudge()
+
+    def _lease(self, request: LeaseRequest) -> Lent | None:
+        engine, now = self._runner.engine, self._runner.now()
+        allowed = self._gatekeeper.allowed(request.grant, request.target, now)
+        if request.layout_fingerprint != engine.layout:
+            raise Refused(Refusal.OTHER_LAYOUT, "the target's copies have another layout")
+        hashes = granted_hashes(allowed, request.first, request.hashes)
+        number, secret = secrets.randbits(64), secrets.token_bytes(SECRET_BYTES)
+        return self.leases.open(number, secret, request.target, allowed, hashes, now)
+
+    def _response(self, lease: Lent | None) -> LeaseResponse:
+        """Without a lease when nothing is readable any more."""
+        if lease is None:
+            return LeaseResponse(block_bytes=self._runner.engine.block_bytes)
+        self.lent += 1
+        return LeaseResponse(
+            lease=lease.id,
+            secret=lease.secret,
+            ttl_s=LEASE_TTL_S,
+            blocks=len(lease.lent),
+            token_ids=b"".join([each.token_ids for each in lease.lent]),
+            block_bytes=self._runner.engine.block_bytes,
+            offers=self.offers,
+        )

@@ -1,0 +1,70 @@
+"""One fetch from a peer on its way, over however many attempts."""
+
+from collections.abc import Callable
+
+from warmfleet_proto.transfer_pb2 import LeaseResponse
+
+from warmfleet_worker.engine.base import Engine
+from warmfleet_worker.fetch import Fetch
+from warmfleet_worker.transfer.frames import seed
+from warmfleet_worker.transfer.haul import PoolHaul
+from warmfleet_worker.transfer.pull import Failure, Pull
+from warmfleet_worker.transfer.slabs import Slabs
+
+
+class Failed(Exception):
+    def __init__(self, failure: Failure, why: str, final: bool = True) -> None:
+        super().__init__(why)
+        self.failure = failure
+        self.final = final  # another attempt would fare no better
+
+
+class Trip:
+    """One fetch on its way."""
+
+    def __init__(self, fetch: Fetch, began: float) -> None:
+        assert fetch.request.pull is not None
+        self.fetch = fetch
+        self.pull: Pull = fetch.request.pull
+        self.began = began
+        self.abandoned = False
+        self.told = 0
+        self._bytes_before = 0
+        self._before = 0  # arrived in earlier attempts
+        self._haul: PoolHaul | None = None
+
+    @property
+    def arrived(self) -> int:
+        """Leading pieces that are in the pool."""
+        return self._before + (self._haul.arrived if self._haul else 0)
+
+    @property
+    def received_bytes(self) -> int:
+        return self._bytes_before + (self._haul.received_bytes if self._haul else 0)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self.abandoned = True
+        self.stop()
+
+    def check(self, lease: LeaseResponse) -> None:
+        """Raises Failed unless the source means the same tokens by the blocks that it lends."""
+        wanted = b"".join([p.token_ids for p in self.fetch.pieces[self.arrived :][: lease.blocks]])
+        if lease.blocks > len(self.fetch.pieces) - self.arrived or lease.token_ids != wanted:
+            raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
+
+    def begin(self, engine: Engine, slabs: Slabs, blocks: int, tell: Callable[[], None]) -> PoolHaul:
+        """Of the ``blocks`` that were lent. Raises Failed."""
+        self._before, self._bytes_before, self._haul = self.arrived, self.received_bytes, None
+        pieces = self.fetch.pieces[self._before : self._before + blocks]
+        targets = [piece.block for piece in pieces]
+        try:
+            haul = PoolHaul(engine, slabs, targets, [seed(piece.hash) for piece in pieces], tell)
+        except BlockingIOError as error:
+            raise Failed(Failure.FULL, str(error)) from None
+        self._haul = haul
+        return haul
+
+    def stop(self) -> None:
+        if self._haul is not None:
+            self._haul.stop()
