@@ -3,25 +3,37 @@
 from collections.abc import Iterable
 
 from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto import transfer_pb2
 
 from warmfleet_router.placement import Decision
-from warmfleet_router.policy.base import Candidate, Policy, Terms
+from warmfleet_router.policy.base import Candidate, Policy, PullPlan, Terms
 from warmfleet_router.view import WorkerView
 
 
 def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
-    worker = decision.worker
+    worker, plan = decision.worker, decision.choice.candidate.pull
     return pb.Placement(
         booking=booking,
         worker=worker.name,
         address=worker.address,
-        action=pb.Placement.SERVE,
+        action=pb.Placement.PULL if plan else pb.Placement.SERVE,
         expected_tokens=decision.choice.candidate.overlap,
         available_tokens=decision.available,
         policy=policy,
         price_s=sum(seconds for _, seconds in decision.terms),
         terms=_terms(decision.terms),
         reason=decision.choice.reason,
+        pull=_pull(plan) if plan else None,
+    )
+
+
+def _pull(plan: PullPlan) -> transfer_pb2.Pull:
+    return transfer_pb2.Pull(
+        source=plan.source.name,
+        address=plan.source.address,
+        from_tokens=plan.from_tokens,
+        tokens=plan.tokens,
+        within_s=plan.within_s,
     )
 
 

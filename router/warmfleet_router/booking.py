@@ -26,6 +26,7 @@ class Booking:
     context_tokens: int
     alone: bool  # the worker had nothing else to do
     record: PlacementView
+    source: str = ""  # the peer that blocks are pulled from
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
     keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed
     since: int = 0  # the guess's clock

@@ -38,7 +38,7 @@ class RouterCore:
         self.counters = Counters()
         self.policy = make_policy(routing, seed)
         self._ledger = Ledger()
-        self.roster = Roster(self._ledger, self.counters, routing.index_blocks)
+        self.roster = Roster(self._ledger, self.counters, routing)
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
         self._ids = 0
         self._history: deque[tuple[PlacementView, Decision]] = deque(maxlen=HISTORY)
@@ -164,14 +164,19 @@ class RouterCore:
             context_tokens=wanted.prompt_tokens,
             alone=not worker.flying,
             record=_record(wanted, decision, id_, self.policy.name, now),
+            source=chosen.pull.source.name if chosen.pull else "",
         )
         self._ledger.book(booking)
         decision.group.traffic.placed(chosen.prefill_s, now)
+        held = chosen.pull.from_tokens if chosen.pull else chosen.overlap
         booking.marks = decision.group.prefixes.add(
-            worker.slot, decision.ask.keys, chosen.overlap // decision.ask.block_size
+            worker.slot, decision.ask.keys, held // decision.ask.block_size
         )
         if worker.guess is not None and not wanted.bypass_cache:
             booking.keys, booking.since = decision.ask.keys, worker.guess.clock
+        if chosen.pull:
+            source = chosen.pull.source
+            source.sending_until = max(source.sending_until, now) + chosen.pull.sending_s
         decision.group.settle(worker)
         return booking
 
@@ -205,6 +210,7 @@ class RouterCore:
             return
         self.roster.fleet.succeeded(worker)
         self.roster.computed(booking, None if request.cached_unknown else cached)
+        self._learn_link(booking, request)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
@@ -214,6 +220,11 @@ class RouterCore:
             record.ttft_s = request.ttft_s
             worker.ttft.add(now, request.ttft_s)
             worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
+
+    def _learn_link(self, booking: Booking, request: pb.ProgressRequest) -> None:
+        group = self.roster.group_of(booking.worker)
+        if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
+            group.links.observe(booking.source, booking.worker.name, request.pulled_bytes, request.pull_s)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
         for booking in bookings:

@@ -52,6 +52,8 @@ class Identity:
     max_running: int
     vocab_size: int
     silent: bool = False  # announces no presence
+    token_bytes: float = 0.0  # of KV, a token
+    gives_blocks: bool = False  # peers may pull its blocks
 
     @property
     def kind(self) -> tuple[bytes, int]:
@@ -73,6 +75,8 @@ class Report:
     steps: int = 0
     step_seconds: float = 0.0
     prompt_tokens: int = 0
+    evictions: int = 0
+    late_hits: int = 0
     queue_s: float = 0.0  # what prefill_tokens took at ``at``, less what the step under way had done
 
 
@@ -104,6 +108,7 @@ class Worker:
     queue_until: float = 0.0  # when the reported queue should be computed
     rest_s: float = 0.0  # of work that comes after that queue
     guess: Approximate | None = None  # of what a silent one holds
+    sending_until: float = 0.0  # when what its peers have been told to pull should be sent
     crowd_s: float = 0.0  # what its sequences add to each decode step of one more
 
     connected: bool = False
@@ -183,6 +188,7 @@ class Fleet:
             return False
         worker.epoch = epoch
         worker.report = Report()
+        worker.sending_until = 0.0
         worker.hits.begin_epoch()
         worker.failures = worker.ejections = 0
         worker.ejected_until = 0.0
@@ -217,6 +223,8 @@ class Fleet:
             steps=load.steps_total,
             step_seconds=load.step_seconds_total,
             prompt_tokens=load.prompt_tokens_total,
+            evictions=load.evictions_total,
+            late_hits=load.late_hits_total,
             queue_s=_queue_s(worker.rates, load),
         )
         worker.draining = load.draining

@@ -7,9 +7,11 @@ from warmfleet_proto.errors import Rejected
 
 from warmfleet_router.fleet import Worker, usable
 from warmfleet_router.index import Index
+from warmfleet_router.links import Links
 from warmfleet_router.policy.base import Pool
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prefixes import BookedPrefixes
+from warmfleet_router.pressure import Pressure
 from warmfleet_router.pricing import starting_rates
 from warmfleet_router.traffic import Traffic
 
@@ -20,7 +22,9 @@ FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ti
 class Group:
     """``slot`` of a worker is its number in the index."""
 
-    def __init__(self, fingerprint: bytes, block_size: int, index_blocks: int) -> None:
+    def __init__(
+        self, fingerprint: bytes, block_size: int, index_blocks: int, link_bytes_per_s: float = 0.0
+    ) -> None:
         self.fingerprint = fingerprint
         self.block_size = block_size
         self.index = Index(index_blocks)
@@ -28,12 +32,15 @@ class Group:
         self.workers: dict[int, Worker] = {}  # by slot
         self.loads: list[float] = []  # by slot, seconds; infinite where none may be placed
         self.traffic = Traffic()
+        self.links = Links(link_bytes_per_s)
+        self.pressure = Pressure()
         self.panic = False
         self._measurements = 0
         self._lend_at = 0.0
         self.pool = Pool((), frozenset(), Ring(), 0)
         self.least_context = 0  # of the pool's workers
         self.most_context = 0  # of all workers
+        self.total_blocks = 0
 
     def add(self, worker: Worker) -> None:
         """Raises Rejected when the index takes no more workers."""
@@ -63,6 +70,7 @@ class Group:
         self.pool = Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
         self.least_context = min((_context(w) for w in workers), default=0)
         self.most_context = max((_context(w) for w in self.workers.values()), default=0)
+        self.total_blocks = sum(w.identity.total_blocks for w in workers if w.identity)
 
     def settle(self, worker: Worker) -> None:
         """After a change of one worker's load."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from warmfleet_router.fleet import Worker
 from warmfleet_router.group import Group
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
+from warmfleet_router.pulls import Giver, giver, plan
 from warmfleet_router.request import Request
 
 
@@ -56,7 +57,9 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     packed = request.keys_for(group.fingerprint, group.block_size)
     keys = memoryview(packed).cast("Q")
     ask = Ask(keys, group.block_size, request.prompt_tokens, request.max_tokens, request.slots, ticket)
-    blocks = _overlaps(group, b"" if request.bypass_cache else packed)
+    held = _held(group, b"" if request.bypass_cache else packed)
+    peer = giver(group, held, now) if policy.pulls else None
+    blocks = held if request.bypass_cache else _with_booked(group, held, keys)
     available = max(blocks.values(), default=0) * group.block_size
     ranks: dict[int, int] = {}
     for worker, rank in policy.nominate(ask, pool):
@@ -64,28 +67,41 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
         blocks.setdefault(worker.slot, 0)
     if not any(group.workers[slot] in pool.members for slot in blocks):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
-    candidates = _candidates(group, pool, ask, blocks, ranks, now)
+    candidates = _candidates(group, pool, ask, blocks, ranks, peer, now)
     waits = [candidate.wait_s for candidate in candidates]
     ask = ask._replace(following=group.traffic.following(waits, len(pool.workers), now))
     return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
 
 
-def _overlaps(group: Group, packed: bytes) -> dict[int, int]:
+def _held(group: Group, packed: bytes) -> dict[int, int]:
     """Leading blocks by slot, for the workers with most and for those least booked."""
-    blocks = {overlap.worker: overlap.blocks for overlap in group.index.lookup(packed, group.loads)}
-    for slot, booked in group.prefixes.overlaps(memoryview(packed).cast("Q")).items():
+    return {overlap.worker: overlap.blocks for overlap in group.index.lookup(packed, group.loads)}
+
+
+def _with_booked(group: Group, held: dict[int, int], keys: Sequence[int]) -> dict[int, int]:
+    """The same with what bookings are about to make."""
+    blocks = dict(held)
+    for slot, booked in group.prefixes.overlaps(keys).items():
         if booked > blocks.get(slot, 0):
             blocks[slot] = booked
     return blocks
 
 
 def _candidates(
-    group: Group, pool: Pool, ask: Ask, blocks: dict[int, int], ranks: dict[int, int], now: float
+    group: Group,
+    pool: Pool,
+    ask: Ask,
+    blocks: dict[int, int],
+    ranks: dict[int, int],
+    peer: Giver | None,
+    now: float,
 ) -> list[Candidate]:
     """The inner loop of a placement: a microsecond a worker, so it calls nothing that it can do itself."""
     candidates = []
     workers, members, prompt, size = group.workers, pool.members, ask.prompt_tokens, ask.block_size
     longest = ask.max_tokens or prompt + group.most_context
+    reach = peer.tokens if peer else 0
+    reuse = group.pressure.reuse
     for slot, held in blocks.items():
         worker = workers[slot]
         if worker not in members:
@@ -96,18 +112,32 @@ def _candidates(
         if overlap >= prompt:
             overlap = prompt - 1  # the last token is always computed
         queue = worker.queue_until - now
+        wait = worker.rest_s + queue if queue > 0 else worker.rest_s
         rates = worker.rates
         completion = rates.completion
+        eviction = 0.0
+        if reuse:
+            displaced = prompt - overlap - worker.report.free_blocks * size
+            if displaced > 0:
+                eviction = reuse * rates.queue_s(displaced)
+        bring, pull = 0.0, None
+        if peer is not None and overlap < reach:
+            pull = plan(group, peer, worker, overlap, prompt, wait)
+            if pull is not None:
+                overlap += pull.tokens
+                bring = pull.seconds - wait if pull.seconds > wait else 0.0
         candidates.append(
             Candidate(
                 worker,
                 overlap,
-                worker.rest_s + queue if queue > 0 else worker.rest_s,
-                0.0,  # nothing is brought from elsewhere yet
+                wait,
+                bring,
                 rates.prefill_s(prompt - overlap, overlap),
                 worker.crowd_s * (completion if completion < longest else longest),
                 1.0 if now >= worker.full_at else worker.weight(now),
                 ranks.get(slot, 0),
+                eviction,
+                pull,
             )
         )
     return candidates

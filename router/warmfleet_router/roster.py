@@ -16,6 +16,7 @@ from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Sto
 from warmfleet_router.fleet import Fleet, Identity, State, Worker
 from warmfleet_router.group import Group
 from warmfleet_router.pricing import starting_rates
+from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 
 MAX_NAME_CHARS = 128
@@ -26,14 +27,14 @@ MAX_BLOCK_SIZE = 1 << 16
 class Roster:
     """Workers go by their address: it is what is configured, and known before their name."""
 
-    def __init__(self, ledger: Ledger, counters: Counters, index_blocks: int) -> None:
+    def __init__(self, ledger: Ledger, counters: Counters, routing: Routing) -> None:
         self.fleet = Fleet(counters)
         self.groups: dict[tuple[bytes, int], Group] = {}
         self.models: dict[str, list[Group]] = {}
         self._cursors: dict[str, Cursor] = {}
         self.ledger = ledger
         self.counters = counters
-        self.index_blocks = index_blocks
+        self.routing = routing
 
     def group_of(self, worker: Worker) -> Group | None:
         return self.groups.get(worker.identity.kind) if worker.identity else None
@@ -88,7 +89,9 @@ class Roster:
         self._leave(worker, now)
         group = self.groups.get(identity.kind)
         if group is None:
-            group = self.groups[identity.kind] = Group(*identity.kind, self.index_blocks)
+            group = self.groups[identity.kind] = Group(
+                *identity.kind, self.routing.index_blocks, self.routing.link_bytes_per_s
+            )
         worker.identity = identity
         worker.rates = starting_rates(w.rates for w in group.workers.values())
         group.add(worker)
@@ -149,7 +152,9 @@ class Roster:
             self._forget(worker)
         if message.HasField("load"):
             self.ledger.included(worker, message.load.bookings)
+            reported = worker.report
             self.fleet.reported(worker, message.load, now)
+            group.pressure.report(reported, worker.report, group.total_blocks)
         if worker.state(now) is before:
             group.settle(worker)
         else:
@@ -244,4 +249,6 @@ def _identity(status: pb.StatusResponse, address: str) -> Identity:
         max_running=status.max_running,
         vocab_size=status.vocab_size,
         silent=status.silent,
+        token_bytes=status.block_bytes / status.block_size,
+        gives_blocks=status.gives_blocks,
     )

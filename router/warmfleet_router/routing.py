@@ -22,6 +22,10 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: PolicyName = "cheapest"
     # cheapest: what added work costs the requests after it, in units of itself; adaptive: by the traffic.
     externality: Annotated[float, msgspec.Meta(ge=0, le=1000)] | Literal["adaptive"] = "adaptive"
+    # cheapest: workers may be told to pull blocks from their peers where that is cheaper than computing them.
+    pulls: bool = True
+    # What a link between two workers is expected to carry until it has been measured; 0: unknown.
+    link_bytes_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     # prefix_hash: tokens that are hashed.
     prefix_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1024
     # A ring home with more in flight than this times the mean passes the request on.
@@ -41,7 +45,7 @@ def make_policy(routing: Routing, seed: int) -> Policy:
     match routing.policy:
         case "cheapest":
             constant = None if routing.externality == "adaptive" else routing.externality
-            return Cheapest(constant, routing.load_bound)
+            return Cheapest(constant, routing.load_bound, routing.pulls)
         case "dynamo_cost":
             return DynamoCost(routing.overlap_weight)
         case "least_loaded":

@@ -107,7 +107,7 @@ class Player:
 class PlayedCore(RouterCore):
     def __init__(self, routing: Routing, seed: int) -> None:
         super().__init__(routing, seed)
-        self.roster = PlayedRoster(self.roster.ledger, self.roster.counters, self.roster.index_blocks)
+        self.roster = PlayedRoster(self.roster.ledger, self.roster.counters, self.roster.routing)
 
 
 class PlayedRoster(Roster):

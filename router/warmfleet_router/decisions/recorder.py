@@ -128,7 +128,7 @@ class RecordingCore(RouterCore):
 class RecordingRoster(Roster):
     def __init__(self, roster: Roster, journal: Journal) -> None:
         """In the place of ``roster``, to which nobody has come yet."""
-        super().__init__(roster.ledger, roster.counters, roster.index_blocks)
+        super().__init__(roster.ledger, roster.counters, roster.routing)
         self._journal = journal
 
     def add(self, address: str) -> None:

@@ -35,17 +35,30 @@ class Pool:
         return ceil(factor * (self.in_flight + 1) / len(self.workers)) - 1
 
 
+class PullPlan(NamedTuple):
+    """Blocks that the worker would bring from a peer while the request waits."""
+
+    source: Worker
+    from_tokens: int
+    tokens: int
+    seconds: float  # until they are there, the wait for earlier pulls from the source included
+    sending_s: float  # of those, of the source's link
+    within_s: float  # longer than this, computing them is cheaper
+
+
 class Candidate(NamedTuple):
     """One worker, with what serving the request there is predicted to take."""
 
     worker: Worker
-    overlap: int  # tokens
+    overlap: int  # tokens that need not be computed, pulled ones included
     wait_s: float
-    bring_s: float
+    bring_s: float  # for what is pulled, beyond the wait
     prefill_s: float
     decode_s: float  # what the sequences decoding beside it add to its own decoding
     weight: float  # slow start: below one for a worker that has just come
     nominated: int  # rank among the policy's own nominations, the higher the better; 0: not one
+    eviction_s: float  # to compute again what it displaces, times the chance that that is missed
+    pull: PullPlan | None
 
 
 class Choice(NamedTuple):
@@ -59,6 +72,10 @@ Terms = tuple[tuple[str, float], ...]
 class Policy(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def pulls(self) -> bool:
+        """Whether candidates may bring blocks from their peers."""
 
     def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
         """Workers to be priced beside those of most overlap and least load, with their ranks from 1."""

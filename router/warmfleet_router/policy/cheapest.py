@@ -1,8 +1,8 @@
 """The worker where the request costs least, itself and the requests that come after it.
 
-price = (wait + bring + prefill + externality + decode) / weight, with the externality lambda times
-the prefill: work added here delays whoever comes next. Near-ties go to the ring home, so that
-routers agree without talking.
+price = (wait + bring + prefill + externality + eviction + decode) / weight, with the externality lambda
+times the prefill: work added here delays whoever comes next. Eviction is the work that displaced blocks will
+cause. Near-ties go to the ring home, so that routers agree without talking.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ class Cheapest:
 
     name = "cheapest"
 
-    def __init__(self, externality: float | None, bound: float) -> None:
+    def __init__(self, externality: float | None, bound: float, pulls: bool) -> None:
+        self.pulls = pulls
         self._externality = externality
         self._bound = bound
 
@@ -47,8 +48,8 @@ class Cheapest:
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         factor = 1.0 + self._lambda(ask)
         prices = [
-            (wait + bring + factor * prefill + decode) / weight
-            for _, _, wait, bring, prefill, decode, weight, _ in candidates
+            (wait + bring + factor * prefill + eviction + decode) / weight
+            for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates
         ]
         least = min(prices)
         limit = least + max(NEAR_SHARE * least, NEAR_S)
@@ -74,6 +75,7 @@ class Cheapest:
             ("bring", candidate.bring_s),
             ("prefill", candidate.prefill_s),
             ("externality", externality),
+            ("eviction", candidate.eviction_s),
             ("decode", candidate.decode_s),
         )
         if candidate.weight == 1.0:

@@ -14,6 +14,7 @@ class DynamoCost:
     """``overlap_weight`` multiplies the prefill blocks."""
 
     name = "dynamo_cost"
+    pulls = False
 
     def __init__(self, overlap_weight: float) -> None:
         self._overlap_weight = overlap_weight

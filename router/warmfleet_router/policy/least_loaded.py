@@ -8,6 +8,7 @@ from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, pr
 
 class LeastLoaded:
     name = "least_loaded"
+    pulls = False
 
     def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
         """Those with the fewest; ties go round."""

@@ -10,6 +10,7 @@ class PrefixHash:
     """``depth_tokens`` are hashed, or a shorter prompt whole; ``bound`` is over the mean load."""
 
     name = "prefix_hash"
+    pulls = False
 
     def __init__(self, depth_tokens: int, bound: float) -> None:
         self._depth_tokens = depth_tokens

@@ -8,6 +8,7 @@ from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, no
 
 class RoundRobin:
     name = "round_robin"
+    pulls = False
 
     def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
         return [(pool.workers[ask.ticket % len(pool.workers)], 1)]

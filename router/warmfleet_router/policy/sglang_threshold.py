@@ -18,6 +18,7 @@ class SglangThreshold:
     ``balance_rel`` times it. ``cache_threshold`` is the share of the prompt that must match."""
 
     name = "sglang_threshold"
+    pulls = False
 
     def __init__(self, balance_abs: int, balance_rel: float, cache_threshold: float) -> None:
         self._balance_abs = balance_abs

@@ -13,6 +13,7 @@ class TwoChoices:
     """Draws are a function of (seed, ticket): a dry run draws what the placement will."""
 
     name = "two_choices"
+    pulls = False
 
     def __init__(self, seed: int) -> None:
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF

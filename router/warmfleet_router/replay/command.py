@@ -60,6 +60,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--block-seconds", type=float, default=0.025, help="of the flat engine (default 0.025)"
     )
+    parser.add_argument(
+        "--link", type=float, metavar="GB/s", help="between workers (default: the engine's); 0: nobody pulls"
+    )
     parser.add_argument("--no-decode", action="store_true", help="every completion is one token")
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="of presence events")
     parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of presence events")

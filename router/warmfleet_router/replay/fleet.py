@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as wpb
 from warmfleet_proto.limits import HEARTBEAT_S
+from warmfleet_proto.transfer_pb2 import Pull
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.replay.announcer import Announcer
+from warmfleet_router.replay.cache import Node
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.replay.worker import Job, Step, Worker
@@ -65,6 +67,8 @@ class Member:
         self.step: Step | None = None
         self.began_at = 0.0
         self.version = 0  # of the step's end in the queue; older ones are void
+        self.sending_until = 0.0  # what its peers pull
+        self.given_blocks = 0
 
 
 class Fleet:
@@ -142,6 +146,8 @@ class Fleet:
                 max_context=MAX_CONTEXT,
                 max_running=member.worker.profile.max_running,
                 engine="replay",
+                block_bytes=block_size * member.worker.profile.kv_bytes_per_token,
+                gives_blocks=member.worker.profile.link_bytes_per_s > 0,
             ),
             0.0,
         )
@@ -175,13 +181,43 @@ class Fleet:
         member = self.members[int(placement.worker[1:])]
         job = Job(placement.booking, request.keys, request.prompt_tokens, request.completion_tokens, self.now)
         self._placed[job.booking] = request, placement
+        if placement.action == rpb.Placement.PULL:
+            self._pull(member, job, placement.pull)
         member.worker.submit(job)
         member.announcer.accepted(job.booking)
         self._stir(member)
         self._next_arrival(arrivals, speed, progress)
 
+    def _pull(self, member: Member, job: Job, pull: Pull) -> None:
+        """The source's link carries one pull after another; one that takes too long is given up."""
+        source, size = self.members[int(pull.source[1:])], member.worker.block_size
+        wanted = (pull.from_tokens + pull.tokens) // size
+        nodes = source.worker.cache.match(job.keys[:wanted])
+        have = len(member.worker.cache.match(job.keys[:wanted]))
+        if len(nodes) <= have:
+            return
+        member.worker.expect(job, len(nodes))
+        source.worker.cache.pin(nodes)  # leased
+        profile = member.worker.profile
+        whole_s = profile.bring_s((len(nodes) - have) * size, profile.link_bytes_per_s)
+        starts_s = max(source.sending_until - self.now, 0.0) + profile.link_latency
+        sending_s = min(whole_s, max(pull.within_s - starts_s, 0.0))
+        source.sending_until = self.now + starts_s - profile.link_latency + sending_s
+        job.pull_bytes = sending_s * profile.link_bytes_per_s
+        job.pull_s = profile.link_latency + sending_s
+        complete = sending_s == whole_s
+        source.given_blocks += (len(nodes) - have) * complete
+        done_s = starts_s + sending_s if complete else pull.within_s
+        self._at(self.now + done_s, self._pulled, source, nodes, member, job, complete)
+
+    def _pulled(self, source: Member, nodes: list[Node], member: Member, job: Job, complete: bool) -> None:
+        source.worker.cache.unpin(nodes)
+        member.worker.arrive(job, complete)
+        self._stir(member)
+
     def _started(self, job: Job) -> None:
         assert job.admitted_at is not None
+        size = self.members[0].worker.block_size
         self.core.progress(
             rpb.ProgressRequest(
                 booking=job.booking,
@@ -189,6 +225,9 @@ class Fleet:
                 queue_s=job.admitted_at - job.submitted_at,
                 prefill_s=self.now - job.admitted_at,
                 ttft_s=self.now - job.submitted_at,
+                pulled_tokens=job.pulled * size,
+                pulled_bytes=int(job.pull_bytes),
+                pull_s=job.pull_s,
             ),
             self.now,
         )

@@ -51,7 +51,7 @@ def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
         ttft_p99=_percentile(ttfts, 0.99),
         itl_p99=_percentile(sorted(o.itl_s for o in outcomes), 0.99),
         goodput=_mean([float(o.ttft_s < GOOD_TTFT_S and not o.slow) for o in outcomes]),
-        pulled_blocks=0,
+        pulled_blocks=sum(member.given_blocks for member in fleet.members),
         finished=len(outcomes),
         expected=sum(o.expected_tokens for o in outcomes) / prompts,
         available=sum(o.available_tokens for o in outcomes) / prompts,

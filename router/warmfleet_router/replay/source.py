@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.decisions import reader
@@ -33,6 +34,9 @@ def source(args: Namespace) -> Source:
     _check(args)
     log = reader.is_log(args.trace)
     found = _of_log(args) if log else _of_trace(args)
+    if args.link is not None:
+        profile = msgspec.structs.replace(found.profile, link_bytes_per_s=args.link * 1e9)
+        found = found._replace(profile=profile)
     if not args.no_decode:
         return found
     once = [r._replace(completion_tokens=1) for r in found.trace.requests]

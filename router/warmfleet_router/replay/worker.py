@@ -23,8 +23,8 @@ class Job:
 
     __slots__ = (
         "admitted_at", "booking", "cached_tokens", "completion_tokens", "computed", "copy", "generated",
-        "keys", "nodes", "private", "prompt_tokens", "slow_steps", "started_at",
-        "steps", "submitted_at", "uncached",
+        "keys", "nodes", "private", "prompt_tokens", "pull_bytes", "pull_s", "pulled", "pulling",
+        "slow_steps", "started_at", "steps", "submitted_at", "uncached",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,10 @@ class Job:
         self.nodes: list[Node] = []  # readable leading blocks, pinned
         self.private = 0  # blocks after them
         self.copy: Node | None = None  # pinned until the next step has copied it
+        self.pulling = 0  # leading blocks that it waits for: not admitted until they are here
+        self.pulled = 0  # blocks that came from a peer
+        self.pull_bytes = 0.0
+        self.pull_s = 0.0
         self.steps = 0
         self.slow_steps = 0
 
@@ -89,15 +93,40 @@ class Worker:
         self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
+        self._arriving: Counter[int] = Counter()  # keys of the blocks that are being pulled
         self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
 
     def submit(self, job: Job) -> None:
-        matched = len(self.cache.match(job.keys))
+        matched = max(len(self.cache.match(job.keys)), job.pulling)
         while matched < len(job.keys) and job.keys[matched] in self._coming:
             matched += 1
         job.uncached = max(job.prompt_tokens - matched * self.block_size, 1)
         self._coming.update(job.keys)
         self.waiting.append(job)
+
+    def expect(self, job: Job, blocks: int) -> None:
+        """A pull of its first blocks has begun."""
+        job.pulling = blocks
+        self._arriving.update(job.keys[:blocks])
+
+    def arrive(self, job: Job, complete: bool) -> None:
+        """The pull has ended; of what came, as much as there is room for becomes readable."""
+        wanted = job.keys[: job.pulling]
+        self._arriving.subtract(wanted)
+        self._arriving += Counter()  # only what is left
+        job.pulling = 0
+        if complete:
+            job.pulled = self._adopt(wanted)
+
+    def _adopt(self, keys: Sequence[int]) -> int:
+        nodes = self.cache.match(keys)
+        self.cache.pin(nodes)
+        missing = min(len(keys) - len(nodes), self.cache.available)
+        self.cache.take(missing)
+        for key in keys[len(nodes) : len(nodes) + missing]:
+            nodes.append(self.cache.seal(key, nodes[-1] if nodes else None))
+        self.cache.unpin(nodes)
+        return missing
 
     # ---- before a step -----------------------------------------------------------------------
 
@@ -140,11 +169,14 @@ class Worker:
             return
         prefill = sum(job.remaining for job in self.running if job.remaining > 1)
         slots = self.profile.max_running - len(self.running)
-        while self.waiting and slots and prefill < self.profile.chunk_tokens:
-            job = self.waiting[0]
+        ready = [job for job in self.waiting if not self._expects(job)]
+        for job in ready:
+            if not slots or prefill >= self.profile.chunk_tokens:
+                return
             if not self._take(job, room=len(self.running)):
                 return
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(job)
+            self.running.append(job)
             if job.admitted_at is None:
                 job.admitted_at = now
                 job.cached_tokens = job.computed
@@ -152,6 +184,13 @@ class Worker:
                 self.cached_tokens += job.computed
             slots -= 1
             prefill += job.remaining
+
+    def _expects(self, job: Job) -> bool:
+        """Whether blocks that it needs next are on their way, for itself or for another."""
+        if job.pulling or not self._arriving:
+            return job.pulling > 0
+        matched = len(self.cache.match(job.keys))
+        return matched < len(job.keys) and job.keys[matched] in self._arriving
 
     def _take(self, job: Job, room: int) -> bool:
         nodes = self.cache.match(job.keys[: job.length // self.block_size])

@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import get_args
 
+import msgspec
 import pytest
 from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.settings import load as load_settings
@@ -37,6 +38,34 @@ def play(policy: str, network: Network = IDEAL, requests: int = 300, seed: int =
     fleet = Fleet(routing, DECODING, BLOCK, [400] * 4, network=network, seed=seed)
     fleet.run(conversations(requests))
     return fleet
+
+
+def herd(requests: int) -> Trace:
+    """One long prefix that all prompts share, more of them than one worker can serve."""
+    random, made, now = Random(0), [], 0.0
+    for number in range(requests):
+        now += random.expovariate(12.0) if number > 1 else 12.0 * number  # the first one computes it
+        keys = array("Q", [*range(100), 1000 + number])
+        made.append(Request(now, keys, len(keys) * BLOCK, 1))
+    return Trace("herd", BLOCK, made)
+
+
+def test_pulls_bring_what_is_elsewhere_and_leave_nothing_pinned() -> None:
+    shown = []
+    for link in (0.0, 1e3, 12.5e9):
+        profile = msgspec.structs.replace(flat(0.1, BLOCK), link_bytes_per_s=link)
+        fleet = Fleet(Routing(link_bytes_per_s=12.5e9), profile, BLOCK, [400] * 4)
+        fleet.run(herd(300))
+        shown.append(report.summarise("p", fleet, 25.0))
+        assert all(m.worker.cache.available == 400 for m in fleet.members)
+        assert not any(m.worker.waiting for m in fleet.members)
+    forbidden, throttled, allowed = shown
+    assert forbidden.pulled_blocks == throttled.pulled_blocks == 0
+    assert throttled.finished == 300, "a pull that takes too long is given up"
+    assert throttled.ttft_mean < 2.0 * forbidden.ttft_mean, "and not tried for long"
+    assert allowed.pulled_blocks == 300, "once to each of the three others: siblings wait for the first pull"
+    assert allowed.hit == forbidden.hit
+    assert allowed.ttft_mean < 0.2 * forbidden.ttft_mean
 
 
 def rows(fleet: Fleet) -> bytes:

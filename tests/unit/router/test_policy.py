@@ -170,11 +170,13 @@ candidate = st.builds(
     st.sampled_from(WORKERS),
     st.integers(0, 1000),
     seconds,
-    st.just(0.0),
+    seconds,
     seconds,
     seconds,
     st.sampled_from([0.1, 1.0]),
     st.integers(0, 3),
+    seconds,
+    st.none(),
 )
 
 
@@ -183,12 +185,13 @@ candidate = st.builds(
 def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     candidates: list[Candidate], ticket: int, externality: float
 ) -> None:
-    policy = Cheapest(externality, 1.25)
+    policy = Cheapest(externality, 1.25, pulls=True)
     request = Ask((), BLOCK, 100, 10, 1, ticket)
     choice = policy.choose(request, candidates).candidate
 
     def price(c: Candidate) -> float:
-        return (c.wait_s + c.bring_s + c.prefill_s + externality * c.prefill_s + c.decode_s) / c.weight
+        computing = c.prefill_s + externality * c.prefill_s
+        return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s) / c.weight
 
     least = min(price(c) for c in candidates)
     limit = least + max(0.02 * least, 0.001) + 1e-9
@@ -209,10 +212,10 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
 )
 def test_near_ties_go_home(prefills: tuple[float, ...], ranks: tuple[int, ...], chosen: int) -> None:
     candidates = [
-        Candidate(worker, 0, 0.0, 0.0, prefill, 0.0, 1.0, rank)
+        Candidate(worker, 0, 0.0, 0.0, prefill, 0.0, 1.0, rank, 0.0, None)
         for worker, prefill, rank in zip(WORKERS, prefills, ranks, strict=False)
     ]
-    choice = Cheapest(8.0, 1.25).choose(Ask((), BLOCK, 100, 10, 1, ticket=1), candidates)
+    choice = Cheapest(8.0, 1.25, pulls=True).choose(Ask((), BLOCK, 100, 10, 1, ticket=1), candidates)
     assert choice.candidate is candidates[chosen]
 
 

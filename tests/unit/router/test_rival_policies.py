@@ -73,7 +73,7 @@ def candidate(name: str, overlap_blocks: int, prefill_tokens: int, used: int) ->
     worker = worker_named(name)
     worker.report.prefill_tokens = prefill_tokens
     worker.report.free_blocks = 100 - used
-    return Candidate(worker, overlap_blocks * BLOCK, 0.0, 0.0, 0.0, 0.0, 1.0, 0)
+    return Candidate(worker, overlap_blocks * BLOCK, 0.0, 0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_it_fades_and_never_divides_by_nothing() -> None:
 
 
 def test_cheapest_counts_whoever_follows_between_its_bounds() -> None:
-    policy = Cheapest(None, 1.25)
-    candidate = Candidate(WORKERS[0], 0, 0.0, 0.0, 0.5, 0.0, 1.0, 0)
+    policy = Cheapest(None, 1.25, pulls=True)
+    candidate = Candidate(WORKERS[0], 0, 0.0, 0.0, 0.5, 0.0, 1.0, 0, 0.0, None)
     for following, counted in ((0.0, LEAST_FOLLOWING), (4.0, 4.0), (1000.0, MOST_FOLLOWING)):
         request = Ask((), 16, 64, 1, 1, 0, following)
         assert dict(policy.terms(request, candidate))["externality"] == pytest.approx(counted * 0.5)

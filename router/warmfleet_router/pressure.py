@@ -1,0 +1,28 @@
+"""How soon a group's caches miss what they evict, over about the last turn of all of them.
+
+Of the group and not of each worker: a worker whose blocks are little used would draw all that is new, and
+would then have even less that is used again (LOG.md).
+"""
+
+from math import exp
+
+from warmfleet_router.fleet import Report
+
+
+class Pressure:
+    __slots__ = ("_evictions", "_late_hits", "reuse")
+
+    def __init__(self) -> None:
+        self.reuse = 0.0  # chance that an evicted block would have been used again, 0 to 1
+        self._evictions = 0.0
+        self._late_hits = 0.0
+
+    def report(self, before: Report, after: Report, blocks: int) -> None:
+        """One worker's last two reports, of one epoch; ``blocks`` is what all caches hold."""
+        evictions = after.evictions - before.evictions
+        if evictions <= 0:
+            return
+        keep = exp(-evictions / max(blocks, 1))
+        self._evictions = keep * self._evictions + evictions
+        self._late_hits = keep * self._late_hits + max(after.late_hits - before.late_hits, 0)
+        self.reuse = self._late_hits / (self._late_hits + self._evictions)

@@ -1,0 +1,137 @@
+"""Blocks brought from a peer: when, from whom, at what price, and what the router learns of it."""
+
+import pytest
+from warmfleet_proto import router_pb2 as rpb
+from warmfleet_router.core import RouterCore
+from warmfleet_router.fleet import Report
+from warmfleet_router.links import Links
+from warmfleet_router.pressure import Pressure
+
+from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
+from tests.unit.router.test_policy import worker_named
+
+PROMPT = tokens((1, 4000))  # takes .4 s by the first guess
+TOKEN_BYTES = 1000
+NOW = 0.1
+
+
+def givers(count: int, **routing: object) -> tuple[RouterCore, list[FakeWorker]]:
+    """A fleet whose workers give blocks; the first holds the prompt and is busy."""
+    core, workers = fleet_of(count, **routing)
+    for worker in workers:
+        worker.status |= {"gives_blocks": True, "block_bytes": BLOCK * TOKEN_BYTES}
+        worker.join(-60.0)
+    workers[0].store(PROMPT, 0.0)
+    workers[0].report(0.0, running=1, waiting=9, prefill_tokens=50_000)
+    core.tick(0.0)
+    return core, workers
+
+
+def place(core: RouterCore, now: float = NOW, **fields: object) -> rpb.Placement:
+    return core.route(ask(PROMPT, **fields), now)
+
+
+def seconds(of: rpb.Placement | rpb.Candidate) -> dict[str, float]:
+    return {term.name: term.seconds for term in of.terms}
+
+
+def test_an_idle_worker_pulls_what_a_busy_one_holds() -> None:
+    core, _ = givers(3)
+    placement = place(core)
+    pull = placement.pull
+    assert placement.action == rpb.Placement.PULL
+    assert placement.worker != "w0"
+    assert (pull.source, pull.address) == ("w0", "w0:1")
+    assert (pull.from_tokens, pull.tokens) == (0, 3984), "all full blocks but the last token's"
+    assert placement.expected_tokens == 3984
+    assert seconds(placement)["bring"] == pytest.approx(0.006, rel=0.1)
+    assert pull.within_s > 0.3, "about what computing it would take"
+
+
+@pytest.mark.parametrize("reason", ["forbidden", "not given", "slow link", "no cached reads"])
+def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
+    core, workers = givers(
+        3, pulls=reason != "forbidden", link_bytes_per_s=1e6 if reason == "slow link" else 0.0
+    )
+    if reason == "not given":
+        workers[0].status["gives_blocks"] = False
+        workers[0].join(0.0)
+    placement = place(core, bypass_cache=reason == "no cached reads")
+    assert placement.action == rpb.Placement.SERVE
+    assert not placement.HasField("pull")
+
+
+def test_the_holder_serves_while_it_is_free() -> None:
+    core, workers = givers(3)
+    workers[0].report(NOW)
+    placement = place(core)
+    assert (placement.worker, placement.action) == ("w0", rpb.Placement.SERVE)
+
+
+def test_pulls_from_one_source_wait_for_each_other() -> None:
+    core, workers = givers(3)
+    other = tokens((9000, 4000))
+    workers[0].store(other, 0.0)
+    alone = seconds(core.explain(ask(other), NOW).chosen)["bring"]
+    assert place(core).action == rpb.Placement.PULL
+    assert seconds(core.explain(ask(other), NOW).chosen)["bring"] > alone + 0.003
+    assert seconds(core.explain(ask(other), NOW + 1.0).chosen)["bring"] == pytest.approx(alone)
+
+
+def test_it_learns_what_a_link_carries() -> None:
+    core, _ = givers(2)
+    for i in range(20):
+        placement = place(core, NOW + i)
+        if placement.action == rpb.Placement.PULL:
+            core.progress(
+                rpb.ProgressRequest(
+                    booking=placement.booking,
+                    cached_tokens=placement.expected_tokens,
+                    pulled_tokens=placement.pull.tokens,
+                    pulled_bytes=placement.pull.tokens * TOKEN_BYTES,
+                    pull_s=8.0,
+                ),
+                NOW + i,
+            )
+        core.finish(rpb.FinishRequest(booking=placement.booking, outcome=rpb.FinishRequest.OK), NOW + i)
+    assert place(core, NOW + 20).action == rpb.Placement.SERVE
+
+
+def test_an_unmeasured_pair_is_like_the_others() -> None:
+    links, (a, b, c) = Links(1e9), [worker_named(name) for name in "abc"]
+    for _ in range(50):
+        links.observe("a", "b", 100_000_000, 1.0)
+    latency, byte = links.rate(a, b)
+    assert latency + 1e8 * byte == pytest.approx(1.0, rel=0.05)
+    assert links.rate(a, c) == pytest.approx((latency, byte), rel=0.05)
+    for _ in range(50):
+        links.observe("a", "c", 100_000_000, 0.01)
+    fast = links.rate(a, c)
+    assert fast[0] + 1e8 * fast[1] == pytest.approx(0.01, rel=0.1)
+    assert links.rate(a, b) == (latency, byte)
+
+
+def test_pressure_is_the_chance_that_an_evicted_block_is_missed() -> None:
+    pressure = Pressure()
+    pressure.report(Report(), Report(late_hits=5), 100)
+    assert pressure.reuse == 0.0, "nothing was evicted"
+    pressure.report(Report(), Report(evictions=30, late_hits=10), 100)
+    assert pressure.reuse == pytest.approx(0.25)
+    before = Report(evictions=30, late_hits=10)
+    for _ in range(9):
+        after = Report(evictions=before.evictions + 100, late_hits=before.late_hits)
+        pressure.report(before, after, 100)
+        before = after
+    assert pressure.reuse < 0.001, "the past fades with what is evicted"
+
+
+def test_displaced_blocks_cost_what_computing_them_again_would() -> None:
+    core, workers = fleet_of(2)
+    for worker in workers:
+        worker.report(0.0, evictions_total=100, late_hits_total=100, free_blocks=0)
+    workers[1].report(0.0, evictions_total=100, late_hits_total=100, free_blocks=1000)
+    terms = {
+        c.worker: {t.name: t.seconds for t in c.terms} for c in core.explain(ask(PROMPT), NOW).candidates
+    }
+    assert terms["w0"]["eviction"] == pytest.approx(0.5 * terms["w0"]["prefill"], rel=0.1)
+    assert "eviction" not in terms["w1"]
