@@ -43,6 +43,7 @@ class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     admin: str = ""  # of the admin page and /metrics; empty: they share a loopback http address
     workers: Annotated[list[str], Meta(max_length=10_000)] = []  # HOST:PORT of their gRPC servers
     routing: Routing = Routing()
+    fleet_key_file: str = ""  # made by ``warmfleet key``; empty: no worker pulls from another
     decision_log: str = ""  # a file for `warmfleet replay --trace FILE`: keys and numbers, never a prompt
     decision_log_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 64  # of one file, then another begins
     decision_log_files: Annotated[int, Meta(ge=1, le=1000)] = 8  # kept

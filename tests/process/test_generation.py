@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
+from warmfleet_proto.transfer_pb2 import Grant, Pull, Pulled
 from warmfleet_proto.worker_pb2 import Ending, Sampling
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
@@ -29,6 +30,7 @@ class Placing:
         self.routed: list[pb.RouteRequest] = []
         self.said: list[pb.ProgressRequest | pb.FinishRequest] = []
         self.slow: asyncio.Event | None = None
+        self.pull: Pull | None = None
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
         self.routed.append(request)
@@ -37,7 +39,7 @@ class Placing:
             await self.slow.wait()
         for address in self.addresses:
             if address not in request.exclude:
-                return pb.Placement(booking=booking, worker=address, address=address)
+                return pb.Placement(booking=booking, worker=address, address=address, pull=self.pull)
         raise Rejected("no worker is left")
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
@@ -105,6 +107,26 @@ async def test_what_one_worker_does_not_begin_another_does(
         "ProgressRequest",
         "FinishRequest",
     ]
+
+
+async def test_a_pull_goes_to_the_worker_and_what_came_of_it_to_the_router(bench: Bench) -> None:
+    bench.placing.pull = Pull(source="a", address="there:1", tokens=32, within_s=0.5, grant=Grant(mac=b"m"))
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    await bench.workers[0].next("open")
+    submit = await bench.workers[0].next("submit")
+    assert submit.pull == bench.placing.pull
+    first = output(submit.handle, 0, 7, end=Ending.STOP)
+    pulled = Pulled(tokens=32, seconds=0.25, bytes=4096, wasted_bytes=96, failure="gone")
+    first.started.pulled.CopyFrom(pulled)
+    bench.workers[0].say(first)
+    await starting
+    generation.finish(completion_tokens=1)
+    await bench.fleet.reports.close()
+    progress = bench.placing.said[0]
+    assert isinstance(progress, pb.ProgressRequest)
+    said = (progress.pulled_tokens, progress.pull_s, progress.pulled_bytes, progress.wasted_bytes)
+    assert (*said, progress.pull_failure) == (32, 0.25, 4096, 96, "gone")
 
 
 async def test_nothing_is_tried_again_after_a_token(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError, WorkerLost
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.router_pb2 import FinishRequest, Placement, ProgressRequest, RouteRequest
-from warmfleet_proto.worker_pb2 import Output, Sampling, Submit
+from warmfleet_proto.worker_pb2 import Output, Sampling, Started, Submit
 
 from warmfleet_router.backends.attempt import Attempt, past_deadline
 from warmfleet_router.backends.worker import WorkerPool
@@ -157,6 +157,7 @@ class Generation:
             salt=wanted.tenant.salt,
             sampling=wanted.sampling,
             deadline_s=max(wanted.deadline - now, 0.001),
+            pull=self.placement.pull if self.placement.HasField("pull") else None,
         )
         self._attempt = self._fleet.workers.submit(
             self.placement.address, submit, wanted.token_ids, self._on_overrun
@@ -168,18 +169,28 @@ class Generation:
         started = self._first[0].started
         self.cached_tokens = started.cached_tokens
         self.queue_s = started.queue_s
-        report = ProgressRequest(
-            booking=self.placement.booking,
-            cached_tokens=started.cached_tokens,
-            queue_s=started.queue_s,
-            prefill_s=started.prefill_s,
-            ttft_s=self._fleet.clock() - now,
+        self._fleet.reports.progress(
+            _progress(self.placement.booking, started, ttft_s=self._fleet.clock() - now)
         )
-        self._fleet.reports.progress(report)
 
     def _may_retry(self) -> bool:
         now = self._fleet.clock()
         return now < self.wanted.deadline and len(self.tried) <= _MAX_RETRIES and self._fleet.budget.take(now)
+
+
+def _progress(booking: int, started: Started, ttft_s: float) -> ProgressRequest:
+    return ProgressRequest(
+        booking=booking,
+        cached_tokens=started.cached_tokens,
+        queue_s=started.queue_s,
+        prefill_s=started.prefill_s,
+        ttft_s=ttft_s,
+        pulled_tokens=started.pulled.tokens,
+        pull_s=started.pulled.seconds,
+        pulled_bytes=started.pulled.bytes,
+        wasted_bytes=started.pulled.wasted_bytes,
+        pull_failure=started.pulled.failure,
+    )
 
 
 def _outcome(error: BaseException | None) -> FinishRequest.Outcome:

@@ -1,7 +1,11 @@
 """How long a modelled engine's step takes, and how fast it brings KV from elsewhere."""
 
+from pathlib import Path
+
 import msgspec
 from warmfleet_proto.settings import load
+
+PROFILES = Path(__file__).parent
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +45,7 @@ def flat(block_s: float, block_size: int) -> Profile:
     return Profile(prefill_token=block_s / block_size, chunk_tokens=1 << 30, max_running=1)
 
 
-def read(path: str) -> Profile:
-    """A TOML profile. Raises ConfigError."""
-    return load(Profile, path)
+def profile_of(engine: str) -> Profile:
+    """By the name of one that is shipped, or a TOML file. Raises ConfigError."""
+    shipped = PROFILES / f"{engine}.toml"
+    return load(Profile, str(shipped) if shipped.exists() else engine)

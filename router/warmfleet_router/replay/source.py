@@ -12,11 +12,10 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router.decisions import reader
 from warmfleet_router.replay import fit, report
 from warmfleet_router.replay.history import History, history, ladder
-from warmfleet_router.replay.profile import Profile, flat, read
+from warmfleet_router.replay.profile import Profile, flat, profile_of
 from warmfleet_router.replay.report import Bounds
 from warmfleet_router.replay.trace import Trace, load
 
-PROFILES = Path(__file__).parent
 WORKERS, BLOCKS = 8, 8000  # of a fleet that only a trace is known of
 
 
@@ -99,5 +98,4 @@ def _summary(told: History) -> list[str]:
 def _profile(engine: str, block_s: float, block_size: int) -> Profile:
     if engine == "flat":
         return flat(block_s, block_size)
-    named = PROFILES / f"{engine}.toml"
-    return read(str(named) if named.exists() else engine)
+    return profile_of(engine)

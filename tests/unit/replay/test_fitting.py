@@ -4,8 +4,7 @@ from random import Random
 
 import pytest
 from warmfleet_router.replay.fitting import NAMES, Measured, error, fit, predict
-from warmfleet_router.replay.profile import Profile, read
-from warmfleet_router.replay.source import PROFILES
+from warmfleet_router.replay.profile import Profile, profile_of
 
 TRUE = Profile(
     name="true",
@@ -66,7 +65,7 @@ def test_what_was_never_seen_is_nothing_and_nothing_is_negative() -> None:
 
 @pytest.mark.parametrize("step", ANCHORS, ids=lambda step: f"{step.batch}x{sum(t for t, _ in step.chunks)}")
 def test_the_shipped_profile_is_within_a_tenth_of_what_was_measured(step: Measured) -> None:
-    shipped = read(str(PROFILES / "h200-llama-3-8b.toml"))
+    shipped = profile_of("h200-llama-3-8b")
     assert predict(shipped, step) == pytest.approx(step.seconds, rel=0.1)
 
 

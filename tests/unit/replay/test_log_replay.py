@@ -12,7 +12,7 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.replay import command, fit
 from warmfleet_router.replay.fleet import Fleet
-from warmfleet_router.replay.profile import Profile, read
+from warmfleet_router.replay.profile import Profile, profile_of
 from warmfleet_router.routing import Routing
 
 from tests.unit.decisions.test_decisions import BLOCK, Log, conversations
@@ -77,7 +77,7 @@ def test_the_engine_is_fitted_to_the_log(
     said = capsys.readouterr()
     profile = tmp_path / "mine.toml"
     profile.write_text(said.out)
-    found = read(str(profile))
+    found = profile_of(str(profile))
     assert (found.name, found.max_running, found.chunk_tokens) == ("mine", 16, 2048)
     for tokens, context in ((500, 0), (2000, 0), (1000, 4000)):
         wanted = ENGINE.prefill_base + ENGINE.chunk_s(tokens, context)

@@ -1,0 +1,143 @@
+"""``warmfleet breakeven``: seconds to recompute a prefix, or to load it from host, disk or a peer, and where
+the one becomes cheaper than the other."""
+
+import re
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import NamedTuple
+
+from warmfleet_proto.command import Command
+from warmfleet_proto.settings import ConfigError
+
+from warmfleet_router.replay.profile import Profile, profile_of
+
+LENGTHS = [1024 << i for i in range(8)]  # tokens: 1k to 128k
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_RATE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGT]?)(B|b)(?:it)?/s")
+
+_EPILOG = """\
+Recomputing is the fitted engine's prefill, in its chunks, on an idle GPU; loading is bytes over rate plus
+latency. Rates: 12.5GB/s, or 100Gb/s in bits.
+
+examples:
+  warmfleet breakeven --model llama-3-8b --gpu h200 --link 12.5GB/s
+  warmfleet breakeven --engine my-gpu.toml --link 10Gb/s --latency-ms 5
+"""
+
+
+class Way(NamedTuple):
+    """One way to come by KV."""
+
+    name: str
+    bytes_per_s: float
+    latency_s: float = 0.0
+
+    def seconds(self, profile: Profile, tokens: int) -> float:
+        return self.latency_s + profile.bring_s(tokens, self.bytes_per_s)
+
+
+def recompute_s(profile: Profile, tokens: int) -> float:
+    """Prefill of a prompt, a chunk at a time."""
+    seconds, done = 0.0, 0
+    while done < tokens:
+        chunk = min(profile.chunk_tokens, tokens - done)
+        seconds += profile.prefill_base + profile.chunk_s(chunk, done)
+        done += chunk
+    return seconds
+
+
+def made_bytes_per_s(profile: Profile, tokens: int) -> float:
+    """How fast recomputing makes KV: a slower link loses against it."""
+    return tokens * profile.kv_bytes_per_token / recompute_s(profile, tokens)
+
+
+def crossing(profile: Profile, way: Way, most: int = LENGTHS[-1]) -> int | None:
+    """The shortest prefix in tokens, up to ``most``, that is sooner loaded than recomputed; None: none is.
+
+    What recomputing costs a token only grows with the length, so above the crossing loading stays ahead.
+    """
+    if way.seconds(profile, most) >= recompute_s(profile, most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if way.seconds(profile, middle) < recompute_s(profile, middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def table(profile: Profile, ways: list[Way]) -> str:
+    """A row a length; the quickest way is starred."""
+    heads = ["tokens", "GB", "recompute", *(way.name for way in ways), "makes KV at"]
+    lines = ["".join(f"{head:>13}" for head in heads)]
+    for tokens in LENGTHS:
+        times = [recompute_s(profile, tokens), *(way.seconds(profile, tokens) for way in ways)]
+        cells = [f"{_seconds(s)}{'*' if s == min(times) else ' '}" for s in times]
+        size = f"{tokens * profile.kv_bytes_per_token / 1e9:.2f}"
+        made = f"{made_bytes_per_s(profile, tokens) / 1e9:.2f} GB/s"
+        lines.append("".join(f"{cell:>13}" for cell in [f"{tokens >> 10}k", size, *cells, made]))
+    return "\n".join(lines)
+
+
+def verdict(profile: Profile, way: Way) -> str:
+    """One sentence."""
+    rate = f"{way.name} at {way.bytes_per_s / 1e9:g} GB/s"
+    found = crossing(profile, way)
+    if found is None:
+        return f"{rate}: recomputing is quicker up to {LENGTHS[-1] >> 10}k tokens"
+    if found == 1:
+        return f"{rate}: loading is quicker, however short the prefix"
+    return f"{rate}: loading is quicker from {found:,} tokens on"
+
+
+def configure(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("--model", default="llama-3-8b", help="default llama-3-8b")
+    parser.add_argument("--gpu", default="h200", help="default h200")
+    parser.add_argument("--engine", metavar="FILE", help="a TOML profile, as `warmfleet fit` makes them")
+    parser.add_argument("--link", metavar="RATE", help="to a peer; default: the profile's")
+    parser.add_argument("--host", metavar="RATE", help="from pinned memory; default: the profile's")
+    parser.add_argument("--disk", metavar="RATE", default="7GB/s", help="default 7GB/s: a fast NVMe drive")
+    parser.add_argument("--latency-ms", type=float, default=1.0, metavar="MS", help="of a pull; default 1")
+
+
+def run(arguments: Namespace) -> int:
+    """Raises ConfigError."""
+    profile = profile_of(arguments.engine or f"{arguments.gpu}-{arguments.model}")
+    ways = [
+        Way("host", _rate("--host", arguments.host, profile.host_bytes_per_s)),
+        Way("disk", _rate("--disk", arguments.disk, 0.0)),
+        Way(
+            "peer",
+            _rate("--link", arguments.link, profile.link_bytes_per_s),
+            arguments.latency_ms / 1e3,
+        ),
+    ]
+    print(f"{profile.name}: seconds until the KV of a prefix is on the device\n")
+    print(table(profile, ways), end="\n\n")
+    for way in ways:
+        print(verdict(profile, way))
+    slow, fast = (made_bytes_per_s(profile, n) / 1e9 for n in (LENGTHS[-1], LENGTHS[0]))
+    print(f"a link below {slow:.1f} GB/s loses up to 128k tokens; at {fast:.1f} GB/s it wins from 1k on")
+    return 0
+
+
+def _rate(option: str, text: str | None, default: float) -> float:
+    """Bytes a second. Raises ConfigError."""
+    if text is None:
+        if not default:
+            raise ConfigError(f"{option}: the profile has no such rate")
+        return default
+    found = _RATE.fullmatch(text.strip())
+    if found is None or not float(found[1]):
+        raise ConfigError(f"{option} {text!r}: expected a rate such as 12.5GB/s or 100Gb/s")
+    return float(found[1]) * _UNITS[found[2]] / (8 if found[3] == "b" else 1)
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
+
+
+command = Command("Say when to load, pull or recompute a prefix, in seconds.", configure, run)
