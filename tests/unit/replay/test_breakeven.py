@@ -56,7 +56,8 @@ def test_chunks_cost_a_base_each() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["breakeven", "--model", "llama-3-8b", "--gpu", "h200", "--link", "12.5GB/s"]) == 0
+    asked = ["--model", "llama-3-8b", "--gpu", "h200", "--link", "12.5GB/s", "--latency-ms", "20"]
+    assert cli.main(["breakeven", *asked]) == 0
     said = capsys.readouterr().out
     rows = [line.split() for line in said.splitlines()]
     assert [row[0] for row in rows if row and row[0][0].isdigit()] == [f"{1 << i}k" for i in range(8)]
