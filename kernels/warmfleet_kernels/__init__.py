@@ -10,7 +10,7 @@ from warmfleet_kernels.dispatch import add_rms_norm, attention, prepare, rotate_
 from warmfleet_kernels.packing import send
 from warmfleet_kernels.reference import copy_blocks, write_kv
 from warmfleet_kernels.rotation import Rotation, rotate
-from warmfleet_kernels.rows import project
+from warmfleet_kernels.rows import pack, project
 
 __all__ = [
     "Batch",
@@ -20,6 +20,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "copy_blocks",
+    "pack",
     "prepare",
     "project",
     "rotate",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from warmfleet_kernels.batch import Segment, Sequence, prepare
 from warmfleet_kernels.paged import attention
-from warmfleet_kernels.rows import project
+from warmfleet_kernels.rows import pack, project
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="measured with MKL")
 
@@ -44,5 +44,20 @@ def test_attention(cuts: list[int]) -> None:
 def test_projection(cuts: list[int], shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(shape, generator=generator), torch.randn(CONTEXT, shape[1], generator=generator)
-    parts = [project(x[first:last], weight) for first, last in pairwise(cuts)]
-    assert torch.equal(torch.cat(parts), project(x, weight))
+    for each in (weight, pack(weight)):
+        parts = [project(x[first:last], each) for first, last in pairwise(cuts)]
+        assert torch.equal(torch.cat(parts), project(x, each))
+
+
+def test_packed_weights_make_the_same_products_on_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(576, 1536, generator=generator), torch.randn(301, 1536, generator=generator)
+    packed = pack(weight)
+    whole = project(x, packed)
+    assert (whole - x @ weight.T).abs().max() < 1e-3
+    torch.set_num_threads(2)
+    try:
+        for rows in (1, 5, 7, 300):
+            assert torch.equal(project(x[:rows], packed), whole[:rows])
+    finally:
+        torch.set_num_threads(1)

@@ -16,7 +16,8 @@ from warmfleet_worker.models.rope import Rope
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer, [out, in]; projections that read the same input are one matrix."""
+    """Weights of one layer, [out, in], packed where ``project`` wants that; projections that read the same
+    input are one matrix."""
 
     attention_norm: Tensor
     qkv: Tensor

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from warmfleet_kernels import pack
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_worker.models.gguf_file import GgufFile
@@ -59,7 +60,7 @@ class _Reader:
         embedding = self._place(self._read("model.embed_tokens.weight", *table))
         norm = self._place(self._read("model.norm.weight", config.hidden))
         head = embedding if config.tied else self._place(self._read("lm_head.weight", *table))
-        return embedding, norm, head
+        return embedding, norm, pack(head)
 
     def layer(self, index: int) -> Layer:
         config = self._config
@@ -67,17 +68,17 @@ class _Reader:
         wide = config.heads * config.head_dim
         return Layer(
             attention_norm=self._place(self._read(f"{prefix}.input_layernorm.weight", config.hidden)),
-            qkv=self._qkv(f"{prefix}.self_attn", "weight", config.hidden),
+            qkv=pack(self._qkv(f"{prefix}.self_attn", "weight", config.hidden)),
             qkv_bias=self._qkv(f"{prefix}.self_attn", "bias") if config.qkv_bias else None,
             query_norm=self._head_norm(f"{prefix}.self_attn.q_norm.weight"),
             key_norm=self._head_norm(f"{prefix}.self_attn.k_norm.weight"),
-            output=self._place(self._read(f"{prefix}.self_attn.o_proj.weight", config.hidden, wide)),
+            output=self._matrix(self._read(f"{prefix}.self_attn.o_proj.weight", config.hidden, wide)),
             mlp_norm=self._place(self._read(f"{prefix}.post_attention_layernorm.weight", config.hidden)),
-            gate_up=self._place(
+            gate_up=self._matrix(
                 self._read(f"{prefix}.mlp.gate_proj.weight", config.intermediate, config.hidden),
                 self._read(f"{prefix}.mlp.up_proj.weight", config.intermediate, config.hidden),
             ),
-            down=self._place(
+            down=self._matrix(
                 self._read(f"{prefix}.mlp.down_proj.weight", config.hidden, config.intermediate)
             ),
         )
@@ -100,6 +101,10 @@ class _Reader:
             found = list(tensor.shape)
             raise ConfigError(f"{self._source.path}: tensor {name} has shape {found}, expected {list(shape)}")
         return tensor
+
+    def _matrix(self, *parts: Tensor) -> Tensor:
+        """Placed, for products alone."""
+        return pack(self._place(*parts))
 
     def _place(self, *parts: Tensor) -> Tensor:
         """The parts as one matrix on the device."""
