@@ -1,16 +1,22 @@
 """How a gateway asks the router: one interface, in process or over gRPC."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol, TypeVar
 
 import grpc
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto import router_pb2_grpc
 from warmfleet_proto.errors import BadRequest, Corrupt, Rejected, WarmfleetError, WorkerLost
+from warmfleet_proto.hashing import root_hash
+from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
 from warmfleet_router.core import RouterCore
+from warmfleet_router.hasher import Hasher
 
 CALL_TIMEOUT_S = 5.0
+AT_ONCE_BYTES = 64 << 10  # of token ids; longer prompts are hashed with pauses
+PIECES = 16  # between pauses: a millisecond
 
 # Trailing metadata that carries what an error knows beyond its code and message.
 FIELD = "warmfleet-field"
@@ -39,6 +45,7 @@ class LocalRouter:
         self._clock = clock
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
+        request = await self._hashed(request)
         return self._core.route(request, self._clock())
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
@@ -54,18 +61,31 @@ class LocalRouter:
         return self._core.list_workers(request, self._clock())
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
+        request = await self._hashed(request)
         return self._core.explain(request, self._clock())
+
+    async def _hashed(self, request: pb.RouteRequest) -> pb.RouteRequest:
+        if not AT_ONCE_BYTES < len(request.token_ids) <= PROMPT_BYTES:
+            return request
+        groups = self._core.roster.models.get(request.model, ())
+        return await _hashed(request, [(g.fingerprint, g.block_size) for g in groups], self._core.hasher)
 
 
 class RemoteRouter:
-    """The router at the other end of ``channel``; the caller closes the channel."""
+    """The router at the other end of ``channel``; the caller closes the channel.
+
+    Token ids leave as keys, an eighth of their size, once ``list_workers`` has told how the model's
+    workers hash; a model whose workers differ in that is hashed by the router.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._stub: Any = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
+        self._kinds: dict[str, set[tuple[bytes, int]]] = {}  # by model: fingerprints and block sizes
+        self._hasher = Hasher()
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
-        return await _translated(self._stub.Route(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Route(await self._hashed(request), timeout=self._timeout_s))
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
         return await _translated(self._stub.Progress(request, timeout=self._timeout_s))
@@ -77,10 +97,60 @@ class RemoteRouter:
         return await _translated(self._stub.Heartbeat(request, timeout=self._timeout_s))
 
     async def list_workers(self, request: pb.ListWorkersRequest) -> pb.ListWorkersResponse:
-        return await _translated(self._stub.ListWorkers(request, timeout=self._timeout_s))
+        answer: pb.ListWorkersResponse = await _translated(
+            self._stub.ListWorkers(request, timeout=self._timeout_s)
+        )
+        self._kinds = _kinds(answer)
+        return answer
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
-        return await _translated(self._stub.Explain(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Explain(await self._hashed(request), timeout=self._timeout_s))
+
+    async def _hashed(self, request: pb.RouteRequest) -> pb.RouteRequest:
+        kinds = self._kinds.get(request.model, ())
+        return await _hashed(request, kinds, self._hasher) if len(kinds) == 1 else request
+
+
+async def _hashed(
+    request: pb.RouteRequest, kinds: Collection[tuple[bytes, int]], hasher: Hasher
+) -> pb.RouteRequest:
+    """With keys in the place of token ids, where all workers are of one kind. Pauses for others' turns.
+
+    Of several kinds the hasher knows the prompt afterwards; what is malformed stays as it is.
+    """
+    token_ids, rest = request.token_ids, len(request.token_ids) % TOKEN_BYTES
+    tokens = len(token_ids) // TOKEN_BYTES
+    if not tokens or rest or request.prompt_tokens not in (0, tokens):
+        return request
+    chains = []
+    for fingerprint, block_size in kinds:
+        root = root_hash(fingerprint, block_size, salt=request.salt)
+        chains.append(await _with_pauses(hasher.pieces(root, token_ids, block_size)))
+    if len(chains) != 1:
+        return request
+    hashed = pb.RouteRequest()
+    hashed.CopyFrom(request)
+    hashed.keys = b"".join(chains[0])
+    hashed.prompt_tokens = tokens
+    return hashed
+
+
+def _kinds(answer: pb.ListWorkersResponse) -> dict[str, set[tuple[bytes, int]]]:
+    kinds: dict[str, set[tuple[bytes, int]]] = {}
+    for worker in answer.workers:
+        if worker.block_size:  # it has told who it is
+            kinds.setdefault(worker.model, set()).add((worker.model_fingerprint, worker.block_size))
+    return kinds
+
+
+async def _with_pauses(pieces: Iterable[T]) -> list[T]:
+    """All of them; others get their turn in between."""
+    made = []
+    for piece in pieces:
+        made.append(piece)
+        if len(made) % PIECES == 0:
+            await asyncio.sleep(0)
+    return made
 
 
 async def _translated(call: Awaitable[T]) -> T:

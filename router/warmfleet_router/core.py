@@ -14,6 +14,7 @@ from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_router import answers
 from warmfleet_router.booking import Booking, Ledger
 from warmfleet_router.group import Group
+from warmfleet_router.hasher import Hasher
 from warmfleet_router.placement import Decision, decide
 from warmfleet_router.policy.base import Pool
 from warmfleet_router.request import Request, checked
@@ -37,6 +38,7 @@ class RouterCore:
     def __init__(self, routing: Routing, seed: int) -> None:
         self.counters = Counters()
         self.policy = make_policy(routing, seed)
+        self.hasher = Hasher()
         self._ledger = Ledger()
         self.roster = Roster(self._ledger, self.counters, routing)
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
@@ -48,7 +50,7 @@ class RouterCore:
     def route(self, request: pb.RouteRequest | Request, now: float) -> pb.Placement:
         """Places the request and books it. One that has been checked comes from a decision log."""
         try:
-            wanted = request if isinstance(request, Request) else checked(request)
+            wanted = request if isinstance(request, Request) else checked(request, self.hasher)
             self._ledger.check_room()
             decision = self.decide(wanted, now)
             booking = self._book(wanted, decision, now)
@@ -63,7 +65,7 @@ class RouterCore:
 
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
         """What ``route`` would do now, with every candidate. Changes nothing."""
-        decision = self.decide(checked(request), now)
+        decision = self.decide(checked(request, self.hasher), now)
         self.counters.explained += 1
         return answers.explanation(decision, self.policy)
 

@@ -1,6 +1,6 @@
 """What a gateway asks, checked: nothing in it can surprise the code behind."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from warmfleet_proto import hashing
 from warmfleet_proto import router_pb2 as pb
@@ -14,8 +14,11 @@ from warmfleet_proto.limits import (
     TOKEN_BYTES,
 )
 
+from warmfleet_router.hasher import Hasher
+
 MAX_PROMPT_TOKENS = PROMPT_BYTES // TOKEN_BYTES
 MAX_EXCLUDED = 64
+_FORGETFUL: Final = Hasher(memo_bytes=0)
 
 
 class Request(NamedTuple):
@@ -33,6 +36,7 @@ class Request(NamedTuple):
     slots: int  # sequences to decode
     exclude: frozenset[str]
     bypass_cache: bool
+    hasher: Hasher = _FORGETFUL
 
     @property
     def context(self) -> int:
@@ -43,11 +47,11 @@ class Request(NamedTuple):
         """Packed keys of the prompt's full blocks, as workers of this kind hash them."""
         if self.token_ids:
             root = hashing.root_hash(fingerprint, block_size, salt=self.salt)
-            return hashing.keys(hashing.chain(root, self.token_ids, block_size))
+            return self.hasher.keys(root, self.token_ids, block_size)
         return self.keys[: self.prompt_tokens // block_size * KEY_BYTES]
 
 
-def checked(request: pb.RouteRequest) -> Request:
+def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
     """Raises BadRequest, naming the field and the limit."""
     for field in ("request_id", "gateway_id", "model", "tenant"):
         _check_most(f"{field} characters", field, len(getattr(request, field)), MAX_ID_CHARS)
@@ -68,6 +72,7 @@ def checked(request: pb.RouteRequest) -> Request:
         max(request.choices, 1),
         frozenset(request.exclude),
         request.bypass_cache,
+        hasher,
     )
 
 

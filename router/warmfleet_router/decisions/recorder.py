@@ -59,7 +59,7 @@ class RecordingCore(RouterCore):
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
         answer = super().explain(request, now)
         self._journal.settle()
-        self._journal.note(Explained(now, self._asked(checked(request), None)))
+        self._journal.note(Explained(now, self._asked(checked(request, self.hasher), None)))
         return answer
 
     def progress(self, request: pb.ProgressRequest, now: float) -> pb.ProgressResponse:

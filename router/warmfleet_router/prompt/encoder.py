@@ -12,9 +12,9 @@ from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 from warmfleet_proto.settings import ConfigError
 
+from warmfleet_router.memo import Memo
 from warmfleet_router.prompt import ids
 from warmfleet_router.prompt.masking import Masking
-from warmfleet_router.prompt.memo import Memo
 from warmfleet_router.prompt.offload import Offload
 from warmfleet_router.prompt.template import ChatTemplate, Message
 from warmfleet_router.prompt.tokenizer import Tokenizer

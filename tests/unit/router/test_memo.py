@@ -1,6 +1,6 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warmfleet_router.prompt.memo import Memo
+from warmfleet_router.memo import Memo
 
 entry = st.tuples(st.sampled_from([b"", b"s"]), st.sampled_from(["", "a", "é" * 50, "日" * 300]))
 

@@ -1,0 +1,117 @@
+"""What leaves a gateway for its router: keys where it knows how the workers hash, token ids elsewhere."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from warmfleet_proto import router_pb2 as rpb
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import PROMPT_BYTES
+from warmfleet_router.client import LocalRouter, RemoteRouter
+from warmfleet_router.core import RouterCore
+
+from tests.unit.router.fleet_of import BLOCK, ask, fleet_of, keys_of, tokens
+
+PROMPT = tokens((1, 20 * BLOCK + 3))
+
+
+class Wire:
+    """A channel that ends in a core of this process, and what was sent over it."""
+
+    def __init__(self, core: RouterCore) -> None:
+        self._local = LocalRouter(core, lambda: 1.0)
+        self.sent: list[Any] = []
+
+    def unary_unary(self, path: str, *_: Any, **__: Any) -> Callable[..., Awaitable[Any]]:
+        names = {"Route": "route", "ListWorkers": "list_workers", "Explain": "explain"}
+        method = getattr(self._local, names.get(path.rpartition("/")[2], ""), None)
+
+        async def call(request: Any, **_: Any) -> Any:
+            self.sent.append(request)
+            assert method is not None
+            return await method(request)
+
+        return call
+
+
+def remote(core: RouterCore) -> tuple[RemoteRouter, Wire]:
+    wire = Wire(core)
+    return RemoteRouter(wire), wire  # type: ignore[arg-type]
+
+
+async def test_token_ids_leave_as_keys_once_the_workers_are_known() -> None:
+    core, (worker, _) = fleet_of(2)
+    worker.store(PROMPT, 1.0)
+    router, wire = remote(core)
+    asked = ask(PROMPT, request_id="r", tenant="t", choices=2, exclude=["w1"], bypass_cache=False)
+    first = await router.route(asked)
+    assert wire.sent.pop() == asked
+    await router.list_workers(rpb.ListWorkersRequest())
+    for call in (router.route, router.explain):
+        await call(asked)  # type: ignore[operator]
+        want = rpb.RouteRequest()
+        want.CopyFrom(asked)
+        want.keys = keys_of(PROMPT)
+        want.prompt_tokens = 20 * BLOCK + 3
+        assert wire.sent.pop() == want
+    assert asked.token_ids == PROMPT  # the caller's own request is as it was
+    second = await router.route(asked)
+    assert (
+        (second.worker, second.expected_tokens) == (first.worker, first.expected_tokens) == ("w0", 20 * BLOCK)
+    )
+
+
+async def test_a_tenants_salt_is_in_its_keys() -> None:
+    core, (worker,) = fleet_of(1)
+    worker.store(PROMPT, 1.0, salt=b"s")
+    router, _ = remote(core)
+    await router.list_workers(rpb.ListWorkersRequest())
+    assert (await router.route(ask(PROMPT, salt=b"s"))).expected_tokens == 20 * BLOCK
+    assert (await router.route(ask(PROMPT))).expected_tokens == 0
+
+
+async def test_a_model_whose_workers_hash_differently_is_hashed_by_the_router() -> None:
+    core, workers = fleet_of(2)
+    workers[1].status = {"block_size": 2 * BLOCK}
+    workers[1].restart(1.0)
+    router, wire = remote(core)
+    await router.list_workers(rpb.ListWorkersRequest())
+    await router.route(ask(PROMPT))
+    assert wire.sent.pop().token_ids == PROMPT
+
+
+async def test_what_the_router_must_refuse_reaches_it_as_it_is() -> None:
+    core, _ = fleet_of(1)
+    router, _ = remote(core)
+    await router.list_workers(rpb.ListWorkersRequest())
+    for token_ids, said, message in (
+        (b"12345", 0, "not a multiple of 4"),
+        (b"", 0, "the prompt is empty"),
+        (PROMPT, 9, "prompt_tokens says 9, not 323"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            await router.route(ask(token_ids, prompt_tokens=said))
+    with pytest.raises(BadRequest, match="'x' is not served"):
+        await router.route(ask(PROMPT, model="x"))
+
+
+@pytest.mark.parametrize(("far", "kinds"), [(False, 1), (False, 2), (True, 1)])
+async def test_the_longest_prompt_is_hashed_without_holding_up_the_loop(far: bool, kinds: int) -> None:
+    """Thread time between two turns of the loop; hashing it in one go takes a hundred milliseconds."""
+    core, workers = fleet_of(kinds)
+    for n, worker in enumerate(workers):
+        worker.status = {"max_context": 1 << 22, "block_size": BLOCK << n}
+        worker.restart(1.0)
+    router = remote(core)[0] if far else LocalRouter(core, lambda: 1.0)
+    await router.list_workers(rpb.ListWorkersRequest())
+    asking = asyncio.create_task(router.route(ask(random.Random(1).randbytes(PROMPT_BYTES))))
+    longest, last = 0.0, time.thread_time()
+    while not asking.done():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+    assert (await asking).worker
+    assert longest < 0.03
