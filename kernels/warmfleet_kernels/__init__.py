@@ -6,8 +6,8 @@ and must agree with it. Nothing here knows of requests, models or caching.
 """
 
 from warmfleet_kernels.batch import Batch, Segment, Sequence
-from warmfleet_kernels.dispatch import add_rms_norm, attention, prepare, rotate_write, silu_mul
-from warmfleet_kernels.packing import send
+from warmfleet_kernels.dispatch import add_rms_norm, attention, prepare, rotate_write, silu_mul, warm_up
+from warmfleet_kernels.packing import fetch, send
 from warmfleet_kernels.reference import copy_blocks, write_kv
 from warmfleet_kernels.rotation import Rotation, rotate
 from warmfleet_kernels.rows import pack, project
@@ -20,6 +20,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "copy_blocks",
+    "fetch",
     "pack",
     "prepare",
     "project",
@@ -27,5 +28,6 @@ __all__ = [
     "rotate_write",
     "send",
     "silu_mul",
+    "warm_up",
     "write_kv",
 ]

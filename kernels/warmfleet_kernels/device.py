@@ -26,7 +26,7 @@ class Reads(NamedTuple):
     splits: Splits | None
     turned: TurnedRows | None
     groups: tuple[Group, ...]
-    slab: Tensor | None  # [2, kv_heads, tokens, head_dim]
+    slab: Tensor | None  # [2, tokens, kv_heads, head_dim]
 
 
 def prepare(sequences: Items[Sequence], pool: Tensor) -> Batch:
@@ -49,7 +49,7 @@ def prepare(sequences: Items[Sequence], pool: Tensor) -> Batch:
     slab = None
     if parts:
         tokens = max(len(part.table) for part in parts) * block_size
-        slab = pool.new_empty((2, kv_heads, tokens, head_dim))
+        slab = pool.new_empty((2, tokens, kv_heads, head_dim))
     return Batch(tuple(sequences), blocks, offsets, reads=Reads(*rows, parts, slab))
 
 

@@ -28,6 +28,15 @@ def attention(pool: Tensor, layer: int, batch: Batch, query: Tensor) -> Tensor:
     return device.attention(pool, layer, batch, query)
 
 
+def warm_up(pool: Tensor, heads: int, rows: int, context: int) -> None:
+    """Plan and compile what attention of ``heads`` query heads needs for chunks of up to ``rows`` rows on up
+    to ``context`` tokens. Plans belong to the calling thread."""
+    if pool.is_cuda:
+        from warmfleet_kernels import prefill
+
+        prefill.warm_up(pool, heads, rows, context)
+
+
 def rotate_write(
     pool: Tensor, layer: int, batch: Batch, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation
 ) -> Tensor:

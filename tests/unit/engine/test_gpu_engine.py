@@ -8,11 +8,13 @@ import torch
 from warmfleet_worker.engine.base import Plan, Run, Sampling, Work
 from warmfleet_worker.engine.torch import TorchEngine
 
+from tests.unit.engine.test_torch_engine import conversations
 from tests.unit.models.tiny import make, save
 
 pytestmark = pytest.mark.gpu
 
 BLOCKS, BLOCK = 256, 4
+DEPTH = 2
 GREEDY = Sampling()
 
 
@@ -63,3 +65,15 @@ def test_steps_agree_with_the_cpu(folder: Path) -> None:
         written = ~theirs.pool.isnan()
         assert torch.equal(written, ~ours.pool.cpu().isnan())
         assert (ours.pool.cpu()[written] - theirs.pool[written]).abs().max() < 1e-4
+
+
+@pytest.mark.timeout(300)
+def test_steps_planned_ahead_agree_with_the_cpu(folder: Path) -> None:
+    """Prompts, graphs and draws of every kind, each launched before the one in front has finished."""
+    ours, theirs = engine(folder, "cuda"), engine(folder, "cpu")
+    ours.warm_up(64)
+    assert ours.depth == DEPTH
+    found, wanted = conversations(ours, DEPTH), conversations(theirs, 1)
+    assert {key: text[0] for key, text in found.texts.items()} == {
+        key: text[0] for key, text in wanted.texts.items()
+    }

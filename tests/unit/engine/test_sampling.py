@@ -6,8 +6,23 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warmfleet_worker.engine.base import Sampling
-from warmfleet_worker.engine.sampling import draw, logprobs, probabilities
+from warmfleet_worker.engine import sampling
+from warmfleet_worker.engine.base import Logprobs, Sampling
+from warmfleet_worker.engine.sampling import Draw, chances, score
+
+
+def probabilities(logits: torch.Tensor, how: list[Sampling]) -> torch.Tensor:
+    chosen = chances([Draw(each, 0, 0) for each in how])
+    assert chosen is not None
+    return sampling.probabilities(logits, chosen)
+
+
+def draw(logits: torch.Tensor, draws: list[tuple[Sampling, int, int]]) -> list[int]:
+    return sampling.draw(logits, chances([Draw(*each) for each in draws])).tolist()
+
+
+def logprobs(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[Logprobs]:
+    return sampling.logprobs(score(logits, torch.tensor(token_ids), max(counts)), counts)
 
 
 def plain(logits: list[float], s: Sampling) -> list[float]:
@@ -57,10 +72,10 @@ def test_filters_agree_with_the_plain_reference(rows: list[tuple[list[float], Sa
 def test_draws_follow_the_distribution() -> None:
     """Chi-square over 40 ids, three quarters of which are filtered out or rare."""
     logits = torch.linspace(0, 4, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
-    sampling = Sampling(temperature=0.8, top_p=0.9, top_k=30, seed=1234)
-    shares = probabilities(logits[None], [sampling])[0].double()
+    how = Sampling(temperature=0.8, top_p=0.9, top_k=30, seed=1234)
+    shares = probabilities(logits[None], [how])[0].double()
     count = 20_000
-    tokens = draw(logits.expand(count, -1), [(sampling, position, 0) for position in range(count)])
+    tokens = draw(logits.expand(count, -1), [(how, position, 0) for position in range(count)])
     seen = torch.bincount(torch.tensor(tokens), minlength=40).double()
     assert (seen[shares == 0] == 0).all()
     kept = shares > 0

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,10 +14,16 @@ from warmfleet_worker.engine.torch import TorchEngine, layout
 from warmfleet_worker.models.llama import Llama
 
 from tests.unit.models.tiny import load, make, save
+from tests.unit.worker.driver import Driver, Step
 
 BLOCK, BLOCKS = 4, 64
 PROMPT = tuple(Random(0).choices(range(97), k=41))
 ROOT = b""
+
+
+class Told(NamedTuple):
+    texts: dict[tuple[int, int], tuple[list[int], list[tuple[tuple[int, ...], float]]]]
+    steps: list[Step]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +188,33 @@ def test_prompt_scores_cross_chunks(engine: TorchEngine, chunk: int) -> None:
     for position, score in enumerate(scores, start=1):
         assert abs(score.logprob - wanted[position - 1, PROMPT[position]]) < 1e-5
         assert score.top_ids == (wanted[position - 1].argmax(),)
+
+
+def test_the_step_after_takes_the_tokens_that_the_one_before_draws(engine: TorchEngine) -> None:
+    """Planned one at a time and with one ahead: the same tokens and scores."""
+    apart, ahead = (conversations(engine, depth) for depth in (1, 2))
+    assert apart.texts == ahead.texts
+    assert any(work.follows is not None for step in ahead.steps for work in step.plan.works)
+    assert not any(work.follows is not None for step in apart.steps for work in step.plan.works)
+
+
+def conversations(engine: TorchEngine, depth: int) -> Told:
+    """Greedy and sampled ones, some with choices or scores, that come one after another."""
+    engine.depth = depth
+    driver = Driver(engine.total_blocks, block_size=BLOCK, chunk_tokens=16)
+    driver.engine = engine  # type: ignore[assignment]
+    for n in range(7):
+        sampling = Sampling(0.9, seed=n, logprobs=1 if n == 2 else None) if n % 2 == 0 else Sampling()
+        prompt = [*PROMPT[:8], *PROMPT[n : 3 * n + 1]]
+        scored = 1 if n == 5 else None
+        driver.submit(prompt, 4 + n, choices=1 + n // 3, sampling=sampling, prompt_logprobs=scored)
+        driver.step()
+    driver.run()
+    texts = {
+        (key.handle, choice): (text.token_ids, [(s.top_ids, round(s.logprob, 4)) for s in text.logprobs])
+        for (key, choice), text in driver.texts.items()
+    }
+    return Told(texts, driver.steps)
 
 
 def test_layout_names_dtype_and_shape(engine: TorchEngine) -> None:

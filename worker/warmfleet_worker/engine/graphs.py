@@ -1,4 +1,4 @@
-"""Decode steps on a GPU as CUDA graphs: one launch, one copy in, one read of the tokens out.
+"""Decode steps on a GPU as CUDA graphs: one launch, one copy in, one read of the tokens out, no wait.
 
 A graph is captured for each of a few batch sizes over static tables; a step fills the tables of the next
 larger size. Rows that it does not need write no KV and attend to nothing.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from warmfleet_kernels import Batch
 
-from warmfleet_worker.engine.base import Drawn, Run, Work
-from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.base import Run, Work
+from warmfleet_worker.engine.drawing import Outcome, draw_rows, draws_of
 from warmfleet_worker.engine.sampling import GREEDY_BELOW
 from warmfleet_worker.models.llama import Llama
 
@@ -27,6 +27,7 @@ class _Layout(NamedTuple):
     """First words of a size's tables in the static buffer."""
 
     token_ids: int
+    follows: int
     homes: int
     blocks: int
     offsets: int
@@ -40,13 +41,20 @@ class _Layout(NamedTuple):
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     logits: Tensor  # [size, vocab]
-    greedy: Tensor  # int64 [size]
+
+
+class _Host(NamedTuple):
+    """Tables on their way: pinned, and not to be written before the device has copied them."""
+
+    tables: Tensor
+    words: npt.NDArray[np.int32]  # the same memory
+    copied: torch.cuda.Event
 
 
 class DecodeGraphs:
-    """Graphs of one model over one pool."""
+    """Graphs of one model over one pool. ``drawn`` holds the newest step's tokens, int32 on the device."""
 
-    def __init__(self, llama: Llama, pool: Tensor) -> None:
+    def __init__(self, llama: Llama, pool: Tensor, drawn: Tensor) -> None:
         from warmfleet_kernels import splits
 
         self._splits = splits
@@ -55,8 +63,8 @@ class DecodeGraphs:
         self._block_size = pool.shape[4]
         words = self._layout(SIZES[-1]).table + TABLE
         self._device = torch.zeros(words, dtype=torch.int32, device=pool.device)
-        self._host = torch.zeros(words, dtype=torch.int32, pin_memory=True)
-        self._words = self._host.numpy()
+        self._drawn = drawn
+        self._hosts = [self._host(words) for _ in range(2)]  # one is filled while the other is copied
         self._targets = torch.arange(SIZES[-1], dtype=torch.int32, device=pool.device)
         self._known: dict[int, tuple[Run, npt.NDArray[np.int32]]] = {}  # of the last step
         self._captured: dict[int, _Captured] = {}
@@ -69,24 +77,38 @@ class DecodeGraphs:
         """Whether all works are plain decode rows that fit."""
         return (
             0 < len(works) <= SIZES[-1]
-            and all(len(w.token_ids) == 1 and len(w.runs) == 1 and w.prompt_logprobs is None for w in works)
+            and all(len(w.token_ids) == len(w.runs) == w.draws == 1 for w in works)
+            and all(w.prompt_logprobs is None for w in works)
             and sum(len(w.runs[0].blocks) for w in works) <= TABLE
         )
 
-    def step(self, works: Sequence[Work]) -> tuple[Drawn, ...]:
-        """Computes the works' rows and draws."""
-        size = next(size for size in SIZES if size >= len(works))
-        used = self._fill(works, self._layout(size), size)
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+    def step(self, works: Sequence[Work]) -> Outcome:
+        """Launches the works' rows and their draws."""
+        count = len(works)
+        size = next(size for size in SIZES if size >= count)
+        self._hosts.reverse()
+        host = self._hosts[0]
+        host.copied.synchronize()
+        used = self._fill(works, self._layout(size), size, host.words)
+        self._device[:used].copy_(host.tables[:used], non_blocking=True)
+        host.copied.record()
         captured = self._captured[size]
         captured.graph.replay()
         if all(_greedy(work) for work in works):
-            return tuple(Drawn((token,)) for token in captured.greedy[: len(works)].tolist())
-        return draw_works(works, captured.logits[: len(works)], lambda rows: rows)
+            return Outcome(self._drawn[:count])
+        outcome = draw_rows(draws_of(works), captured.logits[:count])
+        assert outcome.tokens is not None
+        self._drawn[:count].copy_(outcome.tokens)
+        return outcome
+
+    @staticmethod
+    def _host(words: int) -> _Host:
+        tables = torch.zeros(words, dtype=torch.int32, pin_memory=True)
+        return _Host(tables, tables.numpy(), torch.cuda.Event())  # type: ignore[no-untyped-call]
 
     def _layout(self, size: int) -> _Layout:
         splits = self._splits.most_splits(size)
-        lengths = (size, size, size, size, splits, splits, splits, size + 1)
+        lengths = (size, size, size, size, size, splits, splits, splits, size + 1)
         aligned = [-(-length // _ALIGNED) * _ALIGNED for length in lengths]
         return _Layout(*(sum(aligned[:n]) for n in range(len(aligned) + 1)))
 
@@ -98,9 +120,9 @@ class DecodeGraphs:
         }
         return [self._known[id(run)][1] for run in runs]
 
-    def _fill(self, works: Sequence[Work], at: _Layout, size: int) -> int:
-        """The tables of a step; the words that it uses."""
-        words, count, block_size = self._words, len(works), self._block_size
+    def _fill(self, works: Sequence[Work], at: _Layout, size: int, words: npt.NDArray[np.int32]) -> int:
+        """The tables of a step; how many words it uses."""
+        count, block_size = len(works), self._block_size
         starts = np.array([work.start for work in works])
         runs = [work.runs[0] for work in works]
         lengths = np.array([len(run.blocks) for run in runs])
@@ -109,6 +131,8 @@ class DecodeGraphs:
         table = words[at.table : end]
         np.concatenate(self._tables(runs), out=table)
         words[at.token_ids : at.token_ids + count] = [work.token_ids[0] for work in works]
+        words[at.follows : at.follows + size] = -1
+        words[at.follows : at.follows + count] = [-1 if w.follows is None else w.follows for w in works]
         words[at.homes : at.homes + count] = starts - np.array([run.delta for run in runs])
         words[at.blocks : at.blocks + size] = -1
         words[at.blocks : at.blocks + count] = table[bases + starts // block_size]
@@ -146,18 +170,21 @@ class DecodeGraphs:
             (), ranged(at.blocks, size), ranged(at.offsets, size), reads=Reads(tables, None, (), None)
         )
 
-        def forward() -> tuple[Tensor, Tensor]:
-            token_ids, homes = ranged(at.token_ids, size), ranged(at.homes, size)
+        def forward() -> Tensor:
+            follows, homes = ranged(at.follows, size), ranged(at.homes, size)
+            known = ranged(at.token_ids, size)
+            token_ids = torch.where(follows < 0, known, self._drawn.index_select(0, follows.clamp_min(0)))
             logits = self._llama.logits(self._llama.forward(token_ids, homes, batch, self._pool))
-            return logits, logits.argmax(-1)
+            self._drawn[:size].copy_(logits.argmax(-1))
+            return logits
 
         forward()  # compiles
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=memory):
-            logits, greedy = forward()
+            logits = forward()
         words.zero_()
-        return _Captured(graph, logits, greedy)
+        return _Captured(graph, logits)
 
 
 def _greedy(work: Work) -> bool:

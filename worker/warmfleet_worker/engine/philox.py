@@ -30,13 +30,12 @@ def philox(counter: Words, key: Words) -> Words:
     return np.stack((c0, c1, c2, c3))
 
 
-def uniforms(draws: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.float64]:
-    """A number in (0, 1) for each (seed, position, choice): the first word of the block whose key is the
-    64-bit seed and whose counter is (position, choice, 0, 0), as (word + 1/2) / 2^32.
-    """
+def first_words(draws: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.uint32]:
+    """For each (seed, position, choice) the first word of the block whose key is the 64-bit seed and whose
+    counter is (position, choice, 0, 0)."""
     seeds, positions, choices = np.array(draws, dtype=np.uint64).T
     zeros = np.zeros_like(seeds)
     counter = np.stack((positions & _LOW, choices, zeros, zeros))
     words = philox(counter, np.stack((seeds & _LOW, seeds >> _HALF)))
-    numbers: npt.NDArray[np.float64] = (words[0].astype(np.float64) + 0.5) / 2.0**32
-    return numbers
+    first: npt.NDArray[np.uint32] = words[0].astype(np.uint32)
+    return first

@@ -13,13 +13,20 @@ from warmfleet_worker.engine.base import Run, Work
 from warmfleet_worker.models.rope import Rope
 
 
+class Follows(NamedTuple):
+    """Rows whose token the step before draws."""
+
+    rows: Tensor  # int32 [n]
+    places: Tensor  # int32 [n]: of its draws
+
+
 class Ragged(NamedTuple):
-    """All works one after another: work i owns rows ``firsts[i]`` to ``firsts[i + 1]``."""
+    """All works one after another."""
 
     token_ids: Tensor  # int32 [rows], on the host
     homes: Tensor  # the same: where each row's query and key are rotated
     sequences: tuple[Rows, ...]
-    firsts: tuple[int, ...]
+    follows: Follows | None
 
 
 class _Piece(NamedTuple):
@@ -35,21 +42,22 @@ def flatten(works: Sequence[Work], block_size: int, rope: Rope) -> Ragged:
     token_ids: list[int] = []
     homes: list[int] = []
     sequences: list[Rows] = []
-    firsts = [0]
+    follows: list[tuple[int, int]] = []
     for work in works:
         for piece in _pieces(work, block_size):
             segments = _segments(work.runs, piece, block_size, rope)
             sequences.append(Rows(len(homes), piece.length, piece.start, segments))
             home = piece.start - piece.delta
             homes.extend(range(home, home + piece.length))
+        if work.follows is not None:
+            follows.append((len(token_ids), work.follows))
         token_ids.extend(work.token_ids)
-        firsts.append(len(token_ids))
         assert len(homes) == len(token_ids), "the runs do not cover the work"
     return Ragged(
         torch.tensor(token_ids, dtype=torch.int32),
         torch.tensor(homes, dtype=torch.int32),
         tuple(sequences),
-        tuple(firsts),
+        Follows(*torch.tensor(follows, dtype=torch.int32).T) if follows else None,
     )
 
 

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from warmfleet_kernels import copy_blocks, prepare, send
+from warmfleet_kernels import copy_blocks, fetch, prepare, send
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_worker.engine.access import access
-from warmfleet_worker.engine.base import Copy, Finish, Plan, Run, Sampling, StepResult, Work
-from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.base import Copy, Finish, Plan, StepResult, Work
+from warmfleet_worker.engine.drawing import Outcome, draw_works, read
 from warmfleet_worker.engine.graphs import DecodeGraphs
 from warmfleet_worker.engine.ragged import flatten
+from warmfleet_worker.engine.warming import warm_up
 from warmfleet_worker.models.fingerprint import fingerprint
 from warmfleet_worker.models.llama import Llama, pool_shape
 from warmfleet_worker.models.load import load_model, open_source
 
-WARM_UP_BLOCKS = 16
+DRAWS = 4096  # the most sequences that a worker runs
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,7 +28,6 @@ class TorchEngine:
     """Implements ``engine.base.Engine`` on a CPU or one CUDA device."""
 
     name = "torch"
-    depth = 1
 
     def __init__(
         self, llama: Llama, *, model: str, fingerprint: bytes, block_size: int, total_blocks: int
@@ -47,11 +47,14 @@ class TorchEngine:
         self.layout = layout(llama.dtype, shape)
         self._access = access(self.pool)
         self.graphs: DecodeGraphs | None = None
+        self.depth = 1
+        self._drawn = torch.zeros(DRAWS, dtype=torch.int32, device=llama.device)  # by the newest step
         self._current: AbstractContextManager[object] = nullcontext()
         if llama.device.type == "cuda":
             self._current = torch.cuda.device(llama.device)  # Triton launches on the thread's own device
+            self.depth = 2
             with self._current:
-                self.graphs = DecodeGraphs(llama, self.pool)
+                self.graphs = DecodeGraphs(llama, self.pool, self._drawn)
 
     @classmethod
     def load(
@@ -94,27 +97,40 @@ class TorchEngine:
         return engine
 
     def warm_up(self, chunk_tokens: int) -> None:
-        """A prompt and a token into blocks that nobody can read: what is planned or compiled at the first
-        use of a shape is not left to the first request, nor taken for the price of a prefill."""
-        blocks = tuple(range(min(self.total_blocks, WARM_UP_BLOCKS)))
-        tokens = (0,) * (len(blocks) * self.block_size - 1)
-        for start, token_ids in ((0, tokens), (len(tokens), (0,))):
-            work = Work(token_ids, start, (Run(blocks),), b"", Sampling(), completion_position=start)
-            self.execute(Plan((work,)))
-
-    def launch(self, plan: Plan) -> Finish:
-        """See ``engine.base.Engine.launch``."""
-        result = self.execute(plan)
-        return lambda: result
+        """See ``engine.base.Engine.warm_up``."""
+        with self._current:
+            warm_up(self, chunk_tokens)
 
     @torch.inference_mode()
-    def execute(self, plan: Plan) -> StepResult:
-        """One step, finished when this returns."""
+    def launch(self, plan: Plan) -> Finish:
+        """See ``engine.base.Engine.launch``."""
         with self._current:
             if self.graphs is None or not self.graphs.takes(plan.works):
-                return self.draw(plan, self.compute(plan))
-            self._copy(plan.copies)
-            return StepResult(self.graphs.step(plan.works))
+                outcome = draw_works(plan.works, self.compute(plan), self.llama.logits)
+                if outcome.tokens is not None:
+                    places = min(len(outcome.tokens), DRAWS)
+                    self._drawn[:places].copy_(outcome.tokens[:places])
+            else:
+                self._copy(plan.copies)
+                outcome = self.graphs.step(plan.works)
+            return self._finish(plan.works, fetch(outcome))
+
+    def _finish(self, works: tuple[Work, ...], outcome: Outcome) -> Finish:
+        done = None
+        if self.pool.is_cuda:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+
+        def finish() -> StepResult:
+            if done is not None:
+                done.synchronize()
+            return StepResult(read(works, outcome))
+
+        return finish
+
+    def execute(self, plan: Plan) -> StepResult:
+        """One step, finished when this returns."""
+        return self.launch(plan)()
 
     @torch.inference_mode()
     def compute(self, plan: Plan) -> Tensor:
@@ -123,14 +139,18 @@ class TorchEngine:
         if not plan.works:
             return self.pool.new_empty((0, self.llama.config.hidden))
         ragged = flatten(plan.works, self.block_size, self.llama.rope)
-        token_ids, homes = send((ragged.token_ids, ragged.homes), self.pool.device)
+        tables = ragged.token_ids, ragged.homes, ragged.follows
+        token_ids, homes, follows = send(tables, self.pool.device)
+        if follows is not None:
+            drawn = self._drawn.index_select(0, follows.places)
+            token_ids = token_ids.index_copy(0, follows.rows.long(), drawn)
         batch = prepare(ragged.sequences, self.pool)
         return self.llama.forward(token_ids, homes, batch, self.pool)
 
     @torch.inference_mode()
     def draw(self, plan: Plan, hidden: Tensor) -> StepResult:
         """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
-        return StepResult(draw_works(plan.works, hidden, self.llama.logits))
+        return StepResult(read(plan.works, draw_works(plan.works, hidden, self.llama.logits)))
 
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """See ``engine.base.Engine``."""
@@ -142,7 +162,7 @@ class TorchEngine:
 
     def _copy(self, copies: tuple[Copy, ...]) -> None:
         if copies:
-            sources, targets = torch.tensor(copies, device=self.pool.device).T
+            sources, targets = send(torch.tensor(copies, dtype=torch.int32), self.pool.device).long().T
             copy_blocks(self.pool, sources, targets)
 
 
