@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
+import msgspec
 from warmfleet_proto import channel, router_pb2, router_pb2_grpc
 from warmfleet_proto.command import Command
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_proto.log import event
+from warmfleet_proto.settings import read_key
 
 from warmfleet_router import admin, index, program
 from warmfleet_router.client import LocalRouter, Router
@@ -20,6 +22,7 @@ from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.decisions.writer import Writer
+from warmfleet_router.grant import Granter
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
 from warmfleet_router.service import RouterService
@@ -57,7 +60,9 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
     if not index.native:
         event(_log, "index_in_python", level=logging.WARNING, why=_IN_PYTHON)
     async with AsyncExitStack() as stack:
-        core = _core(config, stack)
+        core = _core(_without_key(config), stack)
+        if config.fleet_key_file:
+            core.granter = Granter(read_key("fleet_key_file", config.fleet_key_file))
         router = LocalRouter(core, clock)
         metrics = Metrics()
         metrics.watch(core, clock)
@@ -74,6 +79,13 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         )
         addresses = await stack.enter_async_context(front)
         yield {**addresses, "grpc": grpc_address}
+
+
+def _without_key(config: RouterConfig) -> RouterConfig:
+    """No worker gives blocks without grants: none are pulled then."""
+    if config.fleet_key_file:
+        return config
+    return msgspec.structs.replace(config, routing=msgspec.structs.replace(config.routing, pulls=False))
 
 
 def _core(config: RouterConfig, stack: AsyncExitStack) -> RouterCore:

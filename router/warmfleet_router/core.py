@@ -13,8 +13,10 @@ from warmfleet_proto.errors import BadRequest, Rejected
 
 from warmfleet_router import answers
 from warmfleet_router.booking import Booking, Ledger
+from warmfleet_router.grant import Granter, claims
 from warmfleet_router.group import Group
 from warmfleet_router.hasher import Hasher
+from warmfleet_router.moves import Moves
 from warmfleet_router.placement import Decision, decide
 from warmfleet_router.policy.base import Pool
 from warmfleet_router.request import Request, checked
@@ -32,11 +34,14 @@ _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.Fin
 class RouterCore:
     """Raises BadRequest and Rejected where a caller can cause it.
 
-    ``seed`` makes booking ids and random draws; routers of one fleet need different ones.
+    ``seed`` makes booking ids and random draws; routers of one fleet need different ones. Without a
+    ``granter`` pulls are placed, as a replay wants it, but no worker gives the blocks.
     """
 
     def __init__(self, routing: Routing, seed: int) -> None:
         self.counters = Counters()
+        self.moves = Moves()
+        self.granter: Granter | None = None
         self.policy = make_policy(routing, seed)
         self.hasher = Hasher()
         self._ledger = Ledger()
@@ -61,7 +66,10 @@ class RouterCore:
             self.counters.rejected += 1
             raise
         self._count(booking, decision, now)
-        return answers.placement(decision, booking.id, self.policy.name)
+        placed = answers.placement(decision, booking.id, self.policy.name)
+        if self.granter is not None and decision.choice.candidate.pull is not None:
+            placed.pull.grant.CopyFrom(self.granter.grant(claims(decision, wanted.salt, now)))
+        return placed
 
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation:
         """What ``route`` would do now, with every candidate. Changes nothing."""
@@ -212,7 +220,7 @@ class RouterCore:
             return
         self.roster.fleet.succeeded(worker)
         self.roster.computed(booking, None if request.cached_unknown else cached)
-        self._learn_link(booking, request)
+        self._learn_link(booking, request, cached)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
@@ -223,9 +231,13 @@ class RouterCore:
             worker.ttft.add(now, request.ttft_s)
             worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
 
-    def _learn_link(self, booking: Booking, request: pb.ProgressRequest) -> None:
-        group = self.roster.group_of(booking.worker)
+    def _learn_link(self, booking: Booking, request: pb.ProgressRequest, cached: int) -> None:
+        group, worker = self.roster.group_of(booking.worker), booking.worker
         if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
+            prompt, without = booking.record.prompt_tokens, cached - min(request.pulled_tokens, cached)
+            cold_s = worker.rates.prefill_s(prompt - without, without)
+            saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
+            self.moves.note(booking.source, worker.name, request, saved_s)
             group.links.observe(booking.source, booking.worker.name, request.pulled_bytes, request.pull_s)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:

@@ -101,6 +101,7 @@ class Worker:
     identity: Identity | None = None
     slot: int = -1  # its number in the group's index
     epoch: int = 0
+    clock_ahead_s: float = 0.0  # its monotonic clock less ours, when it last reported
     report: Report = field(default_factory=Report)
     booked: Booked = field(default_factory=Booked)
     # What report and booked come to, by ``settle``.
@@ -208,7 +209,7 @@ class Fleet:
 
         Raises Corrupt for seconds that are none: they would spoil every price.
         """
-        for name in ("step_seconds_total", "step_age_s"):
+        for name in ("step_seconds_total", "step_age_s", "clock_s"):
             if not 0.0 <= getattr(load, name) <= MOST_SECONDS:
                 raise Corrupt(f"{name} = {getattr(load, name)}", worker.address)
         before = worker.report
@@ -228,6 +229,7 @@ class Fleet:
             queue_s=_queue_s(worker.rates, load),
         )
         worker.draining = load.draining
+        worker.clock_ahead_s = load.clock_s - now
         worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
         _learn_step(worker.rates, before, worker.report)
 

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from warmfleet_proto.grant import source_key
+
+from warmfleet_router.keys import fleet_key
+
 HOST = "127.0.0.1"
 _DRAIN_S = 2.0  # on Ctrl-C
 _SHARED_GPU_GIB = 4.0
@@ -26,10 +30,23 @@ class Options(NamedTuple):
         return "torch" if self.vocab_size is None else "sim"
 
 
-def worker_command(options: Options, name: str, device: int) -> list[str]:
-    """``device`` counts the fleet's workers from 0 and chooses a GPU where there are some."""
+def write_keys(folder: Path, workers: Sequence[str]) -> dict[str, Path]:
+    """A new fleet's keys, in files that only this user can read: by worker, and the router's under ""."""
+    fleet = fleet_key()
+    keys = {"": fleet} | {worker: source_key(fleet, worker) for worker in workers}
+    paths = {name: folder / f"{name or 'fleet'}.key" for name in keys}
+    for name, path in paths.items():
+        path.touch(0o600)
+        path.write_text(keys[name].hex())
+    return paths
+
+
+def worker_command(options: Options, name: str, device: int, key: Path) -> list[str]:
+    """``device`` counts the fleet's workers from 0 and chooses a GPU where there are some; ``key``: of its
+    grants."""
     settings: dict[str, object] = {
         "name": name,
+        "transfer.key_file": str(key),
         "listen": f"{HOST}:0",
         "http": f"{HOST}:0",
         "engine": options.engine,
@@ -51,8 +68,9 @@ def _placed(options: Options, device: int) -> dict[str, object]:
     return settings if gib is None else settings | {"memory_bytes": int(gib * 2**30)}
 
 
-def router_command(options: Options, workers: Sequence[str]) -> list[str]:
+def router_command(options: Options, workers: Sequence[str], key: Path) -> list[str]:
     settings = {
+        "fleet_key_file": str(key),
         "workers": list(workers),
         "http": f"{HOST}:{options.port}",
         "listen": f"{HOST}:0",

@@ -58,9 +58,12 @@ class LocalFleet:
         options = self._options
         what = f"{_workers(options.workers)} ({options.engine}, {options.model.name})"
         _say(f"starting {what}; logs in {self._logs}")
-        commands = [launch.worker_command(options, c.name, i) for i, c in enumerate(self._workers)]
+        keys = launch.write_keys(self._logs, [child.name for child in self._workers])
+        commands = [
+            launch.worker_command(options, c.name, i, keys[c.name]) for i, c in enumerate(self._workers)
+        ]
         said = await self._ready(self._workers, commands)
-        command = launch.router_command(options, [line["grpc"] for line in said])
+        command = launch.router_command(options, [line["grpc"] for line in said], keys[""])
         (line,) = await self._ready([self._router], [command])
         base = f"http://{line['http']}"
         served = await self._patiently(self._joined(base), lambda: "the workers join the router")

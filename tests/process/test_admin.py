@@ -47,6 +47,33 @@ async def client(server: TestServer) -> AsyncIterator[TestClient]:
         yield made
 
 
+async def test_pulls_json(client: TestClient, core: FixedCore) -> None:
+    of = pb.ProgressRequest(
+        cached_tokens=64,
+        pulled_tokens=64,
+        pulled_bytes=3_000_000_000,
+        wasted_bytes=9,
+        pull_s=1.5,
+        pull_failure="gone",
+    )
+    core.moves.note("w0", "w1", of, saved_s=0.25)
+    shown = await (await client.get("/admin/pulls")).json()
+    assert shown["pulls"] == [
+        {
+            "source": "w0",
+            "target": "w1",
+            "pulls": 1,
+            "tokens": 64,
+            "bytes": 3_000_000_000,
+            "wasted_bytes": 9,
+            "seconds": 1.5,
+            "gb_per_s": 2.0,
+            "saved_prefill_s": 0.25,
+            "failures": {"gone": 1},
+        }
+    ]
+
+
 async def test_workers_json(client: TestClient) -> None:
     answer = await client.get("/admin/workers")
     shown = await answer.json()

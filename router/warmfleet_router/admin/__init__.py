@@ -13,6 +13,7 @@ from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_router.admin import figures, pages
+from warmfleet_router.moves import Moves
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
 PLACEMENTS = 100
@@ -22,6 +23,7 @@ class Source(Protocol):
     """What the page shows of the router core. ``now`` is monotonic seconds."""
 
     counters: Counters
+    moves: Moves
 
     def workers(self, now: float) -> list[WorkerView]: ...
     def placements(self, limit: int) -> list[PlacementView]: ...
@@ -51,6 +53,9 @@ def routes(core: Source, clock: Callable[[], float], supposed: Supposed) -> list
 
     async def placements(request: web.Request) -> web.Response:
         return pages.json(request, {"placements": latest()})
+
+    async def pulls(request: web.Request) -> web.Response:
+        return pages.json(request, figures.pulls(core.moves))
 
     async def explain(request: web.Request) -> web.Response:
         """A placement of late, by ``?request_id=`` or ``?booking=``."""
@@ -85,6 +90,7 @@ def routes(core: Source, clock: Callable[[], float], supposed: Supposed) -> list
     return [
         web.get("/admin/workers", workers),
         web.get("/admin/placements", placements),
+        web.get("/admin/pulls", pulls),
         web.get("/admin/explain", explain),
         web.post("/admin/explain", suppose),
         *pages.routes(),

@@ -1,11 +1,12 @@
 """What the admin page's JSON says: the core's views under names that carry their units. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from warmfleet_proto import router_pb2 as pb
 
 from warmfleet_router.admin import words
+from warmfleet_router.moves import Moved
 from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
 
 
@@ -70,6 +71,27 @@ def placement(view: PlacementView, now: float) -> dict[str, Any]:
         "predicted_ttft_s": view.predicted_ttft_s,
         "ttft_s": view.ttft_s,
         "ending": view.ending,
+    }
+
+
+def pulls(moves: Iterable[Moved]) -> dict[str, Any]:
+    """What workers brought from each other, by pair; since start."""
+    return {
+        "pulls": [
+            {
+                "source": moved.source,
+                "target": moved.target,
+                "pulls": moved.pulls,
+                "tokens": moved.tokens,
+                "bytes": moved.bytes,
+                "wasted_bytes": moved.wasted_bytes,
+                "seconds": moved.seconds,
+                "gb_per_s": moved.bytes_per_s / 1e9,
+                "saved_prefill_s": moved.saved_s,
+                "failures": dict(moved.failures),
+            }
+            for moved in moves
+        ]
     }
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from warmfleet_proto import router_pb2 as pb
+from warmfleet_router.moves import Moves
 from warmfleet_router.view import Counters, HitRate, PlacementView, Totals, WorkerView
 
 WORKER = WorkerView(
@@ -80,6 +81,7 @@ class FixedCore:
 
     def __init__(self) -> None:
         self.counters = Counters(placements=7)
+        self.moves = Moves()
         self.shown = [WORKER]
         self.placed = [PLACEMENT]
         self.index_native = False
