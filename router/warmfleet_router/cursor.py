@@ -64,6 +64,7 @@ class Cursor:
         self.counters = counters
         self.asks = 0
         self._digest = 0
+        self._gap_end = 0  # a batch after the gap that has been asked for
         self._held: dict[int, pb.KvBatch] = {}
         self._held_bytes = 0
 
@@ -120,9 +121,7 @@ class Cursor:
         elif batch.seq > self.seq + 1:
             self._hold(batch)
             if self.state is State.LIVE:
-                self.state = State.GAP
-                self.counters.kv_gaps += 1
-                yield self._ask(Ask(self.epoch, self.seq))
+                yield self._miss(batch.seq)
         else:
             yield from self._apply(batch)
             yield from self._apply_held()
@@ -187,10 +186,15 @@ class Cursor:
         self._held_bytes = sum(batch.ByteSize() for batch in self._held.values())
         if not self._held:
             self.state = State.LIVE
-        elif self.state is State.LIVE:
-            self.state = State.GAP
-            self.counters.kv_gaps += 1
-            yield self._ask(Ask(self.epoch, self.seq))
+        elif self.state is State.LIVE or self.seq >= self._gap_end:
+            # The gap that was asked for is filled: this is another one, of messages lost since.
+            yield self._miss(min(self._held))
+
+    def _miss(self, seen: int) -> Ask:
+        """Batches before ``seen`` are missing. An answer made from now on holds them all."""
+        self.state, self._gap_end = State.GAP, seen
+        self.counters.kv_gaps += 1
+        return self._ask(Ask(self.epoch, self.seq))
 
     # ---- snapshots
 

@@ -144,6 +144,22 @@ def test_gap_asks_once_for_a_replay_and_applies_what_waited_in_order() -> None:
     assert mirror.cursor.state is State.LIVE
 
 
+def test_a_batch_lost_while_an_answer_is_under_way_is_asked_for_too() -> None:
+    source = Source(epoch=7)
+    mirror = joined(source)
+    source.store([1])
+    assert mirror.receive(source.store([2])) == [Ask(7, 0)]
+    answer = source.answer(Ask(7, 0))
+    source.store([3])  # lost, and too late for the answer
+    assert mirror.receive(source.store([4])) == []
+    assert mirror.receive(source.store([5])) == []
+    asked = [ask for message in answer for ask in mirror.receive(message)]
+    assert asked == [Ask(7, 2)]
+    assert [ask for message in source.answer(asked[0]) for ask in mirror.receive(message)] == []
+    assert mirror.present == source.present
+    assert mirror.cursor.state is State.LIVE
+
+
 def test_live_batches_wait_for_the_snapshot_and_never_resurrect() -> None:
     """A batch older than the snapshot stores what a later one removed."""
     source = Source(epoch=7)
