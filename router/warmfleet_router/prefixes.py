@@ -10,6 +10,7 @@ from functools import lru_cache
 
 STEP_TOKENS = 128  # between marks near the root
 LEVEL = 64  # marks before the step doubles
+MOST_WORKERS = 16  # found for a prompt: a root that all prompts share must not make all workers candidates
 MAX_MARKS = 200_000  # bookings beyond are not marked: a missed hint
 
 
@@ -49,19 +50,19 @@ class BookedPrefixes:
                     del self._marks[key]
 
     def overlaps(self, keys: Sequence[int]) -> dict[int, int]:
-        """Leading blocks by worker, rounded down to a mark."""
+        """Leading blocks by worker, rounded down to a mark; of the MOST_WORKERS that share most of them."""
         depths, marks = _depths(self._step, len(keys)), self._marks
         found: dict[int, int] = {}
         if not depths or keys[depths[0] - 1] not in marks:
             return found
-        wanted = len(marks[keys[depths[0] - 1]])
+        wanted = min(len(marks[keys[depths[0] - 1]]), MOST_WORKERS)
         for depth in reversed(depths):
             workers = marks.get(keys[depth - 1])
             if workers is not None:
                 for worker in workers:
                     found.setdefault(worker, depth)
-                if len(found) == wanted:
-                    break
+                    if len(found) == wanted:
+                        return found
         return found
 
 

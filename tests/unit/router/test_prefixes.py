@@ -78,3 +78,14 @@ def test_long_chains_take_few_marks() -> None:
     prefixes = BookedPrefixes(block_size=16)
     assert len(prefixes.add(0, range(512))) == 64
     assert len(prefixes.add(0, range(20_000))) < 400
+
+
+def test_the_deepest_are_found_where_everybody_shares_a_root() -> None:
+    prefixes = BookedPrefixes(block_size=32)
+    for worker in range(1000):
+        prefixes.add(worker, chain([1] * 8 + [worker + 2] * 8))
+    prefixes.add(777, chain([1] * 8 + [5] * 8))
+    found = prefixes.overlaps(chain([1] * 8 + [5] * 8))
+    assert len(found) == 16
+    assert found[3] == found[777] == 16
+    assert set(found.values()) == {8, 16}
