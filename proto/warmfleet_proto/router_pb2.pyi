@@ -220,15 +220,19 @@ class Explanation(_message.Message):
     def __init__(self, chosen: _Optional[_Union[Placement, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("worker", "overlap_tokens", "price_s", "terms", "why")
+    __slots__ = ("worker", "overlap_tokens", "price_s", "terms", "why", "source", "pulled_tokens")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PRICE_S_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     overlap_tokens: int
     price_s: float
     terms: _containers.RepeatedCompositeFieldContainer[Term]
     why: str
-    def __init__(self, worker: _Optional[str] = ..., overlap_tokens: _Optional[int] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., why: _Optional[str] = ...) -> None: ...
+    source: str
+    pulled_tokens: int
+    def __init__(self, worker: _Optional[str] = ..., overlap_tokens: _Optional[int] = ..., price_s: _Optional[float] = ..., terms: _Optional[_Iterable[_Union[Term, _Mapping]]] = ..., why: _Optional[str] = ..., source: _Optional[str] = ..., pulled_tokens: _Optional[int] = ...) -> None: ...

@@ -70,12 +70,15 @@ def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
 
 def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:
     held = "overlap" if candidate.overlap else "least booked"
+    pull = candidate.pull
     return pb.Candidate(
         worker=candidate.worker.name,
         overlap_tokens=candidate.overlap,
         price_s=sum(seconds for _, seconds in terms),
         terms=_terms(terms),
         why="named by the policy" if candidate.nominated else held,
+        source=pull.source.name if pull else "",
+        pulled_tokens=pull.tokens if pull else 0,
     )
 
 

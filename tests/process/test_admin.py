@@ -110,10 +110,10 @@ async def test_explain_finds_a_recent_placement(client: TestClient) -> None:
         assert (first["chosen"], second["chosen"]) == (True, False)
         assert first["says"] == (
             "Holds 64 of the 100 prompt tokens. Costs 20.0 ms until the work before it is done and "
-            "80.0 ms to compute the 36 tokens that it does not hold: 100.0 ms in all, the lowest price."
+            "80.0 ms to compute the 36 tokens that are not there: 100.0 ms in all, the lowest price."
         )
         assert second["says"].endswith("1.50 s in all, 1.40 s above the lowest.")
-        assert first["terms"][1]["says"] == "to compute the 36 tokens that it does not hold"
+        assert first["terms"][1]["says"] == "to compute the 36 tokens that are not there"
     missing = await client.get("/admin/explain", params={"request_id": "r-2"})
     assert missing.status == 404
     assert "request_id" in (await missing.json())["error"]["message"]

@@ -113,6 +113,8 @@ def explanation(explained: pb.Explanation, prompt_tokens: int) -> dict[str, Any]
                 "chosen": c.worker == chosen.worker,
                 "why": c.why,
                 "overlap_tokens": c.overlap_tokens,
+                "pulled_tokens": c.pulled_tokens,
+                "source": c.source,
                 "price_s": c.price_s,
                 "terms": [
                     {"name": t.name, "seconds": t.seconds, "says": words.term(t.name, c, prompt_tokens)}

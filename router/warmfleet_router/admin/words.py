@@ -6,14 +6,12 @@ from warmfleet_proto.router_pb2 import Candidate
 
 _TERMS = {
     "wait": "until the work before it is done",
-    "bring": "to bring blocks from a lower tier or from another worker",
-    "prefill": "to compute the {uncached} tokens that it does not hold",
+    "bring": "for what it pulls, beyond the wait",
+    "prefill": "to compute the {uncached} tokens that are not there",
     "externality": "that this delays the requests expected before its queue is empty",
     "decode": "of slower steps beside what it decodes already",
     "eviction": "to compute again what its new blocks displace",
     "slow_start": "because it has just come and is given little at first",
-    "staging": "to copy what is brought",
-    "confidence": "because what it holds is a guess",
 }
 
 
@@ -29,7 +27,9 @@ def term(name: str, candidate: Candidate, prompt_tokens: int) -> str:
 
 def candidate(of: Candidate, prompt_tokens: int, least_s: float) -> str:
     """One sentence or two; ``least_s`` is the lowest price of all."""
-    held = f"Holds {of.overlap_tokens} of the {prompt_tokens} prompt tokens"
+    held = f"Holds {of.overlap_tokens - of.pulled_tokens} of the {prompt_tokens} prompt tokens"
+    if of.pulled_tokens:
+        held += f" and would pull {of.pulled_tokens} from {of.source} while it waits"
     parts = [f"{duration(t.seconds)} {term(t.name, of, prompt_tokens)}" for t in of.terms if t.seconds]
     more = of.price_s - least_s
     against = "the lowest price" if more <= 0 else f"{duration(more)} above the lowest"

@@ -117,6 +117,7 @@ class Placed(Line, tag="placed"):
     available: int
     expected: int
     ttft: float  # predicted
+    pull: tuple[str, int, int] | None = None  # source, from which token, how many
 
 
 class Explained(Line, tag="explained"):

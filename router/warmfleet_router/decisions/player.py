@@ -188,6 +188,7 @@ def _change(roster: PlayedRoster, worker: str, changes: list[Change]) -> None:
 def _difference(line: Placed, placement: pb.Placement) -> str:
     """Exact: the same inputs give the same bits."""
     terms = {term.name: term.seconds for term in placement.terms}
+    pull = placement.pull
     pairs = (
         ("worker", line.worker, placement.address),
         ("terms", line.terms, terms),
@@ -195,5 +196,6 @@ def _difference(line: Placed, placement: pb.Placement) -> str:
         ("expected", line.expected, placement.expected_tokens),
         ("booking", line.booking, placement.booking),
         ("reason", line.reason, placement.reason),
+        ("pull", line.pull or ("", 0, 0), (pull.source, pull.from_tokens, pull.tokens)),
     )
     return "; ".join(f"{name} {now}, logged {logged}" for name, logged, now in pairs if logged != now)

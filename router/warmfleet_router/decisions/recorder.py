@@ -84,6 +84,7 @@ class RecordingCore(RouterCore):
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
         booking = super()._book(wanted, decision, now)
+        pull = decision.choice.candidate.pull
         self._journal.settle()
         self._journal.note(
             Placed(
@@ -97,6 +98,7 @@ class RecordingCore(RouterCore):
                 decision.available,
                 decision.choice.candidate.overlap,
                 decision.ttft_s,
+                (pull.source.name, pull.from_tokens, pull.tokens) if pull else None,
             )
         )
         return booking
