@@ -25,7 +25,7 @@ from warmfleet_kernels import Sequence as Rows
 from warmfleet_router.prompt.byte_level import from_gguf
 from warmfleet_router.prompt.gguf_header import read_metadata
 from warmfleet_worker.engine.base import Drawn, Finish, Plan, Run, Sampling, StepResult, Work
-from warmfleet_worker.engine.drawing import draw_works
+from warmfleet_worker.engine.drawing import draw_works, read
 from warmfleet_worker.engine.torch import TorchEngine
 from warmfleet_worker.models.load import open_source
 from warmfleet_worker.sequence import Request
@@ -191,8 +191,8 @@ class Server:
 
     def launch(self, plan: Plan) -> Finish:
         logits = self._engine.llama.logits(self._engine.compute(plan))
-        drawn = draw_works(plan.works, logits, lambda rows: rows)  # the head is not multiplied twice
-        result = StepResult(tuple(self._forced(plan, logits, drawn)))
+        outcome = draw_works(plan.works, logits, lambda rows: rows)  # the head is not multiplied twice
+        result = StepResult(tuple(self._forced(plan, logits, read(plan.works, outcome))))
         return lambda: result
 
     def _forced(self, plan: Plan, logits: Tensor, drawn: Sequence[Drawn]) -> Iterator[Drawn]:
