@@ -68,7 +68,8 @@ class WorkerServicer(object):
     """
 
     def Serve(self, request_iterator, context):
-        """One stream per gateway. Submits and cancels go up; one message per engine step comes down.
+        """One stream per gateway. Submits and cancels go up; one message per engine step comes down (steps of
+        less than 2 ms share one).
         The worker answers an Open with its initial metadata at once: a gateway that gets none gives up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

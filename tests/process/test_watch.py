@@ -11,7 +11,7 @@ import pytest
 from warmfleet_proto import limits
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import chain, digest_bytes, presence, root_hash
-from warmfleet_worker import watch, wire
+from warmfleet_worker import runner, watch, wire
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -112,6 +112,16 @@ async def test_events_lead_to_what_is_readable() -> None:
             assert follower.present[hashed] == depth
         assert follower.snapshots == 1
         assert follower.epoch == worker.presence.epoch
+
+
+async def test_quick_steps_share_a_batch_and_the_last_one_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_PACE_S", 60.0)
+    async with sim_worker() as worker, stub_of(worker) as stub, follow(stub) as follower:
+        await follower.until(worker)
+        await ask(stub, "gateway", range(20), range(100, 500))
+        await follower.until(worker)
+        assert worker.presence.seq <= 4
+        assert len(worker.presence) == len(worker.scheduler.cache._nodes) > 20
 
 
 async def test_replay_and_snapshot_lead_to_the_same() -> None:

@@ -10,7 +10,6 @@ from warmfleet_proto.worker_pb2 import Ending, Output, Submit
 from warmfleet_router.backends.delivery import Delivery
 
 _FRAMING_BYTES = 256  # what an SSE event adds to an output's own size
-_PACE_S = 0.002  # between looks: steps quicker than this share one write to the client, and nobody can tell
 
 
 class Attempt:
@@ -36,26 +35,20 @@ class Attempt:
         self._backlog = 0  # bytes
         self._error: WarmfleetError | None = None
         self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self._next_look = 0.0  # on the loop's clock
-        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> "Attempt":
         return self
 
     async def __anext__(self) -> list[Output]:
-        while not self._closed and (not self._outputs or self._loop.time() < self._next_look):
-            if self._outputs:
-                self._wake_later()
-            self._waiter = self._loop.create_future()
+        while not self._closed and not self._outputs:
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         if self._outputs:
             outputs, self._outputs, self._backlog = self._outputs, [], 0
-            self._next_look = self._loop.time() + _PACE_S
             return outputs
         if self._error is not None:
             raise self._error
@@ -86,10 +79,8 @@ class Attempt:
         self._backlog += _FRAMING_BYTES + fresh.ByteSize()
         if self.delivery.done:
             self._close()
-        elif self._loop.time() >= self._next_look:
-            self._wake()
         else:
-            self._wake_later()
+            self._wake()
         return not self._closed
 
     def fail(self, error: WarmfleetError) -> None:
@@ -100,16 +91,9 @@ class Attempt:
 
     def _close(self) -> None:
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
         self._wake()
 
-    def _wake_later(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._next_look, self._wake)
-
     def _wake(self) -> None:
-        self._timer = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
