@@ -63,6 +63,8 @@ class Batch:
         while (sequence := self._next()) and prefill < self.limits.chunk_tokens:
             if len(sequence.choices) > slots or (filling and self._next_block(sequence) in filling):
                 return
+            if self.fetching.look_again(sequence, len(self.running), now):
+                continue
             if not admit(sequence, self.cache, self.limits, room=len(self.running)):
                 return
             self.waiting.remove(sequence)
@@ -92,7 +94,7 @@ class Batch:
             sequence.request.prompt_logprobs = []  # all of them will be scored again
         token_ids = sequence.token_ids.tobytes()
         sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
-        sequence.looked = False
+        sequence.looked = sequence.tried = False
         self.waiting.appendleft(sequence)
         self._totals.preemptions += 1
 

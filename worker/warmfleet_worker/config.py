@@ -38,6 +38,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_size: Annotated[int, Meta(ge=1, le=1024)] = 16  # tokens
     total_blocks: Positive | None = None  # of the KV pool
     memory_bytes: Positive | None = None  # or so much memory for it
+    host_bytes: Annotated[int, Meta(ge=0)] | None = None  # of the host tier; 0: off; default: off, or a
+    # quarter of a GiB with a disk tier
+    disk_path: str = ""  # folder of the disk tier; empty: off
+    disk_bytes: Positive | None = None  # its bound
     max_running: Annotated[int, Meta(ge=1, le=4096)] = MAX_CHOICES  # sequences in a step
     max_waiting: Annotated[int, Meta(ge=0, le=100_000)] = 1024
     chunk_tokens: Annotated[int, Meta(ge=2)] = 512  # prompt tokens a step
@@ -56,5 +60,9 @@ def check(config: Config) -> None:
     check_exposure("listen", config.listen, config.tls, config.insecure)
     exchange.check(config.transfer, config.tls, config.insecure)
     check_exposure("http", config.http, None, config.insecure)
+    if config.disk_path and not config.disk_bytes:
+        raise ConfigError("disk_bytes: the disk tier needs a bound")
+    if config.disk_path and config.host_bytes == 0:
+        raise ConfigError("host_bytes: what the disk tier gets passes through the host's: it cannot be 0")
     if config.engine == "torch" and not config.model:
         raise ConfigError("model: the torch engine needs a Hugging Face folder or a GGUF file")

@@ -102,6 +102,13 @@ class Fetching:
             sequence.looked = True
             self._start(sequence, nodes, room, now)
 
+    def look_again(self, sequence: Sequence, room: int, now: float) -> bool:
+        """Before it is admitted, for what left the device while it waited; true when it has to wait on."""
+        if self.supplies and not sequence.tried:
+            sequence.looked = False
+            self.look(sequence, room, now)
+        return sequence.waits
+
     def expire(self, now: float) -> None:
         """What is too late is computed instead, in other blocks."""
         if now < self.next_deadline:
@@ -176,7 +183,7 @@ class Fetching:
     @staticmethod
     def _join(flight: _Flight, sequence: Sequence) -> None:
         flight.waiters.append(sequence)
-        sequence.waits = sequence.looked = True
+        sequence.waits = sequence.looked = sequence.tried = True
 
     def _abandon(self, flight: _Flight) -> None:
         """Its blocks stay pinned until the carrier has let go of them."""

@@ -11,6 +11,8 @@ from prometheus_client.registry import Collector
 
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.sequence import Output, Reason
+from warmfleet_worker.tiers.below import Below
+from warmfleet_worker.tiers.metrics import FetchMetrics, TierMetrics
 from warmfleet_worker.transfer.exchange import Exchange
 from warmfleet_worker.transfer.pull import Failure
 from warmfleet_worker.transfer.refusal import Refusal
@@ -19,10 +21,13 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class Metrics:
-    def __init__(self, runner: Runner, exchange: Exchange) -> None:
+    def __init__(self, runner: Runner, exchange: Exchange, below: Below | None) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Scheduler(runner))
         self._registry.register(_Exchange(exchange))
+        self._registry.register(FetchMetrics(runner))
+        if below is not None:
+            self._registry.register(TierMetrics(below))
         self._queue = self._histogram("queue", "Submit to first admission")
         self._prefill = self._histogram("prefill", "First admission to first token")
         runner.on_outputs = self._observe

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_worker.blocks import BlockPool
-from warmfleet_worker.events import Appeared, Change, Vanished, Wiped
+from warmfleet_worker.events import Appeared, Change, Tier, Vanished, Wiped
 
 
 class Node:
@@ -36,8 +36,9 @@ class Node:
 
 
 class PrefixCache:
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, tier: Tier = Tier.DEVICE) -> None:
         self.pool = pool
+        self.tier = tier
         self.evictions = 0
         self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
@@ -58,6 +59,13 @@ class PrefixCache:
     def find(self, block_hash: bytes) -> Node | None:
         """The readable block of that identity; what it stands for is the caller's to compare."""
         return self._nodes.get(block_hash)
+
+    def get(self, block_hash: bytes) -> Node | None:
+        return self._nodes.get(block_hash)
+
+    def at(self, block: int) -> Node | None:
+        """What can be read in a block."""
+        return self._by_block[block]
 
     def match(self, root: bytes, hashes: Sequence[bytes], token_ids: bytes) -> list[Node]:
         """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``."""
@@ -92,7 +100,7 @@ class PrefixCache:
             parent.children += 1
         self._nodes[block_hash] = self._by_block[block] = node
         self.pool.keep(block)
-        self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth))
+        self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth, self.tier))
         return node
 
     def pin(self, blocks: Sequence[int]) -> None:
@@ -164,7 +172,7 @@ class PrefixCache:
         self._by_block[node.block] = None
         self.pool.drop(node.block)
         self.evictions += 1
-        self._changes.append(Vanished(node.hash))
+        self._changes.append(Vanished(node.hash, self.tier))
         if node.parent is not None:
             node.parent.children -= 1
             self._offer(node.parent)

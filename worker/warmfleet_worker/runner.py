@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NoReturn, Protocol
 
 from warmfleet_worker.engine.base import Engine, Finish, Plan, StepResult
-from warmfleet_worker.events import PresenceLog
+from warmfleet_worker.events import Change, PresenceLog
 from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.sequence import Ending, Key, Output, Request
@@ -49,6 +49,13 @@ class Carrier(Protocol):
         """Soon an end, or none if it has come already."""
 
 
+class Below(Protocol):
+    """The tiers below the device."""
+
+    def noted(self, changes: list[Change]) -> list[Change]:
+        """Takes what changed on the device; gives what changed below."""
+
+
 class Runner:
     def __init__(self, engine: Engine, scheduler: Scheduler, presence: PresenceLog) -> None:
         self.engine = engine
@@ -57,6 +64,7 @@ class Runner:
         self.sinks: dict[str, Sink] = {}
         self.listeners: set[Listener] = set()
         self.carriers: dict[Source, Carrier] = {}
+        self.below: Below | None = None
         self.closing = False
         self.on_outputs: Callable[[list[Output]], None] = lambda _: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -104,7 +112,7 @@ class Runner:
         self.scheduler.arrived(arrival, self.now())
         if arrival.over:
             del self._carried[arrival.id]
-        self._publish()
+        self.publish()
         self._wake.set()
 
     async def warm_up(self) -> None:
@@ -139,11 +147,12 @@ class Runner:
         return len(self.scheduler.requests)
 
     def forget(self) -> bool:
-        """Drops the whole cache; false, and nothing done, while anything runs, waits, is fetched or lent."""
-        if not self.scheduler.idle or self.scheduler.cache.pool.pinned:
+        """Drops the whole cache; false, and nothing done, while anything runs, waits, is fetched or lent, and
+        where there are tiers below: a cleared log says that nothing is readable in any."""
+        if not self.scheduler.idle or self.scheduler.cache.pool.pinned or self.below:
             return False
         self.scheduler.cache.clear()
-        self._publish()
+        self.publish()
         return True
 
     def close(self) -> None:
@@ -160,7 +169,7 @@ class Runner:
         self._deliver()
         under_way = self.scheduler.under_way
         if not under_way:
-            self._publish()
+            self.publish()
             await self._wait()
             return
         if self._step_began is None:
@@ -174,7 +183,7 @@ class Runner:
         self._step_began = now if self.scheduler.under_way else None
         self._give_orders()
         if self.scheduler.idle or now - self._published >= _PACE_S:
-            self._publish()
+            self.publish()
         self._deliver()
 
     async def _wait(self) -> None:
@@ -235,11 +244,14 @@ class Runner:
 
         return fail
 
-    def _publish(self) -> None:
-        """Of a step when it has finished. Steps that follow one another quickly share a batch: whoever reads
-        these pays by the message. No step follows: at once."""
+    def publish(self) -> None:
+        """What has become readable in any tier, or is so no longer. Of a step when it has finished. Steps
+        that follow one another quickly share a batch: whoever reads these pays by the message. No step
+        follows: at once."""
         self._published = self.now()
         changes = self.scheduler.cache.take_changes()
+        if self.below is not None:
+            changes += self.below.noted(changes)
         if changes:
             self.presence.publish(changes)
             self._tell_change()

@@ -20,6 +20,7 @@ from warmfleet_worker.openai_face import OpenAiFace
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.service import WorkerService
+from warmfleet_worker.tiers.factory import make_below
 from warmfleet_worker.transfer.exchange import DESCRIPTOR, Exchange
 
 _CLOSE_GRACE_S = 1.0
@@ -37,11 +38,13 @@ class Worker:
         self.scheduler = Scheduler(limits, engine.total_blocks)
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
+        self.below = make_below(config, self.runner)
         self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls)
         model = config.served_name or engine.model
         self.service = WorkerService(config.name, model, self.runner, self.drain, self.exchange.gives)
         face = OpenAiFace(model, self.runner).routes() if config.engine == "sim" else []
-        self._application = application(self.runner, Metrics(self.runner, self.exchange), *face)
+        metrics = Metrics(self.runner, self.exchange, self.below)
+        self._application = application(self.runner, metrics, *face)
         self.grpc_address = self.http_address = ""
         self.loop: asyncio.Task[None]
         self._server: grpc.aio.Server
@@ -64,6 +67,8 @@ class Worker:
             raise ConfigError(f"cannot listen on {self.config.http}: {error.strerror}") from None
         self.http_address = f"{host}:{port}"
         await self.runner.warm_up()
+        if self.below is not None:
+            self.below.start()
         self.loop = asyncio.create_task(self.runner.run())
         await self._server.start()
         await self._health.set_serving(True)
@@ -80,3 +85,5 @@ class Worker:
         await self._server.stop(_CLOSE_GRACE_S)
         await self.exchange.close()
         await self._web.cleanup()
+        if self.below is not None:
+            await asyncio.to_thread(self.below.close)

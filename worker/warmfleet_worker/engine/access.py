@@ -20,6 +20,12 @@ def access(pool: Tensor) -> Access:
     return HostAccess(words) if pool.device.type == "cpu" else CudaAccess(words)
 
 
+def host_memory(size: int, *, pinned: bool) -> memoryview:
+    if pinned:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
+    return np.zeros(size, np.uint8).data
+
+
 class HostAccess:
     """numpy copies in the calling thread alone; torch would start threads of its own for each caller."""
 

@@ -146,6 +146,9 @@ class Engine(Protocol):
         """Hand a step to the device, behind those launched before, which finish first. One thread launches
         and finishes all of them."""
 
+    def host_memory(self, size: int) -> memoryview:
+        """So many bytes that blocks are copied from and to at the link's full rate."""
+
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """Their bytes, one block after another, into ``copy``. From any thread, also beside steps: the
         blocks are readable, and the caller looks at their generations before and after."""

@@ -100,6 +100,10 @@ class SimEngine:
             return work
         return replace(work, token_ids=(self._drawn[work.follows],))
 
+    def host_memory(self, size: int) -> memoryview:
+        """See ``engine.base.Engine``."""
+        return np.zeros(size, np.uint8).data
+
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """See ``engine.base.Engine``."""
         self._values(copy)[: len(blocks)] = self.pool[list(blocks)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from warmfleet_kernels import copy_blocks, fetch, prepare, send
 from warmfleet_proto.settings import ConfigError
 
-from warmfleet_worker.engine.access import access
+from warmfleet_worker.engine.access import access, host_memory
 from warmfleet_worker.engine.base import Copy, Finish, Plan, StepResult, Work
 from warmfleet_worker.engine.drawing import Outcome, draw_works, read
 from warmfleet_worker.engine.graphs import DecodeGraphs
@@ -151,6 +151,10 @@ class TorchEngine:
     def draw(self, plan: Plan, hidden: Tensor) -> StepResult:
         """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
         return StepResult(read(plan.works, draw_works(plan.works, hidden, self.llama.logits)))
+
+    def host_memory(self, size: int) -> memoryview:
+        """See ``engine.base.Engine``. Pinned for a GPU; on a CPU untouched pages cost nothing."""
+        return host_memory(size, pinned=self.pool.is_cuda)
 
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         """See ``engine.base.Engine``."""

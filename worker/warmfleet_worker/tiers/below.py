@@ -1,0 +1,192 @@
+"""The tiers below the device, put together: what is copied down, by which thread, and what is told of it.
+
+All bookkeeping is done in the event loop. One job at a time copies from the device to the host's memory, one
+writes from there to the disk; the steps of the engine wait for neither.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from warmfleet_worker.engine.base import Engine
+from warmfleet_worker.events import Change
+from warmfleet_worker.fetch import Arrival
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.source import Source
+from warmfleet_worker.tiers.carriers import DiskCarrier, HostCarrier, neighbours
+from warmfleet_worker.tiers.complaints import Complaints
+from warmfleet_worker.tiers.disk import DiskStore, Stored
+from warmfleet_worker.tiers.disk_supply import DiskSupply
+from warmfleet_worker.tiers.format import copy_sum
+from warmfleet_worker.tiers.host import HostTier
+from warmfleet_worker.tiers.writeback import Saves, Spill, WriteBack
+
+_JOB_BYTES = 32 << 20
+_MAX_SPILLS = 8192  # blocks that wait for the disk
+_REST_S = 5.0  # after the disk took nothing
+
+
+class Below:
+    """See ``runner.Below``. ``start`` inside the loop, before the first step."""
+
+    def __init__(self, runner: Runner, host: HostTier, store: DiskStore | None) -> None:
+        engine: Engine = runner.engine
+        self.host = host
+        self.store = store
+        self.complaints = Complaints(time.monotonic)
+        self.writeback = WriteBack(runner.scheduler.cache, host)
+        self.spilled = 0  # blocks handed to the disk
+        self.unspilled = 0  # dropped: too many waited, the disk takes none, or they had left the host tier
+        self._runner = runner
+        self._engine = engine
+        self._size = engine.block_bytes
+        self._memory = engine.host_memory(host.cache.pool.total * self._size)
+        self._most = max(1, _JOB_BYTES // self._size)
+        self._saving = self._spilling = False
+        self._spills: deque[Spill] = deque()
+        self._rests_until = 0.0
+        self._loop: asyncio.AbstractEventLoop
+        self._mover = ThreadPoolExecutor(1, thread_name_prefix="write-back")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-writer")
+        self._host_carrier = HostCarrier(engine, self._memory, self._report, self._condemn)
+        self._carriers: list[HostCarrier | DiskCarrier] = [self._host_carrier]
+        runner.carriers[Source.HOST] = self._host_carrier
+        runner.scheduler.batch.fetching.supplies.append(host)
+        if store is not None:
+            self._add_disk(store)
+        runner.below = self
+
+    def _add_disk(self, store: DiskStore) -> None:
+        carrier = DiskCarrier(self._engine, store, self._report, self.complaints)
+        self._carriers.append(carrier)
+        self._runner.carriers[Source.DISK] = carrier
+        self._runner.scheduler.batch.fetching.supplies.append(DiskSupply(store.catalogue))
+
+    @property
+    def block_bytes(self) -> int:
+        return self._size
+
+    def start(self) -> None:
+        """Tells what the disk holds."""
+        self._loop = asyncio.get_running_loop()
+        self._runner.publish()
+
+    def close(self) -> None:
+        """What was queued for the disk and is not written yet is lost; what was is whole."""
+        for thread in (self._mover, self._writer):
+            thread.shutdown(wait=True, cancel_futures=True)
+        for carrier in self._carriers:
+            carrier.close()
+        if self.store is not None:
+            self.store.close()
+
+    def noted(self, changes: list[Change]) -> list[Change]:
+        """Takes what changed on the device; gives what changed below."""
+        self.writeback.note(changes)
+        self._save()
+        told = self.host.cache.take_changes()
+        return told + self.store.take_changes() if self.store else told
+
+    # ---- device -> host --------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self._saving:
+            return
+        job = self.writeback.next(self._most)
+        self._spill(self.writeback.take_present())
+        if job is not None:
+            self._saving = True
+            self._mover.submit(self._copy_down, job)
+
+    def _copy_down(self, job: Saves) -> None:
+        """In the mover's thread."""
+        sums: list[bytes] | None = []
+        try:
+            slots = [save.slot for save in job.saves]
+            for first, end in neighbours(slots):
+                blocks = [save.node.block for save in job.saves[first:end]]
+                copy = self._memory[slots[first] * self._size : (slots[end - 1] + 1) * self._size]
+                self._engine.read_blocks(blocks, copy)
+            sums = [copy_sum(self._slot(slot)) for slot in slots]
+        except Exception as error:
+            self.complaints.say("copy", error)
+            sums = None
+        self._tell(self._saved, job, sums)
+
+    def _saved(self, job: Saves, sums: list[bytes] | None) -> None:
+        self._saving = False
+        self._spill(self.writeback.done(job, sums))
+        self._runner.publish()
+
+    def _slot(self, slot: int) -> memoryview:
+        return self._memory[slot * self._size : (slot + 1) * self._size]
+
+    # ---- host -> disk ----------------------------------------------------------------------------
+
+    def _spill(self, spills: list[Spill]) -> None:
+        if self.store is None:
+            return
+        for spill in spills:
+            if self.store.catalogue.get(spill.identity.hash) is not None:
+                continue
+            if self._takes_none() or len(self._spills) >= _MAX_SPILLS:
+                self.unspilled += 1
+            else:
+                self._spills.append(spill)
+        self._write_next()
+
+    def _takes_none(self) -> bool:
+        assert self.store is not None
+        return self.store.read_only or time.monotonic() < self._rests_until
+
+    def _write_next(self) -> None:
+        if self._spilling or not self._spills:
+            return
+        self._spilling = True
+        part = [self._spills.popleft() for _ in range(min(self._most, len(self._spills)))]
+        self._writer.submit(self._write, part)
+
+    def _write(self, spills: list[Spill]) -> None:
+        """In the writer's thread. A private copy that agrees with the sum is what the block was, whatever
+        becomes of its slot."""
+        assert self.store is not None
+        stored, failed = [], False
+        try:
+            for spill in spills:
+                copy = bytes(self._slot(spill.slot))
+                if copy_sum(copy) == spill.sum:
+                    stored.append(Stored(spill.identity, spill.token_ids, copy))
+            self.store.put(stored)
+        except Exception as error:
+            self.complaints.say("write", error)
+            failed = True
+        self._tell(self._written, len(spills), 0 if failed else len(stored), failed)
+
+    def _written(self, asked: int, stored: int, failed: bool) -> None:
+        self._spilling = False
+        self.spilled += stored
+        self.unspilled += asked - stored
+        if failed:
+            self._rests_until = time.monotonic() + _REST_S
+            self.unspilled += len(self._spills)
+            self._spills.clear()
+        self._write_next()
+        self._runner.publish()
+
+    # ---- from other threads ----------------------------------------------------------------------
+
+    def _report(self, arrival: Arrival) -> None:
+        self._tell(self._runner.arrived, arrival)
+
+    def _condemn(self, slot: int) -> None:
+        self.complaints.say("corrupt", "a copy in the host's memory")
+        self._tell(self.host.condemn, slot)
+
+    def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
+        """In the loop; nobody is told when that has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what, *arguments)
