@@ -82,6 +82,8 @@ class Masking:
 
 def _unmask(text: str) -> str:
     text = text.replace(_MARK, "")
+    if _ESCAPE not in text:
+        return text
     return text.replace(_ESCAPE + "0", _MARK).replace(_ESCAPE + "1", _ESCAPE)
 
 
