@@ -70,7 +70,7 @@ def test_decoding_keeps_the_space_that_the_library_strips(llama: Tokenizer, ids:
     out = "".join(detokenizer.push([i]) for i in ids) + detokenizer.flush()
     theirs = build().decode(ids, skip_special_tokens=True)
     if "\ufffd" not in theirs:  # the library gives up on a whole run of bytes, we on what is no UTF-8
-        assert out.removeprefix(" ") == theirs.removeprefix(" ")
+        assert out.removeprefix(" ") == theirs
 
 
 @settings(max_examples=100, deadline=None)
