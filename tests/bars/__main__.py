@@ -23,6 +23,7 @@ BARS = {
     "index": "3.2: the index beside Dynamo's radix tree",
     "index_soak": "3.5: ten million blocks through an index bounded at one million",
     "route": "3.3: a placement in microseconds",
+    "router_soak": "3.5: a million requests through the core in virtual time; minutes",
     "memo": "3.4: tokenising a next turn, and what long prompts do to the loop",
     "transfer_tcp": "5.2: blocks over loopback beside iperf3 and a gRPC stream",
     "staleness": "3.7: hit rate against the delay and loss of presence events",
