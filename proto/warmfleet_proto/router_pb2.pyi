@@ -88,7 +88,7 @@ class Term(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "cached_unknown")
+    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "loaded_bytes", "load_s", "cached_unknown")
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,8 @@ class ProgressRequest(_message.Message):
     PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
     WASTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PULL_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     booking: int
     cached_tokens: int
@@ -110,8 +112,10 @@ class ProgressRequest(_message.Message):
     pulled_bytes: int
     wasted_bytes: int
     pull_failure: str
+    loaded_bytes: int
+    load_s: float
     cached_unknown: bool
-    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., cached_unknown: bool = ...) -> None: ...
+    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., cached_unknown: bool = ...) -> None: ...
 
 class ProgressResponse(_message.Message):
     __slots__ = ()

@@ -220,7 +220,7 @@ class RouterCore:
             return
         self.roster.fleet.succeeded(worker)
         self.roster.computed(booking, None if request.cached_unknown else cached)
-        self._learn_link(booking, request, cached)
+        self._learn_links(booking, request, cached)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
@@ -231,14 +231,16 @@ class RouterCore:
             worker.ttft.add(now, request.ttft_s)
             worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
 
-    def _learn_link(self, booking: Booking, request: pb.ProgressRequest, cached: int) -> None:
+    def _learn_links(self, booking: Booking, request: pb.ProgressRequest, cached: int) -> None:
         group, worker = self.roster.group_of(booking.worker), booking.worker
         if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
             prompt, without = booking.record.prompt_tokens, cached - min(request.pulled_tokens, cached)
             cold_s = worker.rates.prefill_s(prompt - without, without)
             saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
             self.moves.note(booking.source, worker.name, request, saved_s)
-            group.links.observe(booking.source, booking.worker.name, request.pulled_bytes, request.pull_s)
+            group.links.observe(booking.source, worker.name, request.pulled_bytes, request.pull_s)
+        if group and 0.0 < request.load_s < LONGEST_S:
+            group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
         for booking in bookings:

@@ -41,6 +41,7 @@ class Group:
         self.least_context = 0  # of the pool's workers
         self.most_context = 0  # of all workers
         self.total_blocks = 0
+        self.token_bytes = 0.0  # of KV, a token
 
     def add(self, worker: Worker) -> None:
         """Raises Rejected when the index takes no more workers."""
@@ -50,6 +51,7 @@ class Group:
             raise Rejected(str(error)) from None
         self.loads += [inf] * (worker.slot + 1 - len(self.loads))
         self.workers[worker.slot] = worker
+        self.token_bytes = worker.identity.token_bytes if worker.identity else 0.0
         self.pool.ring.add(worker)
 
     def remove(self, worker: Worker) -> None:

@@ -6,10 +6,10 @@ The same code serves live requests, dry runs and trace replay.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from warmfleet_router.bring import Giver, giver, load_s, plan
 from warmfleet_router.fleet import Worker
 from warmfleet_router.group import Group
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
-from warmfleet_router.pulls import Giver, giver, plan
 from warmfleet_router.request import Request
 
 
@@ -57,7 +57,7 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     packed = request.keys_for(group.fingerprint, group.block_size)
     keys = memoryview(packed).cast("Q")
     ask = Ask(keys, group.block_size, request.prompt_tokens, request.max_tokens, request.slots, ticket)
-    held = _held(group, b"" if request.bypass_cache else packed)
+    held, lower = _held(group, b"" if request.bypass_cache else packed)
     peer = giver(group, held, now) if policy.pulls else None
     blocks = held if request.bypass_cache else _with_booked(group, held, keys)
     available = max(blocks.values(), default=0) * group.block_size
@@ -67,15 +67,21 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
         blocks.setdefault(worker.slot, 0)
     if not any(group.workers[slot] in pool.members for slot in blocks):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
-    candidates = _candidates(group, pool, ask, blocks, ranks, peer, now)
+    candidates = _candidates(group, pool, ask, blocks, lower, ranks, peer, now)
     waits = [candidate.wait_s for candidate in candidates]
     ask = ask._replace(following=group.traffic.following(waits, len(pool.workers), now))
     return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
 
 
-def _held(group: Group, packed: bytes) -> dict[int, int]:
-    """Leading blocks by slot, for the workers with most and for those least booked."""
-    return {overlap.worker: overlap.blocks for overlap in group.index.lookup(packed, group.loads)}
+def _held(group: Group, packed: bytes) -> tuple[dict[int, int], dict[int, int]]:
+    """Leading blocks by slot, for the workers with most and for those least booked; and how many of them
+    are in lower tiers, where any are."""
+    held, lower = {}, {}
+    for worker, blocks, device, _, _ in group.index.lookup(packed, group.loads):
+        held[worker] = blocks
+        if device < blocks:
+            lower[worker] = blocks - device
+    return held, lower
 
 
 def _with_booked(group: Group, held: dict[int, int], keys: Sequence[int]) -> dict[int, int]:
@@ -92,6 +98,7 @@ def _candidates(
     pool: Pool,
     ask: Ask,
     blocks: dict[int, int],
+    lower: dict[int, int],
     ranks: dict[int, int],
     peer: Giver | None,
     now: float,
@@ -120,18 +127,24 @@ def _candidates(
             displaced = prompt - overlap - worker.report.free_blocks * size
             if displaced > 0:
                 eviction = reuse * rates.queue_s(displaced)
-        bring, pull = 0.0, None
+        ready, pull = 0.0, None  # when what is brought is there
+        if slot in lower:
+            loaded = load_s(group, worker, overlap, lower[slot] * size, prompt, wait)
+            if loaded is None:
+                overlap -= lower[slot] * size
+            else:
+                ready = loaded
         if peer is not None and overlap < reach:
             pull = plan(group, peer, worker, overlap, prompt, wait)
             if pull is not None:
                 overlap += pull.tokens
-                bring = pull.seconds - wait if pull.seconds > wait else 0.0
+                ready = max(ready, pull.seconds)
         candidates.append(
             Candidate(
                 worker,
                 overlap,
                 wait,
-                bring,
+                ready - wait if ready > wait else 0.0,
                 rates.prefill_s(prompt - overlap, overlap),
                 worker.crowd_s * (completion if completion < longest else longest),
                 1.0 if now >= worker.full_at else worker.weight(now),

@@ -8,7 +8,8 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import digest_bytes, presence
 from warmfleet_proto.limits import EVENT_RING_BATCHES, HASH_BYTES, KEY_BYTES
 
-from warmfleet_router.replay.cache import Node
+from warmfleet_router.replay.cache import Cache, Node
+from warmfleet_router.replay.host import HostTier
 from warmfleet_router.replay.worker import Worker
 
 _PAD = bytes(HASH_BYTES - KEY_BYTES)
@@ -26,7 +27,10 @@ class Announcer:
         self.told_at = 0.0
         self._worker = worker
         self._digest = 0
-        self._present: dict[int, Node] = {}
+        self._tiers: dict[pb.Tier, Cache | HostTier] = {pb.DEVICE: worker.cache}
+        if worker.host:
+            self._tiers[pb.HOST] = worker.host
+        self._present: dict[pb.Tier, dict[int, Node]] = {tier: {} for tier in self._tiers}
         self._ring: deque[pb.KvBatch] = deque(maxlen=EVENT_RING_BATCHES)
         self._bookings: list[int] = []
         self._live: dict[int, None] = {}  # bookings
@@ -41,14 +45,7 @@ class Announcer:
     def message(self, now: float) -> pb.WatchKvResponse:
         """Everything since the last message, in one batch."""
         self.told_at = now
-        cache = self._worker.cache
-        stored, cache.stored = cache.stored, []
-        removed, cache.removed = cache.removed, []
-        # what came and went within the batch is not present after it
-        events = (
-            [pb.KvEvent(removed=pb.Removed(tier=pb.DEVICE, hashes=self._remove(removed)))] if removed else []
-        )
-        events += [pb.KvEvent(stored=run) for run in self._store(stored)]
+        events = [event for tier, blocks in self._tiers.items() for event in self._events(tier, blocks)]
         self.seq += 1
         batch = pb.KvBatch(seq=self.seq, digest=digest_bytes(self._digest), events=events)
         self._ring.append(batch)
@@ -63,7 +60,7 @@ class Announcer:
         snapshot = pb.KvSnapshot(
             seq=self.seq,
             digest=digest_bytes(self._digest),
-            stored=_runs(self._present.values()),
+            stored=[run for tier, nodes in self._present.items() for run in _runs(tier, nodes.values())],
             first=True,
             last=True,
         )
@@ -71,20 +68,25 @@ class Announcer:
             pb.WatchKvResponse(epoch=self.epoch, snapshot=snapshot, load=self._load(list(self._live), now))
         ]
 
-    def _remove(self, nodes: list[Node]) -> bytes:
-        gone = []
-        for node in nodes:
-            if self._present.pop(node.key, None) is not None:
-                gone.append(block_hash(node.key))
-                self._digest -= presence(gone[-1], pb.DEVICE)
-        return b"".join(gone)
+    def present(self, tier: pb.Tier = pb.DEVICE) -> list[int]:
+        """Keys of what has been announced and is there."""
+        return list(self._present[tier])
 
-    def _store(self, nodes: list[Node]) -> list[pb.Stored]:
-        fresh = [n for n in nodes if self._worker.cache.holds(n)]
+    def _events(self, tier: pb.Tier, blocks: Cache | HostTier) -> list[pb.KvEvent]:
+        """What came and went since the last call is not present after it."""
+        stored, blocks.stored = blocks.stored, []
+        removed, blocks.removed = blocks.removed, []
+        present, gone = self._present[tier], []
+        for node in removed:
+            if present.pop(node.key, None) is not None:
+                gone.append(block_hash(node.key))
+                self._digest -= presence(gone[-1], tier)
+        fresh = [node for node in stored if blocks.holds(node)]
         for node in fresh:
-            self._present[node.key] = node
-            self._digest += presence(block_hash(node.key), pb.DEVICE)
-        return _runs(fresh)
+            present[node.key] = node
+            self._digest += presence(block_hash(node.key), tier)
+        events = [pb.KvEvent(removed=pb.Removed(tier=tier, hashes=b"".join(gone)))] if gone else []
+        return events + [pb.KvEvent(stored=run) for run in _runs(tier, fresh)]
 
     def _load(self, bookings: list[int], now: float) -> pb.WorkerLoad:
         worker = self._worker
@@ -99,18 +101,18 @@ class Announcer:
             prompt_tokens_total=worker.prompt_tokens,
             cached_tokens_total=worker.cached_tokens,
             steps_total=worker.steps,
-            evictions_total=worker.cache.evictions,
-            late_hits_total=worker.cache.late_hits,
+            evictions_total=worker.evictions,
+            late_hits_total=worker.late_hits,
             step_seconds_total=worker.step_seconds,
             step_age_s=0.0 if worker.step_began is None else now - worker.step_began,
         )
 
 
-def _runs(nodes: Iterable[Node]) -> list[pb.Stored]:
+def _runs(tier: pb.Tier, nodes: Iterable[Node]) -> list[pb.Stored]:
     """Nodes that continue one another in one message each."""
     runs = []
     for _, run in groupby(enumerate(nodes), key=lambda pair: pair[1].depth - pair[0]):
         members = [node for _, node in run]
         hashes = b"".join([block_hash(n.key) for n in members])
-        runs.append(pb.Stored(tier=pb.DEVICE, depth=members[0].depth, hashes=hashes))
+        runs.append(pb.Stored(tier=tier, depth=members[0].depth, hashes=hashes))
     return runs

@@ -6,7 +6,7 @@ prefix, so nothing needs comparing here.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 
@@ -23,9 +23,11 @@ class Node:
 
 
 class Cache:
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, spill: Callable[[Node], None] | None = None) -> None:
+        """``spill`` takes what is evicted."""
         self.total = total
         self.free = total
+        self._spill = spill
         self.cached = 0
         self.stored: list[Node] = []  # since they were last taken
         self.removed: list[Node] = []
@@ -127,6 +129,8 @@ class Cache:
         self.free += 1
         self.evictions += 1
         self.removed.append(node)
+        if self._spill:
+            self._spill(node)
         if node.parent is not None:
             node.parent.children -= 1
             self._offer(node.parent)

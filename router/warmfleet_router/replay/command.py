@@ -61,6 +61,9 @@ def configure(parser: ArgumentParser) -> None:
         "--block-seconds", type=float, default=0.025, help="of the flat engine (default 0.025)"
     )
     parser.add_argument(
+        "--host", type=int, default=0, metavar="BLOCKS", help="more in each worker's host memory (default 0)"
+    )
+    parser.add_argument(
         "--link", type=float, metavar="GB/s", help="between workers (default: the engine's); 0: nobody pulls"
     )
     parser.add_argument("--no-decode", action="store_true", help="every completion is one token")
@@ -108,6 +111,7 @@ def _player(args: Namespace, played: Source) -> Callable[[Routing, float], Row]:
             played.blocks,
             network=Network(args.delay, args.loss),
             seed=args.seed,
+            host_blocks=args.host,
         )
         with _Progress(f"{routing.policy} at speed {speed:g}", len(trace.requests)) as progress:
             fleet.run(trace, speed, progress)

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as wpb
 from warmfleet_proto.limits import HEARTBEAT_S
-from warmfleet_proto.transfer_pb2 import Pull
 
 from warmfleet_router.core import RouterCore
-from warmfleet_router.replay.announcer import Announcer
-from warmfleet_router.replay.cache import Node
+from warmfleet_router.replay.bringing import Bringing
+from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
-from warmfleet_router.replay.worker import Job, Step, Worker
+from warmfleet_router.replay.worker import Job, Worker
 from warmfleet_router.routing import Routing
 
 MODEL = "replayed"
@@ -56,21 +55,6 @@ class Outcome(NamedTuple):
     worker: int
 
 
-class Member:
-    """One worker with what surrounds it."""
-
-    def __init__(self, index: int, worker: Worker) -> None:
-        self.index = index
-        self.address = f"replay:{index}"
-        self.worker = worker
-        self.announcer = Announcer(worker, epoch=index + 1)
-        self.step: Step | None = None
-        self.began_at = 0.0
-        self.version = 0  # of the step's end in the queue; older ones are void
-        self.sending_until = 0.0  # what its peers pull
-        self.given_blocks = 0
-
-
 class Fleet:
     def __init__(
         self,
@@ -82,10 +66,12 @@ class Fleet:
         network: Network = IDEAL,
         seed: int = 0,
         slowness: Iterable[float] = (),
+        host_blocks: int = 0,
         core: RouterCore | None = None,
         silent: Mapping[int, int] | None = None,
     ) -> None:
-        """``silent`` workers announce nothing, and tell so many blocks; 0: they do not tell."""
+        """``capacities`` in blocks, and ``host_blocks`` more in each worker's host memory. ``silent`` workers
+        announce nothing, and tell so many blocks; 0: they do not tell."""
         self.core = core or RouterCore(routing, seed)
         self.outcomes: list[Outcome] = []
         self.now = 0.0
@@ -98,9 +84,10 @@ class Fleet:
         self._pending = 0
         slow = list(slowness)
         self.members = [
-            Member(i, Worker(profile, block_size, blocks, slow[i] if slow else 1.0))
+            Member(i, Worker(profile, block_size, blocks, slow[i] if slow else 1.0, host_blocks))
             for i, blocks in enumerate(capacities)
         ]
+        self._bringing = Bringing(self.members, self._at, self._stir)
         for member in self.members:
             self._join(member, block_size)
 
@@ -182,38 +169,11 @@ class Fleet:
         job = Job(placement.booking, request.keys, request.prompt_tokens, request.completion_tokens, self.now)
         self._placed[job.booking] = request, placement
         if placement.action == rpb.Placement.PULL:
-            self._pull(member, job, placement.pull)
+            self._bringing.pull(member, job, placement.pull, self.now)
         member.worker.submit(job)
         member.announcer.accepted(job.booking)
         self._stir(member)
         self._next_arrival(arrivals, speed, progress)
-
-    def _pull(self, member: Member, job: Job, pull: Pull) -> None:
-        """The source's link carries one pull after another; one that takes too long is given up."""
-        source, size = self.members[int(pull.source[1:])], member.worker.block_size
-        wanted = (pull.from_tokens + pull.tokens) // size
-        nodes = source.worker.cache.match(job.keys[:wanted])
-        have = len(member.worker.cache.match(job.keys[:wanted]))
-        if len(nodes) <= have:
-            return
-        member.worker.expect(job, len(nodes))
-        source.worker.cache.pin(nodes)  # leased
-        profile = member.worker.profile
-        whole_s = profile.bring_s((len(nodes) - have) * size, profile.link_bytes_per_s)
-        starts_s = max(source.sending_until - self.now, 0.0) + profile.link_latency
-        sending_s = min(whole_s, max(pull.within_s - starts_s, 0.0))
-        source.sending_until = self.now + starts_s - profile.link_latency + sending_s
-        job.pull_bytes = sending_s * profile.link_bytes_per_s
-        job.pull_s = profile.link_latency + sending_s
-        complete = sending_s == whole_s
-        source.given_blocks += (len(nodes) - have) * complete
-        done_s = starts_s + sending_s if complete else pull.within_s
-        self._at(self.now + done_s, self._pulled, source, nodes, member, job, complete)
-
-    def _pulled(self, source: Member, nodes: list[Node], member: Member, job: Job, complete: bool) -> None:
-        source.worker.cache.unpin(nodes)
-        member.worker.arrive(job, complete)
-        self._stir(member)
 
     def _started(self, job: Job) -> None:
         assert job.admitted_at is not None
@@ -228,6 +188,8 @@ class Fleet:
                 pulled_tokens=job.pulled * size,
                 pulled_bytes=int(job.pull_bytes),
                 pull_s=job.pull_s,
+                loaded_bytes=job.loaded * size * self.members[0].worker.profile.kv_bytes_per_token,
+                load_s=job.load_s,
             ),
             self.now,
         )
@@ -276,6 +238,9 @@ class Fleet:
 
     def _begin(self, member: Member) -> None:
         member.step = member.worker.schedule(self.now)
+        loads, member.worker.loads = member.worker.loads, []
+        for load in loads:
+            self._bringing.load(member, load, self.now)
         member.began_at = self.now
         if member.step is not None:
             self._end_later(member)

@@ -54,7 +54,7 @@ def _of_trace(args: Namespace) -> Source:
     trace = load(args.trace, args.block_size, args.limit)
     blocks = [args.capacity or BLOCKS] * (args.workers or WORKERS)
     profile = _profile(args.engine or "flat", args.block_seconds, trace.block_size)
-    return Source(trace, blocks, profile, report.bounds(trace, sum(blocks)))
+    return Source(trace, blocks, profile, report.bounds(trace, sum(blocks) + args.host * len(blocks)))
 
 
 def _of_log(args: Namespace) -> Source:

@@ -7,13 +7,15 @@ run at the next step boundary. Kept equal, step for step, to the worker's own sc
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 from warmfleet_router.replay.cache import Cache, Node
+from warmfleet_router.replay.host import HostTier
 from warmfleet_router.replay.profile import Profile
 
 SLOW_STEP_S = 0.1  # a token that comes later than this after the one before it is late
+PREFETCHED = 4  # waiting jobs whose blocks are brought from host memory
 MAX_RUN_S = 0.25  # of decode steps taken in one go: events are no later than a real worker's heartbeat
 _completion_keys = count(1 << 63)
 
@@ -22,9 +24,28 @@ class Job:
     """One request at a worker."""
 
     __slots__ = (
-        "admitted_at", "booking", "cached_tokens", "completion_tokens", "computed", "copy", "generated",
-        "keys", "nodes", "private", "prompt_tokens", "pull_bytes", "pull_s", "pulled", "pulling",
-        "slow_steps", "started_at", "steps", "submitted_at", "uncached",
+        "admitted_at",
+        "booking",
+        "cached_tokens",
+        "completion_tokens",
+        "computed",
+        "copy",
+        "generated",
+        "keys",
+        "load_s",
+        "loaded",
+        "nodes",
+        "private",
+        "prompt_tokens",
+        "pull_bytes",
+        "pull_s",
+        "pulled",
+        "slow_steps",
+        "started_at",
+        "steps",
+        "submitted_at",
+        "uncached",
+        "waits",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +65,9 @@ class Job:
         self.nodes: list[Node] = []  # readable leading blocks, pinned
         self.private = 0  # blocks after them
         self.copy: Node | None = None  # pinned until the next step has copied it
-        self.pulling = 0  # leading blocks that it waits for: not admitted until they are here
+        self.waits = 0  # transfers under way that it waits for: not admitted before
+        self.loaded = 0  # blocks that came from host memory
+        self.load_s = 0.0
         self.pulled = 0  # blocks that came from a peer
         self.pull_bytes = 0.0
         self.pull_s = 0.0
@@ -72,6 +95,14 @@ class Step(NamedTuple):
     seconds: float
 
 
+class Load(NamedTuple):
+    """Blocks of a waiting job that host memory holds, to be brought to the device."""
+
+    job: Job
+    start: int  # blocks before them
+    blocks: int
+
+
 class Done(NamedTuple):
     """What a finished step made: first tokens, and jobs that ended."""
 
@@ -80,10 +111,19 @@ class Done(NamedTuple):
 
 
 class Worker:
-    def __init__(self, profile: Profile, block_size: int, total_blocks: int, slowness: float = 1.0) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        block_size: int,
+        total_blocks: int,
+        slowness: float = 1.0,
+        host_blocks: int = 0,
+    ) -> None:
         self.profile = profile
         self.block_size = block_size
-        self.cache = Cache(total_blocks)
+        self.host = HostTier(host_blocks) if host_blocks else None
+        self.cache = Cache(total_blocks, self.host.put if self.host else None)
+        self.loads: list[Load] = []  # since they were last taken
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.prompt_tokens = 0
@@ -93,32 +133,38 @@ class Worker:
         self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
-        self._arriving: Counter[int] = Counter()  # keys of the blocks that are being pulled
+        self._arriving: Counter[int] = Counter()  # keys of the blocks that are being brought
         self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
 
     def submit(self, job: Job) -> None:
-        matched = max(len(self.cache.match(job.keys)), job.pulling)
+        matched = self.held(job.keys)
         while matched < len(job.keys) and job.keys[matched] in self._coming:
             matched += 1
         job.uncached = max(job.prompt_tokens - matched * self.block_size, 1)
         self._coming.update(job.keys)
         self.waiting.append(job)
 
+    def held(self, keys: Sequence[int]) -> int:
+        """Leading blocks in either tier, or on their way."""
+        matched = len(self.cache.match(keys))
+        if self.host:
+            matched += self.host.run(keys, matched)
+        while matched < len(keys) and keys[matched] in self._arriving:
+            matched += 1
+        return matched
+
     def expect(self, job: Job, blocks: int) -> None:
-        """A pull of its first blocks has begun."""
-        job.pulling = blocks
+        """Its first blocks are being brought."""
+        job.waits += 1
         self._arriving.update(job.keys[:blocks])
 
-    def arrive(self, job: Job, complete: bool) -> None:
-        """The pull has ended; of what came, as much as there is room for becomes readable."""
-        wanted = job.keys[: job.pulling]
-        self._arriving.subtract(wanted)
+    def arrive(self, job: Job, expected: int, blocks: int) -> int:
+        """The end of what was expected: ``blocks`` have come, 0 or all. How many have become readable: as
+        many as there is room for."""
+        job.waits -= 1
+        self._arriving.subtract(job.keys[:expected])
         self._arriving += Counter()  # only what is left
-        job.pulling = 0
-        if complete:
-            job.pulled = self._adopt(wanted)
-
-    def _adopt(self, keys: Sequence[int]) -> int:
+        keys = job.keys[:blocks]
         nodes = self.cache.match(keys)
         self.cache.pin(nodes)
         missing = min(len(keys) - len(nodes), self.cache.available)
@@ -132,6 +178,7 @@ class Worker:
 
     def schedule(self, now: float) -> Step | None:
         self._grow()
+        self._ask_host()
         self._admit(now)
         works, budget = [], self.profile.chunk_tokens
         for job in self.running:
@@ -146,6 +193,20 @@ class Worker:
             return None
         repeats = self._repeats(works)
         return Step(works, repeats, self._seconds(works, repeats))
+
+    def _ask_host(self) -> None:
+        """For the next few that wait: what the device lacks and host memory has."""
+        if self.host is None:
+            return
+        for job in islice(self.waiting, PREFETCHED):
+            if self._expects(job):
+                continue
+            start = len(self.cache.match(job.keys))
+            blocks = self.host.run(job.keys, start)
+            if blocks:
+                self.host.use(job.keys[start : start + blocks])
+                self.expect(job, start + blocks)
+                self.loads.append(Load(job, start, blocks))
 
     def _grow(self) -> None:
         i = 0
@@ -187,8 +248,8 @@ class Worker:
 
     def _expects(self, job: Job) -> bool:
         """Whether blocks that it needs next are on their way, for itself or for another."""
-        if job.pulling or not self._arriving:
-            return job.pulling > 0
+        if job.waits or not self._arriving:
+            return job.waits > 0
         matched = len(self.cache.match(job.keys))
         return matched < len(job.keys) and job.keys[matched] in self._arriving
 
@@ -317,6 +378,15 @@ class Worker:
         job.nodes, job.private, job.computed, job.copy = [], 0, 0, None
 
     # ---- what a worker reports ---------------------------------------------------------------
+
+    @property
+    def evictions(self) -> int:
+        """From the last tier: what is gone for good."""
+        return self.host.evictions if self.host else self.cache.evictions
+
+    @property
+    def late_hits(self) -> int:
+        return self.host.late_hits if self.host else self.cache.late_hits
 
     @property
     def prefill_tokens(self) -> int:

@@ -7,6 +7,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.settings import load as load_settings
 from warmfleet_router.replay import capacity, report, trace
@@ -68,6 +69,30 @@ def test_pulls_bring_what_is_elsewhere_and_leave_nothing_pinned() -> None:
     assert allowed.ttft_mean < 0.2 * forbidden.ttft_mean
 
 
+def test_host_memory_serves_what_the_device_gave_up() -> None:
+    """A small device pool above host memory hits like one large pool, and the index knows of both."""
+    shown = []
+    profile = msgspec.structs.replace(DECODING, host_bytes_per_s=55e9)
+    for device, host in ((120, 0), (120, 280), (400, 0)):
+        fleet = Fleet(Routing(), profile, BLOCK, [device] * 4, host_blocks=host)
+        fleet.run(conversations(300))
+        fleet.rest(1.0, IDEAL)
+        shown.append(report.summarise("p", fleet, 15.0))
+        for member in fleet.members:
+            worker = fleet.core.roster.fleet.workers[member.address]
+            group = fleet.core.roster.group_of(worker)
+            assert group is not None
+            below = member.announcer.present(pb.HOST) if host else []
+            assert all(member.worker.held([key]) for key in below)
+            present = {*member.announcer.present(), *below}
+            assert group.index.held(worker.slot) == len(present)
+            assert member.worker.cache.available == device
+    small, tiered, large = shown
+    assert small.hit < large.hit - 0.05
+    assert tiered.hit > large.hit - 0.02
+    assert tiered.ttft_mean < small.ttft_mean
+
+
 def rows(fleet: Fleet) -> bytes:
     return report.to_json([report.summarise("p", fleet, 10.0)])
 
@@ -104,9 +129,9 @@ def test_the_index_equals_the_truth_when_loss_has_healed(loss: float) -> None:
         worker = roster.fleet.workers[member.address]
         group = roster.group_of(worker)
         assert group is not None
-        assert group.index.held(worker.slot) == len(member.announcer._present) == len(member.worker.cache)
+        assert group.index.held(worker.slot) == len(member.announcer.present()) == len(member.worker.cache)
         group.index.remove(
-            worker.slot, 1, b"".join(k.to_bytes(8, "little") for k in member.announcer._present)
+            worker.slot, 1, b"".join(k.to_bytes(8, "little") for k in member.announcer.present())
         )
         assert group.index.held(worker.slot) == 0
 

@@ -101,14 +101,13 @@ def test_an_unmeasured_pair_is_like_the_others() -> None:
     links, (a, b, c) = Links(1e9), [worker_named(name) for name in "abc"]
     for _ in range(50):
         links.observe("a", "b", 100_000_000, 1.0)
-    latency, byte = links.rate(a, b)
-    assert latency + 1e8 * byte == pytest.approx(1.0, rel=0.05)
-    assert links.rate(a, c) == pytest.approx((latency, byte), rel=0.05)
+    assert sum(links.seconds(a, b, 1e8)) == pytest.approx(1.0, rel=0.05)
+    assert sum(links.seconds(a, c, 1e8)) == pytest.approx(1.0, rel=0.05)
+    assert sum(links.seconds(a, a, 1e8)) == pytest.approx(0.012), "its own tiers are another thing"
     for _ in range(50):
         links.observe("a", "c", 100_000_000, 0.01)
-    fast = links.rate(a, c)
-    assert fast[0] + 1e8 * fast[1] == pytest.approx(0.01, rel=0.1)
-    assert links.rate(a, b) == (latency, byte)
+    assert sum(links.seconds(a, c, 1e8)) == pytest.approx(0.01, rel=0.1)
+    assert sum(links.seconds(a, b, 1e8)) == pytest.approx(1.0, rel=0.05)
 
 
 def test_pressure_is_the_chance_that_an_evicted_block_is_missed() -> None:

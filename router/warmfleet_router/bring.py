@@ -1,6 +1,6 @@
-"""What a worker could bring from a peer instead of computing it, and whether that is worth it.
+"""What a worker could bring, from a peer or from its own lower tiers, instead of computing it.
 
-A pull runs while the request queues: only what it takes beyond the wait delays the first token.
+That runs while the request queues: only what it takes beyond the wait delays the first token.
 """
 
 from collections.abc import Mapping
@@ -45,8 +45,7 @@ def plan(
     tokens = reach - overlap
     if tokens <= 0 or worker is of.worker:
         return None
-    latency_s, byte_s = group.links.rate(of.worker, worker)
-    sending_s = tokens * worker.identity.token_bytes * byte_s if worker.identity else 0.0
+    latency_s, sending_s = group.links.seconds(of.worker, worker, tokens * group.token_bytes)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(
         prompt - reach, reach
@@ -54,3 +53,13 @@ def plan(
     if seconds - wait_s >= WORTH * saved_s:
         return None
     return PullPlan(of.worker, overlap, tokens, seconds, sending_s, wait_s + saved_s)
+
+
+def load_s(
+    group: Group, worker: Worker, overlap: int, lower: int, prompt: int, wait_s: float
+) -> float | None:
+    """To load the last ``lower`` of ``overlap`` tokens from lower tiers; None where computing is better."""
+    seconds = sum(group.links.seconds(worker, worker, lower * group.token_bytes))
+    rates, top = worker.rates, overlap - lower
+    saved_s = rates.prefill_s(prompt - top, top) - rates.prefill_s(prompt - overlap, overlap)
+    return seconds if seconds - wait_s < WORTH * saved_s else None

@@ -1,0 +1,18 @@
+"""One modelled worker with what surrounds it: its voice, the step under way, its links."""
+
+from warmfleet_router.replay.announcer import Announcer
+from warmfleet_router.replay.worker import Step, Worker
+
+
+class Member:
+    def __init__(self, index: int, worker: Worker) -> None:
+        self.index = index
+        self.address = f"replay:{index}"
+        self.worker = worker
+        self.announcer = Announcer(worker, epoch=index + 1)
+        self.step: Step | None = None
+        self.began_at = 0.0
+        self.version = 0  # of the step's end in the queue; older ones are void
+        self.sending_until = 0.0  # what its peers pull
+        self.loading_until = 0.0  # what comes from its host memory
+        self.given_blocks = 0
