@@ -2,6 +2,7 @@
 
 import re
 import ssl
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -66,6 +67,8 @@ def check(config: RouterConfig | GatewayConfig) -> None:
         return
     check_exposure("listen", config.listen, config.tls, config.insecure)
     _check_own("admin", config.admin, config.insecure)
+    if config.decision_log and not Path(config.decision_log).parent.is_dir():
+        raise ConfigError(f"decision_log: {Path(config.decision_log).parent} is no folder")
     for number, address in enumerate(config.workers):
         _check_worker(f"workers[{number}]", address)
     if len(set(config.workers)) < len(config.workers):
