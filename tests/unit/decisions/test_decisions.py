@@ -1,5 +1,6 @@
 """What a decision log tells is enough: fed to a core, it gives the same decisions."""
 
+import json
 from array import array
 from random import Random
 from typing import Any
@@ -8,12 +9,14 @@ import msgspec
 import pytest
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_router.decisions import chains, lines
+from warmfleet_router.decisions.journal import Journal
 from warmfleet_router.decisions.player import Judged, Player
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
 from warmfleet_router.replay.profile import flat
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.routing import Routing
+from warmfleet_router.view import Counters
 
 from tests.unit.router.fleet_of import FakeWorker, ask, tokens
 
@@ -145,6 +148,29 @@ def test_what_interrupts_a_message_keeps_its_place() -> None:
     core.route(ask(prompt), 200.0)
     assert {j.differs for j in judged(log.lines)} == {""}
     assert any(b'"open":true' in line for line in log.lines)
+
+
+def test_lines_are_in_the_order_of_what_happened() -> None:
+    log = Log()
+    journal = Journal(lines.Begin(1, "now", 0, "p", {}, 1), Counters(), log.write, 1 << 30)
+    journal.tick(1.0)
+    journal.open(lines.Heard(2.0, "a", 1))
+    journal.note(lines.Beat(3.0, "g"))
+    journal.open(lines.Heard(4.0, "b", 1))
+    journal.tick(5.0)
+    journal.close("a")
+    journal.close("b")
+    told = [(line["k"], line.get("worker"), line.get("open", False)) for line in map(json.loads, log.lines)]
+    assert told == [
+        ("begin", None, False),
+        ("tick", None, False),
+        ("kv", "a", True),
+        ("beat", None, False),
+        ("kv", "b", True),
+        ("tick", None, False),
+        ("more", "a", False),
+        ("more", "b", False),
+    ]
 
 
 def test_restarts_departures_and_silence() -> None:

@@ -110,6 +110,23 @@ def test_bad_steps_are_refused_by_name(tmp_path: Path, text: str, says: str) -> 
         run(fit, str(path))
 
 
+def test_a_decision_that_comes_out_otherwise_is_shown(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a change of the code, or of the log."""
+    path = tmp_path / "changed.jsonl"
+    lines = log.with_name("decisions.jsonl.10").read_bytes().splitlines()
+    number, line = [(n, line) for n, line in enumerate(lines) if b'"k":"placed"' in line][4]
+    lines[number] = line.replace(b'"reason":"its turn"', b'"reason":"its luck"')
+    assert lines[number] != line
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert run(command, "--trace", str(path), "--engine", "flat") == 0
+    said = capsys.readouterr().out
+    count = sum(b'"k":"placed"' in line for line in lines)
+    assert f"replayed, {count - 1} of {count} are the same decisions" in said
+    assert "first difference: placement 5: reason its turn, logged its luck" in said
+
+
 def _cut(lines: list[bytes]) -> list[bytes]:
     return lines[:3]
 
