@@ -3,11 +3,15 @@
 import json
 import re
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from warmfleet_router.launch import write_keys
 
 from tests.bars import load
 from tests.bars.programs import Program, Starter, programs
@@ -31,6 +35,7 @@ class Fleet:
     router: Program
     workers: list[Program]
     starter: Starter
+    places: list[str]  # HOST:PORT of the workers' gRPC
 
     def admin(self) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(get(f"{self.url}/admin/workers"))
@@ -65,16 +70,34 @@ def torch_fleet(workers: int, *, policy: str = "cheapest") -> Iterator[Fleet]:
 
 
 @contextmanager
-def fleet(workers: Sequence[Sequence[str]], policy: str) -> Iterator[Fleet]:
-    """One worker for each list of its settings, and a router that takes ``policy``."""
+def giving_fleet(workers: int, *settings: str) -> Iterator[Fleet]:
+    """Workers that serve the demo model in float32, one thread each, and give blocks to each other."""
+    from warmfleet_router import demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"w{n}" for n in range(workers)]
+        keys = write_keys(Path(folder), names)
+        shared = ["engine=torch", f"model={demo.weights()}", "dtype=float32", "threads=1", *settings]
+        each = [[*shared, f"transfer.key_file={keys[name]}"] for name in names]
+        with fleet(each, "cheapest", f"fleet_key_file={keys['']}") as running:
+            yield running
+
+
+@contextmanager
+def fleet(workers: Sequence[Sequence[str]], policy: str, *more: str) -> Iterator[Fleet]:
+    """One worker for each list of its settings, and a router that takes ``policy`` and ``more`` settings."""
     with programs() as starter:
         started = [worker(starter, f"w{n}", each) for n, each in enumerate(workers)]
         said = [program.ready() for program in started]
         router = start(
-            starter, "router", "warmfleet_router", router_settings(policy, [s["grpc"] for s in said])
+            starter,
+            "router",
+            "warmfleet_router",
+            [*router_settings(policy, [s["grpc"] for s in said]), *more],
         )
         url = base(router.ready()["http"])
-        running = Fleet(url, [base(s["http"]) for s in said], "", router, started, starter)
+        places = [str(s["grpc"]) for s in said]
+        running = Fleet(url, [base(s["http"]) for s in said], "", router, started, starter, places)
         for _ in router.polls(60):
             if running.admin()["fleet"]["healthy"] == len(workers) and running.models():
                 break

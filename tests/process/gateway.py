@@ -35,6 +35,8 @@ def expected(
 class Stream:
     """Checks as it reads: positions without gaps, nothing after an ending, one message a step."""
 
+    patience_s = 10.0
+
     def __init__(self, stub: Any, gateway: str, reattach: dict[int, list[int]]) -> None:
         self.tokens: dict[tuple[int, int], list[int]] = {
             (handle, choice): [-1] * position
@@ -76,12 +78,12 @@ class Stream:
 
     async def until(self, handle: int, tokens: int, choice: int = 0) -> list[int]:
         """The first tokens of a choice, once so many are there."""
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(self.patience_s), self.changed:
             await self.changed.wait_for(lambda: len(self.tokens.get((handle, choice), [])) >= tokens)
         return self.tokens[handle, choice][:tokens]
 
     async def end(self, handle: int, choice: int = 0) -> pb.Ending:
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(self.patience_s), self.changed:
             await self.changed.wait_for(lambda: (handle, choice) in self.endings)
         return self.endings[handle, choice]
 

@@ -134,3 +134,10 @@ def test_displaced_blocks_cost_what_computing_them_again_would() -> None:
     }
     assert terms["w0"]["eviction"] == pytest.approx(0.5 * terms["w0"]["prefill"], rel=0.1)
     assert "eviction" not in terms["w1"]
+
+
+@pytest.mark.parametrize("bytes_per_s", [2e6, 3e7, 1e9, 5e10])
+def test_a_link_is_known_after_one_pull(bytes_per_s: float) -> None:
+    links, (a, b) = Links(), [worker_named(name) for name in "ab"]
+    links.observe("a", "b", int(bytes_per_s), 1.002)
+    assert sum(links.seconds(a, b, bytes_per_s)) == pytest.approx(1.002, rel=0.03)
