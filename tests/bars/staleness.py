@@ -1,6 +1,7 @@
 """Bar 7 of issue 3: the hit rate that late and lost presence events cost, and the index made whole again."""
 
-from warmfleet_router.replay.fleet import IDEAL, Fleet, Member, Network
+from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
+from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import flat
 from warmfleet_router.replay.report import summarise
 from warmfleet_router.routing import Routing

@@ -1,0 +1,117 @@
+"""Replays for the bars: many variants of placement over recorded traces, two at a time."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from warmfleet_router.core import RouterCore
+from warmfleet_router.policy.base import Ask, Candidate, Choice
+from warmfleet_router.policy.cheapest import Cheapest
+from warmfleet_router.replay import profile, report
+from warmfleet_router.replay.fleet import Fleet
+from warmfleet_router.replay.report import Row
+from warmfleet_router.replay.trace import Trace, load
+from warmfleet_router.routing import Routing
+
+SHIPPED = Path(__file__).parents[1] / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "traces"
+CONVERSATION = "mooncake_conversation_blk512.jsonl.gz"
+AGENTS = "claude_code_agentic_blk512.jsonl.gz"
+TOOLS = "toolagent_like_synthetic_blk512.jsonl.gz"
+SESSIONS = "lmcache_agents_blk64.jsonl.gz"
+
+WORKERS = 8
+TOKEN_S = 0.025 / 512  # of the flat engine: 25 ms a block of 512
+LINK = 12.5e9
+BASELINES = ("round_robin", "least_loaded", "two_choices", "prefix_hash", "sglang_threshold", "dynamo_cost")
+
+
+class Play(NamedTuple):
+    """One replay. ``externality`` None: adaptive; ``without`` a term: its seconds count as nothing."""
+
+    trace: str
+    speed: float
+    policy: str = "cheapest"
+    externality: float | None = None
+    link: float = 0.0
+    capacity: int = 8000
+    host: int = 0
+    engine: str = "flat"
+    limit: int | None = None
+    without: str = ""
+    decode: bool = False
+
+    @property
+    def place(self) -> str:
+        tiers = f"{self.capacity}+{self.host}" if self.host else f"{self.capacity}"
+        return f"{self.trace.partition('_blk')[0]} x{self.speed:g} C={tiers} {self.engine}"
+
+    @property
+    def label(self) -> str:
+        lambda_ = "" if self.externality is None else f", lambda {self.externality:g}"
+        pulls = f", {self.link / 1e9:g} GB/s" if self.link else ""
+        without = f", without {self.without}" if self.without else ""
+        return f"{self.policy}{lambda_}{pulls}{without}"
+
+
+def _figures(row: Row) -> str:
+    return (
+        f"hit {row.hit:.3f} skew {row.skew:.2f} util {row.utilisation:.2f}"
+        f" ttft {row.ttft_mean:7.3f} p99 {row.ttft_p99:7.2f}"
+    )
+
+
+class Without(Cheapest):
+    """The price with one term left out."""
+
+    def __init__(self, term: str, routing: Routing) -> None:
+        super().__init__(0.0 if term == "externality" else None, routing.load_bound, routing.pulls)
+        self._term = f"{term}_s"
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        if self._term not in Candidate._fields:
+            return super().choose(ask, candidates)
+        cheaper = [c._replace(**{self._term: 0.0}) for c in candidates]
+        chosen = super().choose(ask, cheaper)
+        whole = candidates[next(i for i, c in enumerate(cheaper) if c is chosen.candidate)]
+        return chosen._replace(candidate=whole)
+
+
+def play(of: Play) -> Row:
+    trace = loaded(of.trace, of.limit, of.decode)
+    routing = Routing(policy=of.policy, externality="adaptive" if of.externality is None else of.externality)
+    if of.engine == "flat":
+        engine = profile.flat(TOKEN_S * trace.block_size, trace.block_size)
+    else:
+        engine = profile.profile_of(of.engine)
+    engine = msgspec.structs.replace(engine, link_bytes_per_s=of.link)
+    core = RouterCore(routing, 0)
+    if of.without:
+        core.policy = Without(of.without, routing)
+    fleet = Fleet(routing, engine, trace.block_size, [of.capacity] * WORKERS, host_blocks=of.host, core=core)
+    fleet.run(trace, of.speed)
+    return report.summarise(of.label, fleet, trace.span_s / of.speed)
+
+
+@lru_cache(maxsize=2)
+def loaded(name: str, limit: int | None, decode: bool) -> Trace:
+    path = SHIPPED / name
+    trace = load(str(path if path.exists() else SHARED / name), None, limit)
+    if decode:
+        return trace
+    return trace._replace(requests=[r._replace(completion_tokens=1) for r in trace.requests])
+
+
+def play_all(plays: Sequence[Play], processes: int = 2) -> dict[Play, Row]:
+    """Each once; a line as each ends."""
+    found: dict[Play, Row] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        futures = {pool.submit(play, of): of for of in dict.fromkeys(plays)}
+        for future in as_completed(futures):
+            of, row = futures[future], future.result()
+            found[of] = row
+            print(f"  {of.place:48} {of.label:34} {_figures(row)}  {len(found)}/{len(futures)}", flush=True)
+    return found
