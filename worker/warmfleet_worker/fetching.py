@@ -16,6 +16,7 @@ from warmfleet_worker.prefix import Node, PrefixCache
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
 
+_AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
 _SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
 
 
@@ -91,6 +92,7 @@ class Fetching:
         ``room`` blocks are left for what runs."""
         if sequence.looked or sequence.waits or not self.supplies:
             return
+        sequence.looked_at = now
         nodes = self._readable(sequence)
         if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
             sequence.looked = True
@@ -104,7 +106,7 @@ class Fetching:
 
     def look_again(self, sequence: Sequence, room: int, now: float) -> bool:
         """Before it is admitted, for what left the device while it waited; true when it has to wait on."""
-        if self.supplies and not sequence.tried:
+        if self.supplies and not sequence.tried and now - sequence.looked_at >= _AGAIN_S:
             sequence.looked = False
             self.look(sequence, room, now)
         return sequence.waits

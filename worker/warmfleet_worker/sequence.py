@@ -106,6 +106,7 @@ class Sequence:
     alone: bool = False  # its last step failed beside others: the next one is its own
     hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as known
     looked: bool = False  # what could be fetched for it has been decided
+    looked_at: float = 0.0  # when
     tried: bool = False  # something has been fetched for it
     waits: bool = False  # for a fetch: not to be admitted before it is over
     landed: int = 0  # blocks that a fetch has brought for it while it waits
