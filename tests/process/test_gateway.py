@@ -356,7 +356,7 @@ async def test_request_ids_and_one_log_line_without_the_prompt(
     assert len(lines) == 3
     assert lines[0]["request_id"] == "my-id.7"
     wanted = "tenant model worker policy terms price_s overlap_available overlap_expected overlap_delivered"
-    wanted += " queue_s ttft_s e2e_s prompt_tokens completion_tokens ending"
+    wanted += " brought queue_s ttft_s e2e_s prompt_tokens completion_tokens ending"
     assert set(wanted.split()) <= set(lines[0])
     assert lines[0]["ending"] == "ok"
     assert "planet" not in caplog.text + str(lines)

@@ -82,6 +82,8 @@ async def test_what_the_device_lost_comes_back_from_the_host() -> None:
         await displace(gateway, worker, 2, 5)
         again = await ask(gateway, worker, 4, prompt(1))
         assert (again.cached_tokens, again.host_tokens, again.disk_tokens) == (320, 320, 0)
+        assert again.loaded_bytes == 20 * 128
+        assert 0 < again.load_s <= again.queue_s
         assert again.queue_s + again.prefill_s < 0.3 * first.prefill_s
         await settled(worker)
         check_presence(worker)

@@ -34,4 +34,7 @@ def _start(request: Request, now: float) -> tuple[Started | None, tuple[Logprobs
     scores, request.prompt_logprobs = tuple(request.prompt_logprobs), []
     queue_s = request.admitted - request.submitted
     prefill_s = now - request.admitted
-    return Started(request.cached_tokens, request.brought, queue_s, prefill_s, request.pulled), scores
+    started = Started(
+        request.cached_tokens, request.brought, queue_s, prefill_s, request.pulled, request.loaded
+    )
+    return started, scores

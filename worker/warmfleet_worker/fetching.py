@@ -13,7 +13,7 @@ from itertools import count
 from warmfleet_worker.fetch import Abandon, Arrival, Fetch, Order, Piece, Supply
 from warmfleet_worker.pace import Pace
 from warmfleet_worker.prefix import Node, PrefixCache
-from warmfleet_worker.sequence import Sequence
+from warmfleet_worker.sequence import Loaded, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
@@ -52,6 +52,7 @@ class Fetching:
         self.supplies: list[Supply] = []  # the nearest first
         self.pace = Pace()
         self.totals = Fetched()
+        self.block_bytes = 0  # only to tell how much was loaded
         self._cache = cache
         self._block_size = block_size
         self._flights: dict[int, _Flight] = {}
@@ -241,6 +242,14 @@ class Fetching:
             if sequence.request.admitted is None:
                 sequence.request.brought[flight.fetch.source] += came * self._block_size
 
+    def _note_load(self, flight: _Flight, now: float) -> None:
+        """For the router's price of loading, once a fetch; pulls have their own account."""
+        request = flight.waiters[0].request
+        if flight.fetch.source != Source.PEER and request.admitted is None:
+            seconds, size = request.loaded or (0.0, 0)
+            size += flight.arrived * self.block_bytes
+            request.loaded = Loaded(seconds + now - flight.began, size)
+
     def _end(self, flight: _Flight, failure: str, now: float) -> None:
         fetch = flight.fetch
         del self._flights[fetch.id]
@@ -249,6 +258,7 @@ class Fetching:
             self.pace.failed(fetch.source, now)
         elif flight.waiters:
             self.pace.brought(fetch.source, len(fetch.pieces), now - flight.began)
+            self._note_load(flight, now)
         self._dismiss(flight, again=not failure)
         self._cache.release(flight.held)
         flight.supply.give_back(fetch)

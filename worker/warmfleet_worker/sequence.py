@@ -30,6 +30,13 @@ class Ending(NamedTuple):
     stop_id: int = 0  # the token that ended it, with STOP; it is not delivered
 
 
+class Loaded(NamedTuple):
+    """What came from the worker's own lower tiers, from the order to the last arrival."""
+
+    seconds: float
+    bytes: int
+
+
 class Started(NamedTuple):
     """What became known of a request with its first output."""
 
@@ -38,6 +45,7 @@ class Started(NamedTuple):
     queue_s: float  # submit to first admission
     prefill_s: float  # admission to first token
     pulled: Pulled | None = None  # what became of the request's pull
+    loaded: Loaded | None = None
 
 
 class Key(NamedTuple):
@@ -75,6 +83,7 @@ class Request:
     started: bool = False  # its first output was made
     cached_tokens: int = 0  # of its first admission
     brought: Counter[Source] = field(default_factory=Counter)  # of those, tokens that were fetched for it
+    loaded: Loaded | None = None
     failures: int = 0  # engine steps that failed with it alone
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     live: "list[Sequence]" = field(default_factory=list)

@@ -35,6 +35,8 @@ def started(of: Started) -> pb.Started:
         disk_tokens=of.brought[Source.DISK],
         peer_tokens=of.brought[Source.PEER],
         pulled=None if of.pulled is None else _pulled(of),
+        load_s=of.loaded.seconds if of.loaded else 0.0,
+        loaded_bytes=of.loaded.bytes if of.loaded else 0,
     )
 
 

@@ -1,6 +1,7 @@
 """One prompt being completed: placed, submitted, tried elsewhere while nothing has been answered."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,7 @@ class Generation:
         self.wanted = wanted
         self.placement = Placement()
         self.cached_tokens = 0
+        self.brought: Counter[str] = Counter()  # of those, by where they were fetched from
         self.queue_s = 0.0
         self.placing_s = 0.0
         self.tried: list[str] = []  # workers that failed or refused it
@@ -168,6 +170,7 @@ class Generation:
         self._first = await anext(self._attempt)
         started = self._first[0].started
         self.cached_tokens = started.cached_tokens
+        self.brought = Counter(host=started.host_tokens, disk=started.disk_tokens, peer=started.peer_tokens)
         self.queue_s = started.queue_s
         self._fleet.reports.progress(
             _progress(self.placement.booking, started, ttft_s=self._fleet.clock() - now)
@@ -190,6 +193,8 @@ def _progress(booking: int, started: Started, ttft_s: float) -> ProgressRequest:
         pulled_bytes=started.pulled.bytes,
         wasted_bytes=started.pulled.wasted_bytes,
         pull_failure=started.pulled.failure,
+        loaded_bytes=started.loaded_bytes,
+        load_s=started.load_s,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,7 @@ def _placement(generations: Sequence[Generation]) -> dict[str, Any]:
         "overlap_available": sum(g.placement.available_tokens for g in generations),
         "overlap_expected": sum(g.placement.expected_tokens for g in generations),
         "overlap_delivered": sum(g.cached_tokens for g in generations),
+        "brought": dict(sum((g.brought for g in generations), Counter())),
         "retries": sum(len(g.tried) for g in generations),
         "queue_s": _rounded(first.queue_s),
     }

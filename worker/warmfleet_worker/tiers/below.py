@@ -43,7 +43,7 @@ class Below:
         self.unspilled = 0  # dropped: too many waited, the disk takes none, or they had left the host tier
         self._runner = runner
         self._engine = engine
-        self._size = engine.block_bytes
+        self._size = runner.scheduler.batch.fetching.block_bytes = engine.block_bytes
         self._memory = engine.host_memory(host.cache.pool.total * self._size)
         self._most = max(1, _JOB_BYTES // self._size)
         self._saving = self._spilling = False
