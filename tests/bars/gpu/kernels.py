@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from random import Random
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from warmfleet_kernels import Rotation, Segment, Sequence, attention, prepare
 from warmfleet_kernels.movement import SumConstants, gather_blocks, scatter_blocks
 from warmfleet_proto import checksum
 
+from tests.bars.gpu.model import pick
 from tests.bars.gpu.timing import Ceilings, device_s
 from tests.bars.rows import Row
 
@@ -27,7 +27,7 @@ def paged(pool: Tensor, ceilings: Ceilings) -> Iterator[Row]:
 
 
 def _sequences(pool: Tensor, shapes: list[tuple[int, int]], runs: int = 1) -> list[Sequence]:
-    taken = iter(Random(5).sample(range(len(pool)), sum(-(-(s + c) // BLOCK) for s, c in shapes)))
+    taken = iter(pick(5, len(pool), sum(-(-(s + c) // BLOCK) for s, c in shapes)))
     made, first = [], 0
     for start, count in shapes:
         blocks = [next(taken) for _ in range(-(-(start + count) // BLOCK))]

@@ -1,5 +1,8 @@
 """A model of the Llama-3-8B shape with random weights."""
 
+from collections.abc import Sequence
+from random import Random
+
 import torch
 from torch import Tensor
 from warmfleet_worker.engine.torch import TorchEngine
@@ -18,7 +21,20 @@ LLAMA_3_8B = ModelConfig(
     norm_eps=1e-5,
     rope_theta=500000.0,
 )
+_SPARE_BYTES = 6 << 30
 TOKEN_BYTES = 2 * 2 * 32 * 8 * 128  # of KV
+
+
+def room(most: int, config: ModelConfig = LLAMA_3_8B) -> int:
+    """Blocks of 16 tokens that fit beside the weights and what a step needs; ``most`` where they do."""
+    spare = torch.cuda.mem_get_info()[0] - weight_bytes(config) - 2 * config.hidden * config.vocab_size
+    return min(most, (spare - _SPARE_BYTES) // (16 * TOKEN_BYTES))
+
+
+def pick(seed: int, total: int, count: int) -> Sequence[int]:
+    """Random blocks, each once where there are so many: far apart, a second reading costs as much."""
+    random = Random(seed)
+    return random.sample(range(total), count) if count <= total else random.choices(range(total), k=count)
 
 
 def engine(total_blocks: int, config: ModelConfig = LLAMA_3_8B) -> TorchEngine:

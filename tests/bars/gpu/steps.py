@@ -1,42 +1,63 @@
 """Bars 1, 2 and 4: whole engine steps, as the scheduler asks for them."""
 
+import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from random import Random
 
-from warmfleet_worker.engine.base import Plan, Run, Sampling, Work
+from warmfleet_worker.engine.base import Finish, Plan, Run, Sampling, Work
 from warmfleet_worker.engine.torch import TorchEngine
 
-from tests.bars.gpu.model import LLAMA_3_8B, TOKEN_BYTES, weight_bytes
-from tests.bars.gpu.timing import Ceilings, attention_rate, wall_s
+from tests.bars.gpu.model import LLAMA_3_8B, TOKEN_BYTES, pick, weight_bytes
+from tests.bars.gpu.peers import Rates
+from tests.bars.gpu.serving import DECODED, decode_s
+from tests.bars.gpu.timing import Ceilings, attention_rate, kernel_s, wall_s
 from tests.bars.rows import Row
 
 PREFILL = {2048: 41_500, 8192: 38_400, 32768: 27_100}  # vLLM's tokens/s
 DECODE = {(1, 512): 4.80e-3, (64, 512): 6.50e-3, (256, 2048): 25.1e-3}  # vLLM's seconds
 HIT_S = 22e-3
 CHUNK = 8192
+STEPS = 30
+OUTSIDE = 0.10  # the most of a step at batch 64 that is spent outside kernels
 
 
-def prefill(engine: TorchEngine, ceilings: Ceilings) -> Iterator[Row]:
+def prefill(engine: TorchEngine, ceilings: Ceilings, peers: Rates) -> Iterator[Row]:
     for count, wanted in PREFILL.items():
         plans = prefill_plans(engine, count)
-        took = wall_s(lambda plans=plans: [engine.execute(plan) for plan in plans], repeats=5)
+        took = wall_s(partial(run, engine, plans), repeats=5)
         floor = _prefill_floor(count, ceilings)
         rate = count / took
         yield Row("1", f"prefill {count}", f"{rate:,.0f} tok/s", f">= {wanted:,}", rate >= wanted)
+        beside = f"{rate / peers[count]:.2f} x"
+        yield Row("1", f"prefill {count}: over transformers' {peers[count]:,.0f} tok/s", beside)
         share = floor / took
         yield Row("1", f"prefill {count}: ceilings' time over ours", f"{share:.3f}", ">= .85", share >= 0.85)
         share = _prefill_floor(count, ceilings._replace(matmul=ceilings.long_matmul)) / took
         yield Row("1", f"prefill {count}: the same, matmul ceiling under lasting load", f"{share:.3f}")
 
 
+def run(engine: TorchEngine, plans: list[Plan]) -> None:
+    """One behind another, as many under way as may be."""
+    launched: deque[Finish] = deque()
+    for plan in plans:
+        launched.append(engine.launch(plan))
+        if len(launched) == engine.depth:
+            launched.popleft()()
+    while launched:
+        launched.popleft()()
+
+
 def prefill_plans(engine: TorchEngine, count: int) -> list[Plan]:
     """A prompt in chunks of 8k, as a worker for prompts of that length is set up."""
-    run = Run(tuple(Random(1).sample(range(engine.total_blocks), count // 16)))
+    blocks = Run(tuple(pick(1, engine.total_blocks, count // 16)))
     token_ids = tuple(Random(2).choices(range(128_000), k=count))
     plans = []
     for start in range(0, count, CHUNK):
         chunk, last = token_ids[start : start + CHUNK], start + CHUNK >= count
-        plans.append(Plan((Work(chunk, start, (run,), b"", Sampling() if last else None),)))
+        plans.append(Plan((Work(chunk, start, (blocks,), b"", Sampling() if last else None),)))
     return plans
 
 
@@ -49,25 +70,47 @@ def _prefill_floor(count: int, ceilings: Ceilings) -> float:
 
 
 def decode(engine: TorchEngine, ceilings: Ceilings) -> Iterator[Row]:
+    """The step that a client sees, through the scheduler; the device's alone, and in a row, beside it."""
     for (rows, context), wanted in DECODE.items():
+        if rows * (context + DECODED) > engine.total_blocks * 16:
+            yield Row("2", f"decode step, batch {rows}, context {context}", "does not fit this card")
+            continue
         plan = decode_plan(engine, rows, context)
-        took = wall_s(lambda plan=plan: engine.execute(plan), repeats=20)
+        alone = wall_s(partial(engine.execute, plan), repeats=20)
+        in_a_row = row_s(engine, plan)
+        kernels = kernel_s(partial(run, engine, [plan] * STEPS)) / STEPS
+        apart, took = (decode_s(engine, rows, context, depth) for depth in (1, 2))
         floor = (weight_bytes() + rows * context * TOKEN_BYTES) / ceilings.copy
         what = f"decode step, batch {rows}, context {context}"
         yield Row("2", what, f"{took * 1e3:.2f} ms", f"<= {wanted * 1e3:.2f} ms", took <= wanted)
+        yield Row("2", f"{what}: planned one at a time", f"{apart * 1e3:.2f} ms")
+        figures = f"{alone * 1e3:.2f}, {in_a_row * 1e3:.2f}, {kernels * 1e3:.2f} ms"
+        yield Row("2", f"{what}: engine alone, in a row, kernels", figures)
         yield Row("2", f"{what}: over (weights + KV) / copy rate", f"{took / floor:.2f}")
+        outside = 1 - kernels / took
+        limit = "<= .10" if rows == 64 else ""
+        yield Row("6", f"{what}: outside kernels", f"{outside:.3f}", limit, outside <= OUTSIDE)
+
+
+def row_s(engine: TorchEngine, plan: Plan) -> float:
+    """Seconds a step when each takes the tokens of the one in front, which it is launched behind."""
+    works = tuple(replace(work, token_ids=(0,), follows=n) for n, work in enumerate(plan.works))
+    run(engine, [plan, *[Plan(works)] * 3])
+    began = time.perf_counter()
+    run(engine, [plan, *[Plan(works)] * (STEPS - 1)])
+    return (time.perf_counter() - began) / STEPS
 
 
 def decode_plan(engine: TorchEngine, rows: int, context: int) -> Plan:
     each = -(-context // 16)
-    blocks = Random(3).sample(range(engine.total_blocks), rows * each)
+    blocks = pick(3, engine.total_blocks, rows * each)
     runs = [(Run(tuple(blocks[row * each : (row + 1) * each])),) for row in range(rows)]
     return Plan(tuple(Work((7 + row,), context - 1, runs[row], b"", Sampling()) for row in range(rows)))
 
 
 def hit(engine: TorchEngine) -> Iterator[Row]:
     """The prefix is in the pool: whatever it holds, the time is the same."""
-    blocks = tuple(Random(4).sample(range(engine.total_blocks), 32_896 // 16))
+    blocks = tuple(pick(4, engine.total_blocks, 32_896 // 16))
     work = Work(tuple(range(128)), 32_768, (Run(blocks),), b"", Sampling())
-    took = wall_s(lambda: engine.execute(Plan((work,))), repeats=10)
+    took = wall_s(partial(engine.execute, Plan((work,))), repeats=10)
     yield Row("4", "32k hit + 128 new: the step", f"{took * 1e3:.1f} ms", "<= 22 ms", took <= HIT_S)

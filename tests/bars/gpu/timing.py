@@ -42,6 +42,14 @@ def wall_s(call: Callable[[], object], repeats: int = 10, warm: int = 2) -> floa
     return statistics.median(times[warm:])
 
 
+def kernel_s(call: Callable[[], object]) -> float:
+    """Seconds that the device spends in kernels and copies during a call, one at a time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
 class Ceilings(NamedTuple):
     copy: float  # bytes/s, read and written
     matmul: float  # FLOP/s, bf16, 8192^3, alone
