@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -80,6 +81,8 @@ async def serve(config: Config) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     worker = Worker(config, await asyncio.to_thread(make_engine, config))
     await worker.start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: to look through all of it would stop the worker for .2 s now and then
     ready = {"ready": True, "worker": config.name, "grpc": worker.grpc_address, "http": worker.http_address}
     print(json.dumps(ready), flush=True)
     stopped = asyncio.create_task(stop.wait())

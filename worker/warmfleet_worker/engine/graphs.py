@@ -130,6 +130,7 @@ class DecodeGraphs:
         end = at.table + int(lengths.sum())
         table = words[at.table : end]
         np.concatenate(self._tables(runs), out=table)
+        words[at.token_ids : at.token_ids + size] = 0  # a row that is not needed looks one up as well
         words[at.token_ids : at.token_ids + count] = [work.token_ids[0] for work in works]
         words[at.follows : at.follows + size] = -1
         words[at.follows : at.follows + count] = [-1 if w.follows is None else w.follows for w in works]
