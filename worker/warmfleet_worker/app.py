@@ -82,7 +82,7 @@ async def serve(config: Config) -> int:
     worker = Worker(config, await asyncio.to_thread(make_engine, config))
     await worker.start()
     gc.collect()
-    gc.freeze()  # what was loaded stays: to look through all of it would stop the worker for .2 s now and then
+    gc.freeze()  # what was loaded stays: looking through all of it would stop the worker for .2 s
     ready = {"ready": True, "worker": config.name, "grpc": worker.grpc_address, "http": worker.http_address}
     print(json.dumps(ready), flush=True)
     stopped = asyncio.create_task(stop.wait())
