@@ -6,8 +6,13 @@ was gone after fewer others than the capacity, or there after more, moves the ca
 truth. Pure.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from warmfleet_proto.limits import KEY_BYTES
+
+from warmfleet_router.prefixes import grid
 
 START_BLOCKS = 65_536  # of a worker that does not tell its size
 LEAST_BLOCKS = 16
@@ -19,88 +24,125 @@ SPREAD = 512  # buckets in a capacity: distances are known to that share of it
 NEVER = -1
 
 
+class _Unit:
+    """Some blocks in a row, more of them the deeper they are. Known by the key of the last."""
+
+    __slots__ = ("bucket", "keys")
+
+    def __init__(self, keys: bytes) -> None:
+        self.bucket = NEVER  # of its last use
+        self.keys = keys  # packed
+
+    @property
+    def blocks(self) -> int:
+        return len(self.keys) // KEY_BYTES
+
+
 class Approximate:
     """One worker's. ``capacity`` in blocks is where it begins; 0: not known."""
 
     def __init__(self, capacity: int = 0) -> None:
-        self.capacity = float(_bounded(capacity or START_BLOCKS))
+        self.capacity = _bounded(capacity or START_BLOCKS)
         self.confidence = 1.0  # delivered of what was taken to be held
-        # Block -> the bucket of its last use; the least recently used first.
-        self._held: OrderedDict[int, int] = OrderedDict()
-        self._ghosts: OrderedDict[int, int] = OrderedDict()
-        self._counts: deque[int] = deque([0])  # blocks by bucket; the last one is being filled
+        self.forget()
+
+    def forget(self) -> None:
+        """It has restarted. What is known of its size stays."""
+        # The least recently used first.
+        self._held: OrderedDict[int, _Unit] = OrderedDict()
+        self._ghosts: OrderedDict[int, _Unit] = OrderedDict()
+        self._held_blocks = self._ghost_blocks = 0
+        self._counts = deque([0])  # blocks by bucket; the last one is being filled
         self._first = 0  # number of the first bucket
 
     def __len__(self) -> int:
-        return len(self._held)
+        """Blocks."""
+        return self._held_blocks
 
     @property
     def clock(self) -> int:
         """Blocks used from now on are in buckets from here on."""
         return self._first + len(self._counts) - 1
 
-    def forget(self) -> None:
-        """It has restarted. What is known of its size stays."""
-        self._held.clear()
-        self._ghosts.clear()
-        self._counts = deque([0])
-        self._first = 0
-
     def delivered(self, keys: Sequence[int], cached: int, since: int) -> None:
         """A prompt found ``cached`` of its leading blocks there. What was used after the clock ``since``,
         when the prompt was placed, says nothing: it may have come too late."""
-        held = known = 0
-        for key in keys:
-            if key in self._held:
-                held += held == known
-            elif key not in self._ghosts:
-                break
-            known += 1
-        if held:
-            self.confidence += LEARN * (min(cached / held, 1.0) - self.confidence)
+        ends = grid(1, len(keys))
+        if held := self._leading(keys, ends, self._held):
+            self.confidence += LEARN * (min(cached / ends[held - 1], 1.0) - self.confidence)
+        units = self._leading(keys, ends, self._held, self._ghosts)
+        known = ends[units - 1] if units else 0
         # Workers compute the last block of a prompt that they hold whole, some of them one more.
         there = cached >= known - 1
         telling = min(cached, known) - 1 if there else cached
         if telling < 0 or not known:
             return
-        bucket = self._bucket(keys[telling])
-        if bucket < since:
-            self._contradict(self._distance(bucket), there)
+        key = keys[ends[bisect_right(ends, telling)] - 1]
+        unit = self._held.get(key) or self._ghosts[key]
+        if unit.bucket < since:
+            self._contradict(self._distance(unit.bucket), there)
 
-    def used(self, keys: Sequence[int]) -> list[int]:
-        """It has computed a prompt, all of whose blocks it holds now. The answer is what it gave up."""
+    def used(self, keys: Sequence[int], packed: bytes) -> bytes:
+        """It has computed a prompt, all of whose blocks it holds now; ``packed`` are the same keys. The
+        answer are the keys of what it gave up, packed."""
         self._next_bucket()
-        clock = self.clock
-        for key in reversed(keys):  # the root is the last to go
-            bucket = self._held.pop(key, NEVER)
-            if bucket == NEVER:
-                bucket = self._ghosts.pop(key, NEVER)
-            if bucket != NEVER:
-                self._counts[bucket - self._first] -= 1
-            self._held[key] = clock
-        self._counts[-1] += len(keys)
+        ends = grid(1, len(keys))
+        spans = list(zip((0, *ends), ends, strict=False))
+        known = self._leading(keys, ends, self._held, self._ghosts)
+        if known < len(spans):
+            self._absorb(keys[slice(*spans[known])])
+        for start, end in reversed(spans):  # the root is the last to go
+            key = keys[end - 1]
+            unit = self._pop(key) or _Unit(packed[start * KEY_BYTES : end * KEY_BYTES])
+            unit.bucket = self.clock
+            self._held[key] = unit
+            self._held_blocks += unit.blocks
+            self._counts[-1] += unit.blocks
         return self._evict()
 
-    def _evict(self) -> list[int]:
+    def _leading(self, keys: Sequence[int], ends: Sequence[int], *among: Mapping[int, _Unit]) -> int:
+        """How many units are known; whose parent is gone is gone too."""
+        return bisect_left(
+            range(len(ends)), True, key=lambda n: all(keys[ends[n] - 1] not in units for units in among)
+        )
+
+    def _absorb(self, keys: Sequence[int]) -> None:
+        """The end of a shorter prompt becomes part of the unit that goes on after it."""
+        for key in keys[:-1]:
+            self._pop(key)
+
+    def _pop(self, key: int) -> _Unit | None:
+        unit = self._held.pop(key, None)
+        if unit is not None:
+            self._held_blocks -= unit.blocks
+        else:
+            unit = self._ghosts.pop(key, None)
+            if unit is None:
+                return None
+            self._ghost_blocks -= unit.blocks
+        self._counts[unit.bucket - self._first] -= unit.blocks
+        return unit
+
+    def _evict(self) -> bytes:
         gone = []
-        while len(self._held) > self.capacity:
-            key, bucket = self._held.popitem(last=False)
-            self._ghosts[key] = bucket
-            gone.append(key)
-        while len(self._ghosts) > GHOSTS * self.capacity:
-            _, bucket = self._ghosts.popitem(last=False)
-            self._counts[bucket - self._first] -= 1
+        while self._held_blocks > self.capacity:
+            key, unit = self._held.popitem(last=False)
+            self._ghosts[key] = unit
+            self._held_blocks -= unit.blocks
+            self._ghost_blocks += unit.blocks
+            gone.append(unit.keys)
+        while self._ghost_blocks > GHOSTS * self.capacity:
+            _, unit = self._ghosts.popitem(last=False)
+            self._ghost_blocks -= unit.blocks
+            self._counts[unit.bucket - self._first] -= unit.blocks
         while len(self._counts) > 1 and not self._counts[0]:
             self._counts.popleft()
             self._first += 1
-        return gone
+        return b"".join(gone)
 
     def _next_bucket(self) -> None:
         if self._counts[-1] > self.capacity / SPREAD:
             self._counts.append(0)
-
-    def _bucket(self, key: int) -> int:
-        return self._held.get(key, self._ghosts.get(key, NEVER))
 
     def _distance(self, bucket: int) -> int:
         """Blocks used after those of a bucket, and half of them."""

@@ -28,7 +28,7 @@ class BookedPrefixes:
         """Marks a chain of which the worker holds ``held`` blocks; the answer takes the marks away again."""
         if len(self._marks) >= MAX_MARKS:
             return []
-        depths = _depths(self._step, len(keys))
+        depths = grid(self._step, len(keys))
         first = bisect_right(depths, held)
         # The first depth is always marked: without it nobody looks further.
         marked = [keys[depth - 1] for depth in (*depths[: min(first, 1)], *depths[first:])]
@@ -51,7 +51,7 @@ class BookedPrefixes:
 
     def overlaps(self, keys: Sequence[int]) -> dict[int, int]:
         """Leading blocks by worker, rounded down to a mark; of the MOST_WORKERS that share most of them."""
-        depths, marks = _depths(self._step, len(keys)), self._marks
+        depths, marks = grid(self._step, len(keys)), self._marks
         found: dict[int, int] = {}
         if not depths or keys[depths[0] - 1] not in marks:
             return found
@@ -67,7 +67,7 @@ class BookedPrefixes:
 
 
 @lru_cache(maxsize=1024)
-def _depths(step: int, blocks: int) -> tuple[int, ...]:
+def grid(step: int, blocks: int) -> tuple[int, ...]:
     """The grid up to the chain's end, and the end itself: equal prompts match in full."""
     depths: list[int] = []
     depth = step

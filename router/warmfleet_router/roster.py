@@ -185,9 +185,10 @@ class Roster:
             return
         if cached is not None:
             guess.delivered(booking.keys, cached // group.block_size, booking.since)
-        gone = guess.used(booking.keys)
-        group.index.store(worker.slot, pb.DEVICE, 0, array("Q", booking.keys).tobytes())
-        group.index.remove(worker.slot, pb.DEVICE, array("Q", gone).tobytes())
+        packed = array("Q", booking.keys).tobytes()
+        gone = guess.used(booking.keys, packed)
+        group.index.store(worker.slot, pb.DEVICE, 0, packed)
+        group.index.remove(worker.slot, pb.DEVICE, gone)
 
     def tick(self, now: float) -> None:
         """Time has passed: silence becomes visible, ejections and slow starts end."""
