@@ -24,6 +24,15 @@ NONE = "\u2013"  # the page's word for a figure that is not known
 def core() -> FixedCore:
     made = FixedCore()
     made.shown.append(replace(WORKER, worker="w1", state="stuck", hit_minute=HitRate(0, 0)))
+    of = pb.ProgressRequest(
+        cached_tokens=64,
+        pulled_tokens=64,
+        pulled_bytes=3_000_000_000,
+        wasted_bytes=9,
+        pull_s=1.5,
+        pull_failure="gone",
+    )
+    made.moves.note("w0", "w1", of, saved_s=0.25)
     return made
 
 
@@ -47,16 +56,7 @@ async def client(server: TestServer) -> AsyncIterator[TestClient]:
         yield made
 
 
-async def test_pulls_json(client: TestClient, core: FixedCore) -> None:
-    of = pb.ProgressRequest(
-        cached_tokens=64,
-        pulled_tokens=64,
-        pulled_bytes=3_000_000_000,
-        wasted_bytes=9,
-        pull_s=1.5,
-        pull_failure="gone",
-    )
-    core.moves.note("w0", "w1", of, saved_s=0.25)
+async def test_pulls_json(client: TestClient) -> None:
     shown = await (await client.get("/admin/pulls")).json()
     assert shown["pulls"] == [
         {
@@ -178,6 +178,9 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         (placed,) = await page.text("#placements tbody tr")
         assert EVIL in placed  # shown as it is, and not as markup
         assert f"{NONE} / 64 / 80" in placed
+        (pulled,) = await page.text("#pulls tbody tr")
+        assert "2.00 GB/s" in pulled
+        assert "1 gone" in pulled
         assert await page.evaluate("document.title") == "Warmfleet"
 
         await page.evaluate("document.querySelector('#placements button').click()")

@@ -30,6 +30,10 @@ function short(n) {
   return n < 1e6 ? `${(n / 1e3).toFixed(n < 1e5 ? 1 : 0)} k` : `${(n / 1e6).toFixed(n < 1e8 ? 1 : 0)} M`;
 }
 
+function bytes(n) {
+  return n < 10_000 ? `${count(n)} B` : `${short(n)}B`;
+}
+
 function seconds(s) {
   if (s === null || s === undefined) return "–";
   if (s < 0.01) return `${(s * 1e3).toFixed(1)} ms`;
@@ -203,6 +207,33 @@ function showPlacement(parts, p) {
   setText(parts.ttft, p.ttft_s === null ? "" : `TTFT ${seconds(p.ttft_s)}`);
 }
 
+function makePull(parts) {
+  for (const name of ["source", "target", "pulls", "moved", "saved", "wasted", "failures"]) {
+    parts[name] = element("span");
+  }
+  parts.rate = element("span", "sub");
+  return [
+    cell("", parts.source),
+    cell("", parts.target),
+    cell("number", parts.pulls),
+    cell("number", parts.moved, parts.rate),
+    cell("number", parts.saved),
+    cell("number", parts.wasted),
+    cell("", parts.failures),
+  ];
+}
+
+function showPull(parts, p) {
+  setText(parts.source, p.source);
+  setText(parts.target, p.target);
+  setText(parts.pulls, count(p.pulls));
+  setText(parts.moved, bytes(p.bytes));
+  setText(parts.rate, `${p.gb_per_s.toFixed(2)} GB/s`);
+  setText(parts.saved, seconds(p.saved_prefill_s));
+  setText(parts.wasted, bytes(p.wasted_bytes));
+  setText(parts.failures, Object.entries(p.failures).map(([why, n]) => `${n} ${why}`).join(" · ") || "–");
+}
+
 // ---- the fleet's tiles
 
 const tiles = new Map();
@@ -304,6 +335,7 @@ function showCandidates(candidates) {
 
 const workers = new Rows(document.getElementById("workers"), makeWorker, showWorker);
 const placements = new Rows(document.getElementById("placements"), makePlacement, showPlacement);
+const pulls = new Rows(document.getElementById("pulls"), makePull, showPull);
 
 async function ask(path) {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(3000) });
@@ -320,10 +352,11 @@ function showLink(live) {
 
 async function refresh() {
   try {
-    const [fleet, placed] = await Promise.all([ask("workers"), ask("placements")]);
+    const [fleet, placed, pulled] = await Promise.all([ask("workers"), ask("placements"), ask("pulls")]);
     showFleet(fleet.fleet);
     workers.show(fleet.workers, (w) => w.worker);
     placements.show(placed.placements, (p) => p.booking);
+    pulls.show(pulled.pulls, (p) => `${p.source} ${p.target}`);
     showLink(true);
   } catch (error) {
     console.warn(error);
