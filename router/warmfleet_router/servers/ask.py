@@ -1,0 +1,129 @@
+"""A client's request to a server that is not ours: what placement needs of it, and what is sent on.
+
+Every field goes on byte for byte, known here or not; what the server makes of it is the server's
+business. Four are touched: usage is asked for, a tenant's salt is added, and both are told apart
+from what the client itself wanted.
+"""
+
+import hashlib
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import MAX_CHOICES
+
+from warmfleet_router.gateway import body as _body
+
+MAX_MODEL_CHARS = 512
+MAX_TOKENS = 1 << 31
+
+_Any = msgspec.json.Decoder(dict[str, Raw])
+_NULL = b"null"
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class Known(Struct):
+    """The fields that change where a request should go."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
+    messages: list[Raw] | None = None
+    prompt: Raw | None = None
+    tools: Raw | None = None
+    documents: Raw | None = None
+    chat_template: Raw | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    cache_salt: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = None
+
+
+class _Named(Struct):
+    model: str = ""
+
+
+_known = msgspec.json.Decoder(Known)
+_named = msgspec.json.Decoder(_Named)
+
+
+class Ask:
+    """``fields`` are the client's own, in its order."""
+
+    def __init__(self, fields: dict[str, Raw], known: Known, chat: bool) -> None:
+        self.fields = fields
+        self.known = known
+        self.chat = chat
+
+    @property
+    def model(self) -> str:
+        return self.known.model
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.known.stream)
+
+    @property
+    def choices(self) -> int:
+        return self.known.n or 1
+
+    @property
+    def max_tokens(self) -> int:
+        return self.known.max_completion_tokens or self.known.max_tokens or 0
+
+    @property
+    def wants_usage(self) -> bool:
+        options = self.known.stream_options
+        return options is not None and bool(options.include_usage)
+
+    def salt(self, tenant: bytes) -> str:
+        """The cache salt as the server gets it: tenants share nothing, whatever salts they choose."""
+        own = self.known.cache_salt or ""
+        if not tenant:
+            return own
+        return hashlib.sha256(
+            b"warmfleet cache salt v1" + len(tenant).to_bytes(2) + tenant + own.encode()
+        ).hexdigest()
+
+    def outgoing(self, salt: str, knows_salts: bool) -> bytes:
+        """The body for the server."""
+        fields: dict[str, Any] = dict(self.fields)
+        if self.stream and not self.wants_usage:
+            fields["stream_options"] = self._options() | {"include_usage": True}
+        if salt and knows_salts:
+            fields["cache_salt"] = salt
+        return msgspec.json.encode(fields)
+
+    def _options(self) -> dict[str, Any]:
+        options = self.fields.get("stream_options")
+        if options is None or bytes(options) == _NULL:
+            return {}
+        return dict(msgspec.json.decode(options, type=dict[str, Raw]))
+
+
+def model_of(body: bytes) -> str:
+    """The model that a body names; empty when that cannot be told."""
+    try:
+        return _named.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def parse(body: bytes, chat: bool) -> Ask:
+    """Raises BadRequest."""
+    fields = _body.decode(body, _Any)
+    known = _body.decode(body, _known)
+    _body.check_structure(body)
+    if chat and not known.messages:
+        raise BadRequest("messages: required", "messages")
+    if not chat and known.prompt is None:
+        raise BadRequest("prompt: required", "prompt")
+    return Ask(fields, known, chat)

@@ -1,0 +1,53 @@
+"""A server that is not ours, as it is configured."""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from warmfleet_proto.settings import ConfigError
+
+_URL = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+(/[A-Za-z0-9._~\-/]*)?")
+_ENDPOINT = re.compile(r"tcp://(\*|[A-Za-z0-9._\-\[\]:]+):\d{1,5}")
+
+Kind = Literal["vllm", "sglang", "openai"]
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    url: str  # http://HOST:PORT; /v1 is added
+    kind: Kind = "openai"  # openai: whatever speaks the API
+    events: str = ""  # of its KV events, tcp://HOST:PORT; tcp://*:PORT where the engine connects
+    replay: str = ""  # of their replays
+    key: str = ""  # its API key
+    blocks: Annotated[int, Meta(ge=0, le=1 << 26)] = 0  # of its cache; 0: as it tells
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+def check(key: str, backend: Backend) -> None:
+    """Raises ConfigError."""
+    if not _URL.fullmatch(backend.url):
+        raise ConfigError(f"{key}.url: expected http://HOST:PORT, got {backend.url!r}")
+    for name in ("events", "replay"):
+        value = getattr(backend, name)
+        if value and not _ENDPOINT.fullmatch(value):
+            raise ConfigError(f"{key}.{name}: expected tcp://HOST:PORT, got {value!r}")
+    if backend.replay and not backend.events:
+        raise ConfigError(f"{key}.replay: there are no events to replay")
+    if backend.events and backend.kind == "openai":
+        raise ConfigError(f"{key}.kind: events need vllm or sglang")
+    if backend.events:
+        _check_installed(key)
+
+
+def _check_installed(key: str) -> None:
+    try:
+        import zmq  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{key}.events: need pyzmq; pip install 'warmfleet[engines]'") from None

@@ -1,0 +1,119 @@
+"""What a server tells of itself over HTTP: its model, its cache, its load."""
+
+from typing import Any
+
+import aiohttp
+import msgspec
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import WorkerLost
+
+from warmfleet_router.servers import text
+from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.figures import Figures, read
+
+TIMEOUT_S = 2.0
+MAX_ANSWER_BYTES = 4 << 20
+UNTOLD_CONTEXT = 1 << 20  # of a server that does not tell: it refuses by itself
+_MOST = 1 << 30
+
+
+class Probe:
+    """One server. Every method raises WorkerLost when it does not answer as it should."""
+
+    def __init__(self, backend: Backend, session: aiohttp.ClientSession) -> None:
+        self._backend = backend
+        self._session = session
+        self._has_metrics = True
+        self._has_health = True
+
+    async def status(self, epoch: int) -> pb.StatusResponse:
+        """Who it is. Without events it is keyed on text, where nothing better is known."""
+        model = await self._model()
+        figures = await self.figures()
+        info = await self._info() if self._backend.kind == "sglang" else {}
+        block_size = figures.block_size or _whole(info.get("page_size")) or text.BLOCK_TOKENS
+        tokens = figures.tokens or _whole(info.get("max_total_num_tokens"))
+        blocks = self._backend.blocks or figures.blocks or tokens // block_size
+        context = _whole(model.get("max_model_len")) or _whole(info.get("context_length"))
+        return pb.StatusResponse(
+            worker=self._backend.base.partition("//")[2],
+            epoch=epoch,
+            model=model["id"],
+            model_fingerprint=b"served as " + model["id"].encode()[:48],
+            block_size=block_size,
+            total_blocks=blocks,
+            max_context=context or UNTOLD_CONTEXT,
+            engine=self._backend.kind,
+            silent=not self._backend.events,
+            anonymous_load=True,
+            silence_s=SILENCE_S,
+        )
+
+    async def figures(self) -> Figures:
+        """Its load; nothing but its being there where it has no /metrics."""
+        if self._has_metrics:
+            answer = await self._get("/metrics")
+            if answer is not None:
+                return read(answer.decode(errors="replace"))
+            self._has_metrics = False
+        if self._has_health:
+            if await self._get("/health") is not None:
+                return Figures()
+            self._has_health = False
+        await self._model()
+        return Figures()
+
+    async def _model(self) -> dict[str, Any]:
+        answer = await self._get("/v1/models")
+        models = _object(answer).get("data")
+        if not isinstance(models, list) or not models or not isinstance(models[0], dict):
+            raise WorkerLost("its /v1/models names no model")
+        if not isinstance(models[0].get("id"), str) or not models[0]["id"]:
+            raise WorkerLost("its /v1/models names no model")
+        return dict(models[0])
+
+    async def _info(self) -> dict[str, Any]:
+        return _object(await self._get("/get_server_info"))
+
+    async def _get(self, path: str) -> bytes | None:
+        """None where there is no such page."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        url = self._backend.base + path
+        try:
+            async with self._session.get(url, headers=self._backend.headers, timeout=timeout) as response:
+                body = await read_at_most(response.content, MAX_ANSWER_BYTES)
+        except TimeoutError:
+            raise WorkerLost(f"no answer to {path} within {TIMEOUT_S:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise WorkerLost(f"{path}: {str(error)[:200] or type(error).__name__}") from None
+        if response.status in (404, 405, 501):
+            return None
+        if response.status != 200:
+            raise WorkerLost(f"it answers {response.status} to {path}")
+        return body
+
+
+SILENCE_S = 5.0  # a server that is not heard of for so long is taken to be stuck
+
+
+async def read_at_most(content: aiohttp.StreamReader, limit: int) -> bytes:
+    """Raises WorkerLost for more."""
+    parts, size = [], 0
+    async for part in content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise WorkerLost(f"the server's answer exceeds {limit} bytes")
+    return b"".join(parts)
+
+
+def _object(answer: bytes | None) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(answer or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and 0 < value <= _MOST else 0

@@ -1,0 +1,57 @@
+"""What a server's /metrics says of its load and its cache, under the names of each engine."""
+
+import re
+from typing import NamedTuple
+
+MOST = 1 << 31
+
+_LINE = re.compile(r"^([a-z_][\w:]*)(\{[^}]*\})? ([0-9.eE+-]+|NaN|[+-]?Inf)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_RUNNING = frozenset(("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing"))
+_WAITING = frozenset(("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"))
+_BLOCKS = "vllm:cache_config_info"
+_TOKENS = "sglang:max_total_num_tokens"
+
+
+class Figures(NamedTuple):
+    """Zero where the server does not tell."""
+
+    running: int = 0
+    waiting: int = 0
+    block_size: int = 0  # tokens
+    blocks: int = 0
+    tokens: int = 0  # that the cache holds
+
+
+def read(text: str) -> Figures:
+    """Of all engines in one server: sums of their requests."""
+    running = waiting = tokens = 0.0
+    blocks: dict[str, int] = {}
+    for name, labels, value in _LINE.findall(text):
+        if name in _RUNNING:
+            running += _number(value)
+        elif name in _WAITING:
+            waiting += _number(value)
+        elif name == _TOKENS:
+            tokens += _number(value)
+        elif name == _BLOCKS:
+            blocks = {key: int(n) for key, n in _LABEL.findall(labels) if n.isdecimal() and len(n) < 10}
+    return Figures(
+        _whole(running),
+        _whole(waiting),
+        blocks.get("block_size", 0),
+        blocks.get("num_gpu_blocks", 0),
+        _whole(tokens),
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 <= value < MOST else 0.0
+
+
+def _whole(value: float) -> int:
+    return int(min(value, MOST))

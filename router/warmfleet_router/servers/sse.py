@@ -1,0 +1,123 @@
+"""A stream of server-sent events on its way through: passed on as it is, watched for usage and its end.
+
+Whole events are passed on, byte for byte; the usage that the client did not ask for is left out.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+from warmfleet_proto.errors import WorkerLost
+
+MAX_EVENT_BYTES = 1 << 20  # a tool call or a thousand log-probabilities are far below it
+
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class PromptDetails(Struct):
+    cached_tokens: _Count | None = None
+
+
+class Usage(Struct):
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """None where the server does not tell."""
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+
+
+class _Chunk(Struct):
+    choices: list[Raw] | None = None
+    usage: Usage | None = None
+    error: Raw | None = None
+
+
+class _Body(Struct):
+    usage: Usage | None = None
+    error: Raw | None = None
+    object: str | None = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_body = msgspec.json.Decoder(_Body)
+_DONE = b"[DONE]"
+
+
+class Stream:
+    """``hide``: the client did not ask for usage. ``done`` once the server has ended it in order."""
+
+    def __init__(self, hide: bool) -> None:
+        self.usage: Usage | None = None
+        self.done = False
+        self.failed = False  # an event of the server's own said so
+        self.events = 0
+        self._hide = hide
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of it may be passed on now. Raises WorkerLost for an event without end."""
+        data = self._rest + data
+        end = _end_of_events(data)
+        self._rest = data[end:]
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise WorkerLost(f"the server sent an event of more than {MAX_EVENT_BYTES} bytes")
+        if not end:
+            return b""
+        whole = data[:end]
+        self.events += 1
+        if not _tells(whole):
+            return whole
+        return b"".join(event for event in _split(whole) if self._keep(event))
+
+    def _keep(self, event: bytes) -> bool:
+        """False for an event that only tells usage, where the client did not ask."""
+        payload = _payload(event)
+        if payload == _DONE:
+            self.done = True
+            return True
+        try:
+            chunk = _chunk.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return True  # not ours to judge
+        if chunk.error is not None and bytes(chunk.error) != b"null":
+            self.failed = True
+        if chunk.usage is None:
+            return True
+        self.usage = chunk.usage
+        return not (self._hide and chunk.choices == [])
+
+
+def read_body(body: bytes) -> Usage | None:
+    """Usage of an answer that is not streamed. Raises WorkerLost for an error that poses as an answer."""
+    try:
+        told = _body.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WorkerLost(f"the server's answer is no JSON object: {str(error)[:100]}") from None
+    if told.object == "error" or (told.error is not None and bytes(told.error) != b"null"):
+        raise WorkerLost("the server answered 200 with an error")
+    return told.usage
+
+
+def _tells(events: bytes) -> bool:
+    """Whether they may hold something that matters here; most do not, and are not looked into."""
+    return b'"usage"' in events or b"[DONE]" in events or b'"error"' in events
+
+
+def _end_of_events(data: bytes) -> int:
+    """Behind the last whole event: events end with an empty line."""
+    return max(data.rfind(end) + len(end) if end in data else 0 for end in (b"\n\n", b"\r\n\r\n"))
+
+
+def _split(whole: bytes) -> list[bytes]:
+    """Single events, each with its empty line."""
+    end = b"\r\n\r\n" if b"\r\n\r\n" in whole else b"\n\n"
+    parts = whole.split(end)
+    return [part + end for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+def _payload(event: bytes) -> bytes:
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines)

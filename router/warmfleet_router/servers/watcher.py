@@ -1,0 +1,135 @@
+"""Keeps a RouterCore true to the servers that are not ours: one task each.
+
+A server is asked who it is, then for its load twice a second; its KV events, where it has them, are
+followed as long as it answers. One that stops answering begins a new incarnation when it is back.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from warmfleet_proto import log
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.errors import WarmfleetError, WorkerLost
+
+from warmfleet_router.core import RouterCore
+from warmfleet_router.cursor import Instruction
+from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.discovery import Probe
+
+_log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+POLLS = 4  # that may fail in a row before a server counts as lost
+FIRST_WAIT_S = 0.1  # before another attempt; doubles
+LONGEST_WAIT_S = 1.0
+LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
+
+
+class ServerWatcher:
+    """``async with``: watches ``backends`` until the block is left. ``clock`` is monotonic seconds."""
+
+    def __init__(self, core: RouterCore, backends: Iterable[Backend], clock: Callable[[], float]) -> None:
+        self._core = core
+        self._backends = list(backends)
+        self._clock = clock
+        self._tasks: list[asyncio.Task[None]] = []
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._backends:
+            self._session = aiohttp.ClientSession()
+            for backend in self._backends:
+                self._core.roster.add(backend.base)
+                probe = Probe(backend, self._session)
+                follow = self._follow(backend, probe)
+                self._tasks.append(asyncio.create_task(follow, name=f"watch {backend.base}"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _follow(self, backend: Backend, probe: Probe) -> None:
+        wait, known = FIRST_WAIT_S, ""
+        while True:
+            try:
+                status = await probe.status(secrets.randbits(64) or 1)
+                self._core.roster.joined(backend.base, status, self._clock())
+                log.event(_log, "server joined", address=backend.base, model=status.model, engine=backend.kind)
+                wait, known = FIRST_WAIT_S, ""
+                async with self._presence(backend, status):
+                    await self._poll(backend, probe, status.epoch)
+            except WarmfleetError as error:
+                if (why := str(error)) != known:
+                    known = why
+                    log.event(_log, "server lost", level=logging.WARNING, address=backend.base, why=why)
+            except Exception:
+                _log.exception("following %s failed", backend.base)  # ours to mend; it is tried again
+            finally:
+                self._core.roster.broken(backend.base, self._clock())
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    async def _poll(self, backend: Backend, probe: Probe, epoch: int) -> None:
+        """Returns only by an error."""
+        failures = 0
+        while True:
+            try:
+                figures = await probe.figures()
+                failures = 0
+            except WorkerLost:
+                failures += 1
+                if failures >= POLLS:
+                    raise
+            else:
+                load = pb.WorkerLoad(running=figures.running, waiting=figures.waiting)
+                message = pb.WatchKvResponse(epoch=epoch, load=load)
+                for _ in self._core.roster.ingest(backend.base, message, self._clock()):
+                    pass
+            await asyncio.sleep(POLL_S)
+
+    @asynccontextmanager
+    async def _presence(self, backend: Backend, status: pb.StatusResponse) -> AsyncIterator[None]:
+        """Its KV events are followed while the block lasts."""
+        if not backend.events:
+            yield
+            return
+        task = asyncio.create_task(self._events(backend, status), name=f"events of {backend.base}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _events(self, backend: Backend, status: pb.StatusResponse) -> None:
+        # pyzmq is there only where events are configured.
+        from warmfleet_router.events import sglang, vllm
+        from warmfleet_router.events.follower import Follower
+        from warmfleet_router.events.mirror import MAX_NAMES, Mirror
+        from warmfleet_router.events.subscriber import Subscriber
+
+        def sink(instruction: Instruction) -> None:
+            self._core.roster.told(backend.base, instruction)
+
+        names = min(max(2 * status.total_blocks, LEAST_NAMES), 4 * MAX_NAMES)
+        mirror = Mirror(status.model_fingerprint, status.block_size, names)
+        decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
+        follower = Follower(decoder, mirror, self._core.counters, bool(backend.replay))
+        try:
+            await Subscriber(
+                backend.events, backend.replay, follower, sink, self._clock, backend.base
+            ).run()
+        except Exception as error:
+            log.event(_log, "events lost", level=logging.WARNING, address=backend.base, why=str(error))
