@@ -26,7 +26,7 @@ from warmfleet_proto import transfer_pb2 as warmfleet__proto_dot_transfer__pb2
 
 from warmfleet_proto.transfer_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwarmfleet_proto/router.proto\x12\x0cwarmfleet.v1\x1a\x1ewarmfleet_proto/transfer.proto\"\xf5\x01\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x13\n\ttoken_ids\x18\x06 \x01(\x0cH\x00\x12\x0e\n\x04keys\x18\x07 \x01(\x0cH\x00\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0f\n\x07\x63hoices\x18\n \x01(\r\x12\x0f\n\x07\x65xclude\x18\x0b \x03(\t\x12\x14\n\x0c\x62ypass_cache\x18\x0c \x01(\x08\x42\x08\n\x06prompt\"\xcd\x02\n\tPlacement\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12.\n\x06\x61\x63tion\x18\x04 \x01(\x0e\x32\x1e.warmfleet.v1.Placement.Action\x12\x17\n\x0f\x65xpected_tokens\x18\x05 \x01(\r\x12\x18\n\x10\x61vailable_tokens\x18\x06 \x01(\r\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x0f\n\x07price_s\x18\x08 \x01(\x01\x12!\n\x05terms\x18\t \x03(\x0b\x32\x12.warmfleet.v1.Term\x12\x0e\n\x06reason\x18\n \x01(\t\x12 \n\x04pull\x18\x0b \x01(\x0b\x32\x12.warmfleet.v1.Pull\"5\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\t\n\x05SERVE\x10\x01\x12\x08\n\x04PULL\x10\x02\"%\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x94\x02\n\x0fProgressRequest\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x05 \x01(\x01\x12\x15\n\rpulled_tokens\x18\x06 \x01(\r\x12\x0e\n\x06pull_s\x18\x07 \x01(\x01\x12\x14\n\x0cpulled_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cwasted_bytes\x18\t \x01(\x04\x12\x14\n\x0cpull_failure\x18\n \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06load_s\x18\x0c \x01(\x01\x12\x16\n\x0e\x63\x61\x63hed_unknown\x18\x0f \x01(\x08\"\x12\n\x10ProgressResponse\"\xec\x01\n\rFinishRequest\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x34\n\x07outcome\x18\x02 \x01(\x0e\x32#.warmfleet.v1.FinishRequest.Outcome\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\r\n\x05\x65\x32\x65_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\"C\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\n\n\x06IGNORE\x10\x02\x12\x0b\n\x07\x44ROPPED\x10\x03\"\x1f\n\x0e\x46inishResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"P\n\x10HeartbeatRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12(\n\x04live\x18\x02 \x01(\x0b\x32\x1a.warmfleet.v1.LiveBookings\" \n\x0cLiveBookings\x12\x10\n\x08\x62ookings\x18\x01 \x03(\x06\"%\n\x11HeartbeatResponse\x12\x10\n\x08\x62ookings\x18\x01 \x01(\r\"\x14\n\x12ListWorkersRequest\"@\n\x13ListWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.warmfleet.v1.WorkerView\"\x91\x02\n\nWorkerView\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x05 \x01(\x0c\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x07 \x01(\r\x12\x13\n\x0bheld_blocks\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x10\n\x08\x62ookings\x18\x0b \x01(\r\x12\x13\n\x0bmax_context\x18\x0c \x01(\r\x12\r\n\x05\x65poch\x18\r \x01(\x06\x12\x12\n\nvocab_size\x18\x0e \x01(\r\"c\n\x0b\x45xplanation\x12\'\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x17.warmfleet.v1.Placement\x12+\n\ncandidates\x18\x02 \x03(\x0b\x32\x17.warmfleet.v1.Candidate\"\x9b\x01\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\x0eoverlap_tokens\x18\x02 \x01(\r\x12\x0f\n\x07price_s\x18\x03 \x01(\x01\x12!\n\x05terms\x18\x04 \x03(\x0b\x32\x12.warmfleet.v1.Term\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x15\n\rpulled_tokens\x18\x07 \x01(\r2\xba\x03\n\x06Router\x12<\n\x05Route\x12\x1a.warmfleet.v1.RouteRequest\x1a\x17.warmfleet.v1.Placement\x12I\n\x08Progress\x12\x1d.warmfleet.v1.ProgressRequest\x1a\x1e.warmfleet.v1.ProgressResponse\x12\x43\n\x06\x46inish\x12\x1b.warmfleet.v1.FinishRequest\x1a\x1c.warmfleet.v1.FinishResponse\x12L\n\tHeartbeat\x12\x1e.warmfleet.v1.HeartbeatRequest\x1a\x1f.warmfleet.v1.HeartbeatResponse\x12R\n\x0bListWorkers\x12 .warmfleet.v1.ListWorkersRequest\x1a!.warmfleet.v1.ListWorkersResponse\x12@\n\x07\x45xplain\x12\x1a.warmfleet.v1.RouteRequest\x1a\x19.warmfleet.v1.ExplanationP\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwarmfleet_proto/router.proto\x12\x0cwarmfleet.v1\x1a\x1ewarmfleet_proto/transfer.proto\"\xf5\x01\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x13\n\ttoken_ids\x18\x06 \x01(\x0cH\x00\x12\x0e\n\x04keys\x18\x07 \x01(\x0cH\x00\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0f\n\x07\x63hoices\x18\n \x01(\r\x12\x0f\n\x07\x65xclude\x18\x0b \x03(\t\x12\x14\n\x0c\x62ypass_cache\x18\x0c \x01(\x08\x42\x08\n\x06prompt\"\xcd\x02\n\tPlacement\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12.\n\x06\x61\x63tion\x18\x04 \x01(\x0e\x32\x1e.warmfleet.v1.Placement.Action\x12\x17\n\x0f\x65xpected_tokens\x18\x05 \x01(\r\x12\x18\n\x10\x61vailable_tokens\x18\x06 \x01(\r\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x0f\n\x07price_s\x18\x08 \x01(\x01\x12!\n\x05terms\x18\t \x03(\x0b\x32\x12.warmfleet.v1.Term\x12\x0e\n\x06reason\x18\n \x01(\t\x12 \n\x04pull\x18\x0b \x01(\x0b\x32\x12.warmfleet.v1.Pull\"5\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\t\n\x05SERVE\x10\x01\x12\x08\n\x04PULL\x10\x02\"%\n\x04Term\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xaa\x02\n\x0fProgressRequest\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x05 \x01(\x01\x12\x15\n\rpulled_tokens\x18\x06 \x01(\r\x12\x0e\n\x06pull_s\x18\x07 \x01(\x01\x12\x14\n\x0cpulled_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cwasted_bytes\x18\t \x01(\x04\x12\x14\n\x0cpull_failure\x18\n \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x0b \x01(\x04\x12\x0e\n\x06load_s\x18\x0c \x01(\x01\x12\x16\n\x0e\x63\x61\x63hed_unknown\x18\x0f \x01(\x08\x12\x14\n\x0c\x63\x61\x63hed_later\x18\x14 \x01(\x08\"\x12\n\x10ProgressResponse\"\x92\x02\n\rFinishRequest\x12\x0f\n\x07\x62ooking\x18\x01 \x01(\x06\x12\x34\n\x07outcome\x18\x02 \x01(\x0e\x32#.warmfleet.v1.FinishRequest.Outcome\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\r\n\x05\x65\x32\x65_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06ttft_s\x18\x14 \x01(\x01\x12\x14\n\x0c\x63\x61\x63hed_known\x18\x15 \x01(\x08\"C\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\n\n\x06IGNORE\x10\x02\x12\x0b\n\x07\x44ROPPED\x10\x03\"\x1f\n\x0e\x46inishResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"P\n\x10HeartbeatRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12(\n\x04live\x18\x02 \x01(\x0b\x32\x1a.warmfleet.v1.LiveBookings\" \n\x0cLiveBookings\x12\x10\n\x08\x62ookings\x18\x01 \x03(\x06\"%\n\x11HeartbeatResponse\x12\x10\n\x08\x62ookings\x18\x01 \x01(\r\"\x14\n\x12ListWorkersRequest\"@\n\x13ListWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.warmfleet.v1.WorkerView\"\xb1\x02\n\nWorkerView\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x05 \x01(\x0c\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x07 \x01(\r\x12\x13\n\x0bheld_blocks\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x10\n\x08\x62ookings\x18\x0b \x01(\r\x12\x13\n\x0bmax_context\x18\x0c \x01(\r\x12\r\n\x05\x65poch\x18\r \x01(\x06\x12\x12\n\nvocab_size\x18\x0e \x01(\r\x12\x0e\n\x06\x65ngine\x18\x14 \x01(\t\x12\x0e\n\x06silent\x18\x15 \x01(\x08\"c\n\x0b\x45xplanation\x12\'\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x17.warmfleet.v1.Placement\x12+\n\ncandidates\x18\x02 \x03(\x0b\x32\x17.warmfleet.v1.Candidate\"\x9b\x01\n\tCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x16\n\x0eoverlap_tokens\x18\x02 \x01(\r\x12\x0f\n\x07price_s\x18\x03 \x01(\x01\x12!\n\x05terms\x18\x04 \x03(\x0b\x32\x12.warmfleet.v1.Term\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x15\n\rpulled_tokens\x18\x07 \x01(\r2\xba\x03\n\x06Router\x12<\n\x05Route\x12\x1a.warmfleet.v1.RouteRequest\x1a\x17.warmfleet.v1.Placement\x12I\n\x08Progress\x12\x1d.warmfleet.v1.ProgressRequest\x1a\x1e.warmfleet.v1.ProgressResponse\x12\x43\n\x06\x46inish\x12\x1b.warmfleet.v1.FinishRequest\x1a\x1c.warmfleet.v1.FinishResponse\x12L\n\tHeartbeat\x12\x1e.warmfleet.v1.HeartbeatRequest\x1a\x1f.warmfleet.v1.HeartbeatResponse\x12R\n\x0bListWorkers\x12 .warmfleet.v1.ListWorkersRequest\x1a!.warmfleet.v1.ListWorkersResponse\x12@\n\x07\x45xplain\x12\x1a.warmfleet.v1.RouteRequest\x1a\x19.warmfleet.v1.ExplanationP\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,31 +42,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TERM']._serialized_start=662
   _globals['_TERM']._serialized_end=699
   _globals['_PROGRESSREQUEST']._serialized_start=702
-  _globals['_PROGRESSREQUEST']._serialized_end=978
-  _globals['_PROGRESSRESPONSE']._serialized_start=980
-  _globals['_PROGRESSRESPONSE']._serialized_end=998
-  _globals['_FINISHREQUEST']._serialized_start=1001
-  _globals['_FINISHREQUEST']._serialized_end=1237
-  _globals['_FINISHREQUEST_OUTCOME']._serialized_start=1170
-  _globals['_FINISHREQUEST_OUTCOME']._serialized_end=1237
-  _globals['_FINISHRESPONSE']._serialized_start=1239
-  _globals['_FINISHRESPONSE']._serialized_end=1270
-  _globals['_HEARTBEATREQUEST']._serialized_start=1272
-  _globals['_HEARTBEATREQUEST']._serialized_end=1352
-  _globals['_LIVEBOOKINGS']._serialized_start=1354
-  _globals['_LIVEBOOKINGS']._serialized_end=1386
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1388
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1425
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1427
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1447
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1449
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1513
-  _globals['_WORKERVIEW']._serialized_start=1516
-  _globals['_WORKERVIEW']._serialized_end=1789
-  _globals['_EXPLANATION']._serialized_start=1791
-  _globals['_EXPLANATION']._serialized_end=1890
-  _globals['_CANDIDATE']._serialized_start=1893
-  _globals['_CANDIDATE']._serialized_end=2048
-  _globals['_ROUTER']._serialized_start=2051
-  _globals['_ROUTER']._serialized_end=2493
+  _globals['_PROGRESSREQUEST']._serialized_end=1000
+  _globals['_PROGRESSRESPONSE']._serialized_start=1002
+  _globals['_PROGRESSRESPONSE']._serialized_end=1020
+  _globals['_FINISHREQUEST']._serialized_start=1023
+  _globals['_FINISHREQUEST']._serialized_end=1297
+  _globals['_FINISHREQUEST_OUTCOME']._serialized_start=1230
+  _globals['_FINISHREQUEST_OUTCOME']._serialized_end=1297
+  _globals['_FINISHRESPONSE']._serialized_start=1299
+  _globals['_FINISHRESPONSE']._serialized_end=1330
+  _globals['_HEARTBEATREQUEST']._serialized_start=1332
+  _globals['_HEARTBEATREQUEST']._serialized_end=1412
+  _globals['_LIVEBOOKINGS']._serialized_start=1414
+  _globals['_LIVEBOOKINGS']._serialized_end=1446
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1448
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1485
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1487
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1507
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1509
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1573
+  _globals['_WORKERVIEW']._serialized_start=1576
+  _globals['_WORKERVIEW']._serialized_end=1881
+  _globals['_EXPLANATION']._serialized_start=1883
+  _globals['_EXPLANATION']._serialized_end=1982
+  _globals['_CANDIDATE']._serialized_start=1985
+  _globals['_CANDIDATE']._serialized_end=2140
+  _globals['_ROUTER']._serialized_start=2143
+  _globals['_ROUTER']._serialized_end=2585
 # @@protoc_insertion_point(module_scope)

@@ -88,7 +88,7 @@ class Term(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "loaded_bytes", "load_s", "cached_unknown")
+    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "loaded_bytes", "load_s", "cached_unknown", "cached_later")
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class ProgressRequest(_message.Message):
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    CACHED_LATER_FIELD_NUMBER: _ClassVar[int]
     booking: int
     cached_tokens: int
     queue_s: float
@@ -115,14 +116,15 @@ class ProgressRequest(_message.Message):
     loaded_bytes: int
     load_s: float
     cached_unknown: bool
-    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., cached_unknown: bool = ...) -> None: ...
+    cached_later: bool
+    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., cached_unknown: bool = ..., cached_later: bool = ...) -> None: ...
 
 class ProgressResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class FinishRequest(_message.Message):
-    __slots__ = ("booking", "outcome", "completion_tokens", "cached_tokens", "e2e_s", "reason")
+    __slots__ = ("booking", "outcome", "completion_tokens", "cached_tokens", "e2e_s", "reason", "ttft_s", "cached_known")
     class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OUTCOME_UNSPECIFIED: _ClassVar[FinishRequest.Outcome]
@@ -139,13 +141,17 @@ class FinishRequest(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     E2E_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    CACHED_KNOWN_FIELD_NUMBER: _ClassVar[int]
     booking: int
     outcome: FinishRequest.Outcome
     completion_tokens: int
     cached_tokens: int
     e2e_s: float
     reason: str
-    def __init__(self, booking: _Optional[int] = ..., outcome: _Optional[_Union[FinishRequest.Outcome, str]] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., e2e_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    ttft_s: float
+    cached_known: bool
+    def __init__(self, booking: _Optional[int] = ..., outcome: _Optional[_Union[FinishRequest.Outcome, str]] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., e2e_s: _Optional[float] = ..., reason: _Optional[str] = ..., ttft_s: _Optional[float] = ..., cached_known: bool = ...) -> None: ...
 
 class FinishResponse(_message.Message):
     __slots__ = ("known",)
@@ -184,7 +190,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker", "address", "state", "model", "model_fingerprint", "block_size", "total_blocks", "held_blocks", "running", "waiting", "bookings", "max_context", "epoch", "vocab_size")
+    __slots__ = ("worker", "address", "state", "model", "model_fingerprint", "block_size", "total_blocks", "held_blocks", "running", "waiting", "bookings", "max_context", "epoch", "vocab_size", "engine", "silent")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +205,8 @@ class WorkerView(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     address: str
     state: str
@@ -213,7 +221,9 @@ class WorkerView(_message.Message):
     max_context: int
     epoch: int
     vocab_size: int
-    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., bookings: _Optional[int] = ..., max_context: _Optional[int] = ..., epoch: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    engine: str
+    silent: bool
+    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., bookings: _Optional[int] = ..., max_context: _Optional[int] = ..., epoch: _Optional[int] = ..., vocab_size: _Optional[int] = ..., engine: _Optional[str] = ..., silent: bool = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("chosen", "candidates")

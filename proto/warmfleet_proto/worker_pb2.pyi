@@ -324,7 +324,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent")
+    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent", "anonymous_load", "silence_s")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +341,8 @@ class StatusResponse(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     GIVES_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    ANONYMOUS_LOAD_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_S_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     model: str
@@ -357,7 +359,9 @@ class StatusResponse(_message.Message):
     vocab_size: int
     gives_blocks: bool
     silent: bool
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ...) -> None: ...
+    anonymous_load: bool
+    silence_s: float
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ..., anonymous_load: bool = ..., silence_s: _Optional[float] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("deadline_s",)

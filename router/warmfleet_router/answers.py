@@ -62,6 +62,8 @@ def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
                 max_context=v.max_context,
                 epoch=v.epoch,
                 vocab_size=v.vocab_size,
+                engine=v.engine,
+                silent=v.confidence is not None,
             )
             for v in views
         ]

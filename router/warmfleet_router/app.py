@@ -25,6 +25,7 @@ from warmfleet_router.decisions.writer import Writer
 from warmfleet_router.grant import Granter
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
+from warmfleet_router.servers.watcher import ServerWatcher
 from warmfleet_router.service import RouterService
 from warmfleet_router.watcher import Watcher
 
@@ -68,6 +69,7 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         metrics.watch(core, clock)
         connect = partial(channel.connect, tls=config.tls)
         router_id = f"router-{secrets.token_hex(8)}"
+        await stack.enter_async_context(ServerWatcher(core, config.backends, clock))
         await stack.enter_async_context(Watcher(core, config.workers, router_id, clock, connect))
         grpc_address = await stack.enter_async_context(_service(config, router))
         front = program.front(

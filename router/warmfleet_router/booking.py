@@ -94,7 +94,11 @@ class Ledger:
         if booking.started:
             return None
         booking.started = True
-        _discount(booking)
+        identity = booking.worker.identity
+        if identity is not None and identity.anonymous:
+            _prefilled(booking)
+        else:
+            _discount(booking)
         return booking
 
     def end(self, id_: int, now: float) -> Booking | None:
@@ -155,6 +159,14 @@ class Ledger:
             del self._gateways[booking.gateway]
         _discount(booking)
         booking.worker.booked.alive -= 1
+
+
+def _prefilled(booking: Booking) -> None:
+    """No report will ever name it: it goes on counting as a sequence."""
+    if booking.counted:
+        booked = booking.worker.booked
+        booked.prefill_s = max(booked.prefill_s - booking.prefill_s, 0.0)
+        booking.prefill_s = 0.0
 
 
 def _discount(booking: Booking) -> None:

@@ -14,6 +14,8 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router.gateway.intake import Key
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.routing import Routing
+from warmfleet_router.servers import backend
+from warmfleet_router.servers.backend import Backend
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -33,6 +35,9 @@ class Frontend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     served_name: str = ""  # what clients call the model; empty: whatever the workers do
     tenants: list[Key] = []  # empty: no API keys
     limits: Limits = Limits()
+    # Servers that are not ours: [{url = "http://HOST:PORT", kind = "vllm", events = "tcp://HOST:5557"}]
+    backends: Annotated[list[Backend], Meta(max_length=10_000)] = []
+    tokenizers: dict[str, str] = {}  # of their models: a Hugging Face folder or GGUF file
     https: Https | None = None
     tls: Tls | None = None  # between our own programs
     insecure: bool = False  # listen beyond loopback without TLS or API keys
@@ -61,6 +66,10 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     if not (is_loopback(config.http) or config.tenants or config.insecure):
         raise ConfigError("tenants: an address beyond loopback needs API keys, or set insecure = true")
     _check_tenants(config.tenants)
+    for number, server in enumerate(config.backends):
+        backend.check(f"backends[{number}]", server)
+    if len({server.base for server in config.backends}) < len(config.backends):
+        raise ConfigError("backends: a url is listed twice")
     if isinstance(config, GatewayConfig):
         split_address(config.router)
         _check_own("metrics", config.metrics, config.insecure)

@@ -95,6 +95,8 @@ class RouterCore:
             self.counters.finished_unknown += 1
             return pb.FinishResponse(known=False)
         self._ended(booking, _ENDINGS[request.outcome])
+        if booking.started and request.outcome == pb.FinishRequest.OK and request.ttft_s:
+            self._learn_late(booking, request, now)
         self._judge(booking, request, now)
         return pb.FinishResponse(known=True)
 
@@ -214,13 +216,15 @@ class RouterCore:
     def _learn(self, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
         record, worker = booking.record, booking.worker
         cached = min(request.cached_tokens, record.prompt_tokens - 1)
-        record.delivered = cached
-        self.counters.delivered_tokens += cached
+        if not request.cached_later:
+            record.delivered = cached
+            self.counters.delivered_tokens += cached
         if booking.epoch != worker.epoch:
             return
         self.roster.fleet.succeeded(worker)
-        self.roster.computed(booking, None if request.cached_unknown else cached)
-        self._learn_links(booking, request, cached)
+        if not request.cached_later:
+            self.roster.computed(booking, None if request.cached_unknown else cached)
+            self._learn_links(booking, request, cached)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
@@ -241,6 +245,22 @@ class RouterCore:
             group.links.observe(booking.source, worker.name, request.pulled_bytes, request.pull_s)
         if group and 0.0 < request.load_s < LONGEST_S:
             group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s)
+
+    def _learn_late(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
+        """From a backend that tells with its end what it had cached. Its queue is part of the time to the
+        first token: only a request that met none says what prefill takes."""
+        record, worker = booking.record, booking.worker
+        cached = min(request.cached_tokens, record.prompt_tokens - 1) if request.cached_known else None
+        if cached is not None:
+            record.delivered = cached
+            self.counters.delivered_tokens += cached
+        if booking.epoch != worker.epoch:
+            return
+        self.roster.answered(booking, cached, now)
+        if booking.alone and 0.0 < request.ttft_s < LONGEST_S:
+            held = record.expected if cached is None else cached
+            worker.rates.observe_prefill(record.prompt_tokens - held, held, request.ttft_s, True)
+            self.roster.measured(worker)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
         for booking in bookings:

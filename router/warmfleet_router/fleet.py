@@ -12,6 +12,7 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import STUCK_AFTER_S
 
+from warmfleet_router.agreement import Agreement
 from warmfleet_router.approximate import Approximate
 from warmfleet_router.pricing import Rates
 from warmfleet_router.view import Counters
@@ -54,6 +55,8 @@ class Identity:
     silent: bool = False  # announces no presence
     token_bytes: float = 0.0  # of KV, a token
     gives_blocks: bool = False  # peers may pull its blocks
+    anonymous: bool = False  # its load counts requests and names no bookings
+    silence_s: float = STUCK_AFTER_S  # before it counts as stuck
 
     @property
     def kind(self) -> tuple[bytes, int]:
@@ -110,6 +113,7 @@ class Worker:
     rest_s: float = 0.0  # of work that comes after that queue
     guess: Approximate | None = None  # of what a silent one holds
     sending_until: float = 0.0  # when what its peers have been told to pull should be sent
+    agreement: Agreement = field(default_factory=Agreement)  # of an anonymous one's answers with the index
     crowd_s: float = 0.0  # what its sequences add to each decode step of one more
 
     connected: bool = False
@@ -191,6 +195,7 @@ class Fleet:
         worker.report = Report()
         worker.sending_until = 0.0
         worker.hits.begin_epoch()
+        worker.agreement = Agreement()
         worker.failures = worker.ejections = 0
         worker.ejected_until = 0.0
         worker.full_at = now + SLOW_START_S
@@ -230,7 +235,8 @@ class Fleet:
         )
         worker.draining = load.draining
         worker.clock_ahead_s = load.clock_s - now
-        worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
+        if worker.identity is None or not worker.identity.anonymous:
+            worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
         _learn_step(worker.rates, before, worker.report)
 
     # ---- how requests end
@@ -267,7 +273,8 @@ class Fleet:
                 continue
             if stalled:
                 worker.heard_at = now
-            worker.stuck = worker.connected and now - worker.heard_at > STUCK_AFTER_S
+            patience = worker.identity.silence_s if worker.identity else STUCK_AFTER_S
+            worker.stuck = worker.connected and now - worker.heard_at > patience
 
 
 def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:

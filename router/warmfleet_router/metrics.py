@@ -154,6 +154,7 @@ _COUNTERS = {
     "ejections": "Workers taken out.",
     "kv_batches": "KV event batches read.",
     "kv_duplicates": "Batches seen before.",
+    "kv_distrusted": "Servers whose answers and KV events disagreed.",
     "kv_gaps": "Gaps in a worker's event log.",
     "kv_bad_digests": "Batches after which the index and the worker disagreed.",
     "kv_malformed": "Batches that broke the contract.",

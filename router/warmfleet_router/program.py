@@ -86,9 +86,24 @@ async def front(
     """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
     address ``apart``, or shares a loopback one. Raises ConfigError."""
     encoder = PromptEncoder(tokenizer.load(config.model or demo.weights()))
-    gateway = Gateway(router, encoder, config.served_name, config.tenants, config.limits, metrics, config.tls)
+    encoders = {
+        model: PromptEncoder(tokenizer.load(path), typed_specials=True)
+        for model, path in config.tokenizers.items()
+    }
+    gateway = Gateway(
+        router,
+        encoder,
+        config.served_name,
+        config.tenants,
+        config.limits,
+        metrics,
+        config.tls,
+        backends=config.backends,
+        encoders=encoders,
+    )
     async with AsyncExitStack() as stack:
-        stack.callback(encoder.close)
+        for made in (encoder, *encoders.values()):
+            stack.callback(made.close)
         stack.push_async_callback(gateway.close)
         addresses = {}
         app = application()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
+from warmfleet_proto.limits import STUCK_AFTER_S
 
 from warmfleet_router.approximate import Approximate
 from warmfleet_router.booking import Booking, Ledger
@@ -22,6 +23,7 @@ from warmfleet_router.view import Counters
 MAX_NAME_CHARS = 128
 MAX_FINGERPRINT_BYTES = 64
 MAX_BLOCK_SIZE = 1 << 16
+MOST_SILENCE_S = 600.0
 
 
 class Roster:
@@ -119,7 +121,9 @@ class Roster:
         group = self.group_of(worker)
         if group is not None:
             group.index.clear(worker.slot)
-        if worker.guess is not None:
+        if worker.identity is not None and not worker.identity.silent:
+            worker.guess = None
+        elif worker.guess is not None:
             worker.guess.forget()
         self._orphan(worker)
 
@@ -153,7 +157,7 @@ class Roster:
         if message.HasField("load"):
             self.ledger.included(worker, message.load.bookings)
             reported = worker.report
-            self.fleet.reported(worker, message.load, now)
+            self.fleet.reported(worker, _strangers(worker, message.load), now)
             group.pressure.report(reported, worker.report, group.total_blocks)
         if worker.state(now) is before:
             group.settle(worker)
@@ -163,6 +167,13 @@ class Roster:
             return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
+
+    def told(self, address: str, instruction: Instruction) -> None:
+        """One instruction from the KV events of a server that is not ours."""
+        worker = self.fleet.workers.get(address)
+        group = self.group_of(worker) if worker else None
+        if worker is not None and group is not None and worker.guess is None:
+            self.perform(group, worker, instruction)
 
     def perform(self, group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
         """One instruction of its cursor."""
@@ -176,6 +187,25 @@ class Roster:
             case Ask():
                 return instruction
         return None
+
+    def answered(self, booking: Booking, cached: int | None, now: float) -> None:
+        """An anonymous server has answered in full, and told ``cached`` tokens, or not how many.
+
+        Where its answers and its events disagree, it goes on as if it had none.
+        """
+        worker, record = booking.worker, booking.record
+        group = self.group_of(worker)
+        if group is None:
+            return
+        if cached is not None:
+            worker.agreement.told(now, worker.hits, cached, record.prompt_tokens)
+        if worker.guess is not None or cached is None:
+            self.computed(booking, cached)
+        elif worker.agreement.lost(record.expected, cached, group.block_size):
+            self.counters.kv_distrusted += 1
+            group.index.clear(worker.slot)
+            assert worker.identity is not None  # it is in a group
+            worker.guess = Approximate(worker.identity.total_blocks)
 
     def computed(self, booking: Booking, cached: int | None) -> None:
         """A silent worker has computed a prompt and found ``cached`` tokens of it; None: it does not say."""
@@ -229,6 +259,14 @@ class Roster:
             self._settle(worker, now)
 
 
+def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:
+    """An anonymous load less our own bookings, which count until they end: what others sent there."""
+    if worker.identity is None or not worker.identity.anonymous:
+        return load
+    others = max(load.running + load.waiting - worker.booked.slots, 0)
+    return pb.WorkerLoad(running=others, free_blocks=load.free_blocks, draining=load.draining)
+
+
 def _identity(status: pb.StatusResponse, address: str) -> Identity:
     good = (
         0 < len(status.worker) <= MAX_NAME_CHARS
@@ -236,6 +274,7 @@ def _identity(status: pb.StatusResponse, address: str) -> Identity:
         and len(status.model_fingerprint) <= MAX_FINGERPRINT_BYTES
         and 0 < status.block_size <= MAX_BLOCK_SIZE
         and status.epoch
+        and 0.0 <= status.silence_s <= MOST_SILENCE_S
     )
     if not good:
         raise Corrupt("a status without a usable name, model, fingerprint, block size and epoch", address)
@@ -252,4 +291,6 @@ def _identity(status: pb.StatusResponse, address: str) -> Identity:
         silent=status.silent,
         token_bytes=status.block_bytes / status.block_size,
         gives_blocks=status.gives_blocks,
+        anonymous=status.anonymous_load,
+        silence_s=status.silence_s or STUCK_AFTER_S,
     )

@@ -54,6 +54,7 @@ class WorkerView:
     ttft_error: float | None  # learned mean of |measured - predicted| / measured
     confidence: float | None = None  # in what a silent worker is taken to hold, 0 to 1
     guessed_blocks: int | None = None  # its learned capacity
+    agreement: float | None = None  # share of answers that found what events had told, 0 to 1
 
 
 @dataclass(slots=True)
@@ -123,6 +124,7 @@ class Counters:
     kv_malformed: int = 0
     kv_new_epochs: int = 0
     kv_snapshots: int = 0
+    kv_distrusted: int = 0  # servers whose answers and events disagreed
     kv_held_dropped: int = 0  # batches let go because too many waited for a replay
     expected_tokens: int = 0  # overlap at the chosen workers, sum over placements
     available_tokens: int = 0

@@ -46,8 +46,9 @@ def worker_view(roster: Roster, worker: Worker, routed: int, now: float) -> Work
         wait_s=worker.wait_s(now),
         prefill_s_per_1k=worker.rates.prefill_s(1000, 0),
         ttft_error=worker.rates.ttft_error,
-        confidence=worker.guess.confidence if worker.guess else None,
-        guessed_blocks=int(worker.guess.capacity) if worker.guess else None,
+        confidence=worker.guess.confidence if worker.guess is not None else None,
+        guessed_blocks=int(worker.guess.capacity) if worker.guess is not None else None,
+        agreement=worker.agreement.rate,
     )
 
 

@@ -47,6 +47,7 @@ def worker(view: WorkerView) -> dict[str, Any]:
         "presence": "announced" if view.confidence is None else "guessed",
         "confidence": view.confidence,
         "guessed_blocks": view.guessed_blocks,
+        "agreement": view.agreement,
         **_load(view),
     }
 

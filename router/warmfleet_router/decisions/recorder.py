@@ -26,6 +26,7 @@ from warmfleet_router.decisions.lines import (
     First,
     Heard,
     Joined,
+    More,
     Placed,
     Removed,
     Swept,
@@ -156,6 +157,13 @@ class RecordingRoster(Roster):
             yield from super().ingest(address, message, now)
         finally:
             self._journal.close(address)
+
+    def told(self, address: str, instruction: Instruction) -> None:
+        worker = self.fleet.workers.get(address)
+        change = _change(instruction)
+        if worker is not None and worker.guess is None and change is not None:
+            self._journal.note(More(address, [change]))
+        super().told(address, instruction)
 
     def sweep(self, budget: int) -> bool:
         if any(not group.index.clean or not group.workers for group in self.groups.values()):

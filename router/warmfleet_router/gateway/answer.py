@@ -75,7 +75,7 @@ class Answer:
             raise
         except Exception as error:
             response.force_close()
-            await response.write(_error_event(error))
+            await response.write(error_event(error))
             return error
         usage = events.usage(self._usage()) if self._job.include_usage else b""
         await response.write(usage + openai.DONE)
@@ -117,7 +117,7 @@ class Answer:
         )
 
 
-def _error_event(error: Exception) -> bytes:
+def error_event(error: Exception) -> bytes:
     if isinstance(error, WarmfleetError):
         return openai.error_chunk(str(told(error)), http_status(error))
     _log.error("a stream failed", exc_info=error)

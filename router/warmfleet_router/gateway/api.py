@@ -13,6 +13,7 @@ from warmfleet_router.gateway.http import REQUEST_ID, error_response
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.record import Record
+from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ class Api:
         tenants: intake.Tenants,
         limits: Limits,
         metrics: Metrics,
+        relays: Relays,
     ) -> None:
         self._fleet = fleet
         self._preparer = preparer
@@ -39,6 +41,7 @@ class Api:
         self._tenants = tenants
         self._limits = limits
         self._metrics = metrics
+        self._relays = relays
         self._in_flight = 0
         self.draining = False
 
@@ -66,11 +69,12 @@ class Api:
 
     async def _models(self, request: web.Request) -> web.Response:
         self._tenants.of(request.headers.get("Authorization"))
-        body = openai.models_response(self._catalogue.models(), 0)
+        body = openai.models_response(self._catalogue.models() | self._relays.models(), 0)
         return web.Response(body=body, content_type="application/json")
 
     async def _health(self, request: web.Request) -> web.Response:
-        state = "draining" if self.draining else "ok" if self._catalogue.ready else "waiting for a worker"
+        ready = self._catalogue.ready or self._relays.models()
+        state = "draining" if self.draining else "ok" if ready else "waiting for a worker"
         return web.json_response({"status": state}, status=200 if state == "ok" else 503)
 
     async def _accounted(self, request: web.Request, parse: Parse) -> web.StreamResponse:
@@ -101,7 +105,10 @@ class Api:
         record.tenant = tenant.name
         if self._in_flight > self._limits.in_flight:
             raise Rejected(f"{self._limits.in_flight} requests are in flight already")
-        job = await parse(await intake.read_body(request, self._limits.body_bytes), tenant)
+        body = await intake.read_body(request, self._limits.body_bytes)
+        if self._relays.serves(body):
+            return await self._relays.served(request, body, tenant, deadline, record)
+        job = await parse(body, tenant)
         record.prepared(job, self._fleet.clock())
         self._fleet.budget.request(self._fleet.clock())
         generations = self._generations(request, job, tenant, deadline)

@@ -5,20 +5,32 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.fields import ChatBody, CompletionBody
-from warmfleet_router.gateway.generation import Generation
-from warmfleet_router.gateway.job import Job
+from warmfleet_router.gateway.placing import Placed
 from warmfleet_router.metrics import Metrics, Outcome
 
 _log = logging.getLogger(__name__)
 
 _FIELDS = intake.HEADERS.union(ChatBody.__struct_fields__, CompletionBody.__struct_fields__)
+
+
+class Asked(Protocol):
+    """What was asked for, as far as it is remembered."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def choices(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
 
 
 class Record:
@@ -27,8 +39,8 @@ class Record:
     def __init__(self, metrics: Metrics, request_id: str, began: float) -> None:
         self.request_id = request_id
         self.tenant = ""
-        self.job: Job | None = None
-        self.generations: Sequence[Generation] = ()
+        self.job: Asked | None = None
+        self.generations: Sequence[Placed] = ()
         self.completion_tokens = 0
         self._metrics = metrics
         self._began = began
@@ -37,7 +49,7 @@ class Record:
         self._latest = began
         metrics.arrived()
 
-    def prepared(self, job: Job, now: float) -> None:
+    def prepared(self, job: Asked, now: float) -> None:
         self.job = job
         self._prepared_at = now
 
@@ -45,7 +57,7 @@ class Record:
         """Every prompt has its worker, and the first of them has answered."""
         prepare_s = self._prepared_at - self._began
         for generation in self.generations:
-            self._metrics.placed(generation.wanted.prompt_tokens, prepare_s, generation.placing_s)
+            self._metrics.placed(generation.prompt_tokens, prepare_s, generation.placing_s)
 
     def tokens(self, count: int, now: float) -> None:
         """``count`` tokens have just gone to the client."""
@@ -84,7 +96,7 @@ def _known(field: str | None) -> str:
     return head if head in _FIELDS else "body"
 
 
-def _placement(generations: Sequence[Generation]) -> dict[str, Any]:
+def _placement(generations: Sequence[Placed]) -> dict[str, Any]:
     """Of the first prompt, and sums over all of them."""
     first, placement = generations[0], generations[0].placement
     return {

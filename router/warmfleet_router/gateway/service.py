@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 from warmfleet_proto import log
@@ -22,10 +22,12 @@ from warmfleet_router.gateway.dry_run import DryRun
 from warmfleet_router.gateway.generation import Fleet
 from warmfleet_router.gateway.job import Preparer
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers.backend import Backend
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Gateway:
         metrics: Metrics,
         tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
+        backends: Sequence[Backend] = (),
+        encoders: Mapping[str, PromptEncoder] | None = None,
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._catalogue = Catalogue(served_name, encoder.tokenizer.vocab_size)
@@ -53,7 +57,17 @@ class Gateway:
         )
         preparer = Preparer(encoder, self._catalogue)
         tenants = intake.Tenants(keys)
-        self._api = Api(self._fleet, preparer, encoder.tokenizer, self._catalogue, tenants, limits, metrics)
+        self._relays = Relays(self._fleet, backends, encoders or {})
+        self._api = Api(
+            self._fleet,
+            preparer,
+            encoder.tokenizer,
+            self._catalogue,
+            tenants,
+            limits,
+            metrics,
+            self._relays,
+        )
         self.dry_run = DryRun(preparer, tenants, limits)
         self._heart: asyncio.Task[None] | None = None
 
@@ -73,6 +87,7 @@ class Gateway:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
         await self._fleet.workers.close()
+        await self._relays.close()
         await self._fleet.reports.close()
 
     def _heartbeat(self) -> HeartbeatRequest:
@@ -84,10 +99,13 @@ class Gateway:
         while True:
             try:
                 await self._fleet.router.heartbeat(self._heartbeat())
-                self._catalogue.update(await self._fleet.router.list_workers(ListWorkersRequest()))
+                workers = await self._fleet.router.list_workers(ListWorkersRequest())
+                self._catalogue.update(workers)
+                self._relays.update(workers)
                 reachable = True
             except WarmfleetError as error:
                 if reachable:
                     log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
                 reachable = False
-            await asyncio.sleep(BOOKING_HEARTBEAT_S if self._catalogue.ready else _JOINING_S)
+            ready = self._catalogue.ready or self._relays.models()
+            await asyncio.sleep(BOOKING_HEARTBEAT_S if ready else _JOINING_S)

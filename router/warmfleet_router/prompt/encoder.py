@@ -1,7 +1,7 @@
 """From chat messages or text to packed token ids: render, split, remember, encode."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -44,10 +44,15 @@ class PromptEncoder:
         self,
         tokenizer: Tokenizer,
         memo_bytes: int = MEMO_BYTES,
+        typed_specials: bool = False,
         today: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """Raises ConfigError."""
+        """``typed_specials``: a special token that someone typed is one, as in vLLM and SGLang.
+
+        Raises ConfigError.
+        """
         self.tokenizer = tokenizer
+        self._typed_specials = typed_specials
         self.memo = Memo(memo_bytes)
         self.figures = Figures()
         self._masking = Masking(tokenizer.specials)
@@ -66,15 +71,20 @@ class PromptEncoder:
         add_generation_prompt: bool = True,
         salt: bytes = b"",
         max_context: int | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """Raises BadRequest naming ``messages``, Rejected when too much waits to be tokenised."""
+        """``variables`` are the template's own.
+
+        Raises BadRequest naming ``messages``, Rejected when too much waits to be tokenised.
+        """
         contents = sum(len(message["content"] or "") for message in messages)
         self._refuse_hopeless(contents, max_context, "messages")
-        chars = len(msgspec.json.encode((messages, tools)))  # no fewer than a template can see
+        more = variables or {}
+        chars = len(msgspec.json.encode((messages, tools, more)))  # no fewer than a template can see
         if chars <= INLINE_RENDER_CHARS:
-            pieces = self._pieces(messages, tools, add_generation_prompt)
+            pieces = self._pieces(messages, tools, add_generation_prompt, more)
         else:
-            pieces = await self.offload.run(chars, self._pieces, messages, tools, add_generation_prompt)
+            pieces = await self.offload.run(chars, self._pieces, messages, tools, add_generation_prompt, more)
         rendered = sum(len(piece) for piece in pieces if isinstance(piece, str))
         self._refuse_hopeless(rendered, max_context, "messages")
         return await self._encode(pieces, salt, "messages")
@@ -82,7 +92,8 @@ class PromptEncoder:
     async def text(self, prompt: str, salt: bytes = b"", max_context: int | None = None) -> bytes:
         """The prompt behind the model's own start (a BOS token, if it has one). Raises like ``chat``."""
         self._refuse_hopeless(len(prompt), max_context, "prompt")
-        return await self._encode([self._start, prompt], salt, "prompt")
+        pieces = self._masking.split(prompt) if self._typed_specials else [prompt]
+        return await self._encode([self._start, *pieces], salt, "prompt")
 
     def tokens(self, packed: bytes, vocab_size: int) -> bytes:
         """A prompt that came as token ids, once they are checked. Raises BadRequest."""
@@ -96,14 +107,20 @@ class PromptEncoder:
         self.offload.close()
 
     def _pieces(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
     ) -> list[str | bytes]:
         if self._template is None:
             raise BadRequest("messages: this model has no chat template", "messages")
-        mask = self._masking.mask
+        mask = _as_it_is if self._typed_specials else self._masking.mask
         # Roles and the keys of a message come from closed sets, not from a caller.
         masked = [{k: v if k == "role" else mask(v) for k, v in message.items()} for message in messages]
-        rendered = self._template.render(masked, mask(tools), add_generation_prompt, self._today())
+        rendered = self._template.render(
+            masked, mask(tools), add_generation_prompt, self._today(), mask(dict(variables))
+        )
         return self._masking.split(rendered)
 
     async def _encode(self, pieces: list[str | bytes], salt: bytes, field: str) -> bytes:
@@ -150,6 +167,10 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
         return []
     encodings = tokenizer.fast.encode_batch_fast(texts, add_special_tokens=False)
     return [ids.pack(encoding.ids) for encoding in encodings]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _start(tokenizer: Tokenizer) -> bytes:

@@ -5,6 +5,7 @@ likes within the sandbox, and what it makes of hostile messages is bounded.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -39,9 +40,14 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None,
         add_generation_prompt: bool,
         now: datetime,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt as text. Raises BadRequest naming ``messages``."""
+        """The prompt as text; ``variables`` of a caller's own never replace these.
+
+        Raises BadRequest naming ``messages``.
+        """
         context = {
+            **(variables or {}),
             "messages": messages if self._knows_developer else [_as_system(m) for m in messages],
             "tools": tools,
             "documents": None,

@@ -14,12 +14,12 @@ from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import MAX_CHOICES
 
 from warmfleet_router.gateway import body as _body
+from warmfleet_router.gateway.messages import NULL
 
 MAX_MODEL_CHARS = 512
 MAX_TOKENS = 1 << 31
 
 _Any = msgspec.json.Decoder(dict[str, Raw])
-_NULL = b"null"
 
 
 class StreamOptions(Struct):
@@ -31,10 +31,10 @@ class Known(Struct):
 
     model: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
     messages: list[Raw] | None = None
-    prompt: Raw | None = None
-    tools: Raw | None = None
-    documents: Raw | None = None
-    chat_template: Raw | None = None
+    prompt: Raw = NULL
+    tools: Raw = NULL
+    documents: Raw = NULL
+    chat_template: Raw = NULL
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -104,7 +104,7 @@ class Ask:
 
     def _options(self) -> dict[str, Any]:
         options = self.fields.get("stream_options")
-        if options is None or bytes(options) == _NULL:
+        if options is None or options == NULL:
             return {}
         return dict(msgspec.json.decode(options, type=dict[str, Raw]))
 
@@ -124,6 +124,6 @@ def parse(body: bytes, chat: bool) -> Ask:
     _body.check_structure(body)
     if chat and not known.messages:
         raise BadRequest("messages: required", "messages")
-    if not chat and known.prompt is None:
+    if not chat and known.prompt == NULL:
         raise BadRequest("prompt: required", "prompt")
     return Ask(fields, known, chat)

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from warmfleet_proto.errors import WorkerLost
 
+from warmfleet_router.gateway.messages import NULL
+
 MAX_EVENT_BYTES = 1 << 20  # a tool call or a thousand log-probabilities are far below it
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -32,12 +34,12 @@ class Usage(Struct):
 class _Chunk(Struct):
     choices: list[Raw] | None = None
     usage: Usage | None = None
-    error: Raw | None = None
+    error: Raw = NULL
 
 
 class _Body(Struct):
     usage: Usage | None = None
-    error: Raw | None = None
+    error: Raw = NULL
     object: str | None = None
 
 
@@ -82,7 +84,7 @@ class Stream:
             chunk = _chunk.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return True  # not ours to judge
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if chunk.error != NULL:
             self.failed = True
         if chunk.usage is None:
             return True
@@ -96,7 +98,7 @@ def read_body(body: bytes) -> Usage | None:
         told = _body.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkerLost(f"the server's answer is no JSON object: {str(error)[:100]}") from None
-    if told.object == "error" or (told.error is not None and bytes(told.error) != b"null"):
+    if told.object == "error" or told.error != NULL:
         raise WorkerLost("the server answered 200 with an error")
     return told.usage
 

@@ -21,7 +21,7 @@ def text_of(ask: Ask) -> bytes:
     known = ask.known
     if known.messages is not None:
         return b"\x1e".join(map(bytes, known.messages))
-    return bytes(known.prompt or b"")
+    return bytes(known.prompt)
 
 
 def keys_of(ask: Ask, salt: str) -> tuple[bytes, int]:
@@ -35,6 +35,6 @@ def _root(ask: Ask, salt: str) -> bytes:
     """All that stands before or changes the whole prompt."""
     known = ask.known
     raw = (known.tools, known.documents, known.chat_template)
-    before = [ask.model, ask.chat, salt, known.chat_template_kwargs, *(r and bytes(r) for r in raw)]
+    before = [ask.model, ask.chat, salt, known.chat_template_kwargs, *map(bytes, raw)]
     digest = hashlib.sha256(msgspec.json.encode(before, order="deterministic")).digest()
     return root_hash(b"warmfleet text v1", CHUNK_BYTES, salt=digest)

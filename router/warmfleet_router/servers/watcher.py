@@ -67,7 +67,9 @@ class ServerWatcher:
             try:
                 status = await probe.status(secrets.randbits(64) or 1)
                 self._core.roster.joined(backend.base, status, self._clock())
-                log.event(_log, "server joined", address=backend.base, model=status.model, engine=backend.kind)
+                log.event(
+                    _log, "server joined", address=backend.base, model=status.model, engine=backend.kind
+                )
                 wait, known = FIRST_WAIT_S, ""
                 async with self._presence(backend, status):
                     await self._poll(backend, probe, status.epoch)
@@ -128,8 +130,6 @@ class ServerWatcher:
         decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
         follower = Follower(decoder, mirror, self._core.counters, bool(backend.replay))
         try:
-            await Subscriber(
-                backend.events, backend.replay, follower, sink, self._clock, backend.base
-            ).run()
+            await Subscriber(backend.events, backend.replay, follower, sink, self._clock, backend.base).run()
         except Exception as error:
             log.event(_log, "events lost", level=logging.WARNING, address=backend.base, why=str(error))

@@ -1,0 +1,129 @@
+"""A request placed on a worker, and on another one while nothing has been answered."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError, WorkerLost
+from warmfleet_proto.router_pb2 import FinishRequest, Placement, RouteRequest
+
+from warmfleet_router.backends.worker import WorkerPool
+from warmfleet_router.client import Router
+from warmfleet_router.gateway.reports import Reports
+from warmfleet_router.gateway.retries import RetryBudget
+
+_MAX_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What every placed request of a gateway shares."""
+
+    gateway_id: str
+    router: Router
+    workers: WorkerPool
+    reports: Reports
+    budget: RetryBudget
+    clock: Callable[[], float]  # monotonic seconds
+
+
+class Placed:
+    """``start`` waits for the first of the answer, ``finish`` ends it; ``deadline`` on the fleet's clock."""
+
+    def __init__(self, fleet: Fleet, deadline: float) -> None:
+        self.placement = Placement()
+        self.cached_tokens = 0
+        self.brought: Counter[str] = Counter()  # of those, by where they were fetched from
+        self.queue_s = 0.0
+        self.placing_s = 0.0
+        self.tried: list[str] = []  # workers that failed or refused it
+        self._fleet = fleet
+        self._deadline = deadline
+        self._booked = False
+        self._began = fleet.clock()
+
+    @property
+    def prompt_tokens(self) -> int:
+        raise NotImplementedError
+
+    def _route(self) -> RouteRequest:
+        """What the router is asked."""
+        raise NotImplementedError
+
+    async def _submit(self) -> None:
+        """Sends it to the worker of ``placement`` and waits for the first of the answer."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Of the worker, whatever it is doing."""
+        raise NotImplementedError
+
+    def _told(self, report: FinishRequest) -> None:
+        """Adds what is known of the answer."""
+
+    async def start(self) -> None:
+        """Raises BadRequest, Rejected or WorkerLost when no worker takes it."""
+        while True:
+            await self._place()
+            try:
+                await self._submit()
+                return
+            except (Rejected, WorkerLost) as error:
+                self.finish(error)
+                self.tried.append(self.placement.worker)
+                if not self._may_retry():
+                    raise
+            except BaseException as error:
+                self.finish(error)
+                raise
+
+    def finish(self, error: BaseException | None = None, completion_tokens: int = 0) -> None:
+        """Once for every start, when the client has its answer or will never have it; repeats do nothing."""
+        if not self._booked:
+            return
+        self._booked = False
+        self._let_go()
+        report = FinishRequest(
+            booking=self.placement.booking,
+            outcome=_outcome(error),
+            completion_tokens=completion_tokens,
+            cached_tokens=self.cached_tokens,
+            e2e_s=self._fleet.clock() - self._began,
+            reason="" if error is None else type(error).__name__,
+        )
+        self._told(report)
+        self._fleet.reports.finish(report)
+
+    async def _place(self) -> None:
+        asked = self._fleet.clock()
+        self.placement = await self._asked(self._route())
+        self._fleet.reports.booked(self.placement.booking)
+        self._booked = True
+        self.placing_s = self._fleet.clock() - asked
+
+    async def _asked(self, request: RouteRequest) -> Placement:
+        """A client that leaves meanwhile leaves no booking behind."""
+        asking = asyncio.ensure_future(self._fleet.router.route(request))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._unbook)
+            raise
+
+    def _unbook(self, asking: asyncio.Future[Placement]) -> None:
+        if not asking.cancelled() and asking.exception() is None:
+            ignored = FinishRequest(booking=asking.result().booking, outcome=FinishRequest.IGNORE)
+            self._fleet.reports.finish(ignored)
+
+    def _may_retry(self) -> bool:
+        now = self._fleet.clock()
+        return now < self._deadline and len(self.tried) <= _MAX_RETRIES and self._fleet.budget.take(now)
+
+
+def _outcome(error: BaseException | None) -> FinishRequest.Outcome:
+    """Only a worker that is lost speaks against it: not a full queue, a bad request or a client that left."""
+    if error is None:
+        return FinishRequest.OK
+    failed = isinstance(error, WarmfleetError) and not isinstance(error, BadRequest | Rejected)
+    return FinishRequest.DROPPED if failed else FinishRequest.IGNORE

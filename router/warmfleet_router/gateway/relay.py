@@ -1,0 +1,213 @@
+"""One request relayed to a server that is not ours: placed, sent on, its answer passed on as it comes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import aiohttp
+from warmfleet_proto.errors import BadRequest, WorkerLost
+from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
+
+from warmfleet_router.backends.attempt import past_deadline
+from warmfleet_router.events.identity import salt_of
+from warmfleet_router.gateway.intake import Tenant
+from warmfleet_router.gateway.placing import Fleet, Placed
+from warmfleet_router.servers import sse, text
+from warmfleet_router.servers.ask import Ask
+from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.discovery import read_at_most
+from warmfleet_router.servers.pool import ServerPool, refused
+
+MAX_BODY_BYTES = 64 << 20  # of an answer that is not streamed
+MAX_ERROR_BYTES = 256 << 10
+_BUSY = (429, 503)
+_EVENTS = "text/event-stream"
+
+
+class Wanted(NamedTuple):
+    request_id: str
+    tenant: Tenant
+    ask: Ask
+    salt: str  # as the server gets it
+    token_ids: bytes  # packed; empty: its text is the key
+    deadline: float
+    path: str
+
+
+class Answer(NamedTuple):
+    """What the client gets, but for the body of a stream."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Relay(Placed):
+    """After ``start``: ``answer``, and for a stream ``pieces``."""
+
+    def __init__(self, fleet: Fleet, servers: Servers, pool: ServerPool, wanted: Wanted) -> None:
+        super().__init__(fleet, wanted.deadline)
+        self.wanted = wanted
+        self.answer = Answer(502, "", b"")
+        self.stream = sse.Stream(hide=not wanted.ask.wants_usage)
+        self.usage: sse.Usage | None = None
+        self._servers = servers
+        self._pool = pool
+        self._keys, self._tokens = self._key()
+        self._response: aiohttp.ClientResponse | None = None
+        self._first = b""
+        self._ttft_s = 0.0
+
+    # ---- for the record
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.usage.prompt_tokens if self.usage and self.usage.prompt_tokens else self._tokens
+
+    @property
+    def model(self) -> str:
+        return self.wanted.ask.model
+
+    @property
+    def choices(self) -> int:
+        return self.wanted.ask.choices
+
+    @property
+    def streaming(self) -> bool:
+        """The answer is a stream, not an error or a whole body."""
+        return self.answer.status == 200 and self.wanted.ask.stream
+
+    # ---- placing
+
+    def _key(self) -> tuple[bytes, int]:
+        """Keys and the length of a prompt whose token ids are not known."""
+        if self.wanted.token_ids:
+            return b"", len(self.wanted.token_ids) // TOKEN_BYTES
+        keys, tokens = text.keys_of(self.wanted.ask, self.wanted.salt)
+        room = self._servers.models().get(self.model, tokens + 1) - 1  # an estimate refuses nobody
+        tokens = max(min(tokens, room), 1)
+        return keys[: 8 * tokens], tokens
+
+    def _route(self) -> RouteRequest:
+        wanted = self.wanted
+        request = RouteRequest(
+            request_id=wanted.request_id,
+            gateway_id=self._fleet.gateway_id,
+            model=self.model,
+            tenant=wanted.tenant.name,
+            salt=salt_of("", wanted.salt),
+            prompt_tokens=self._tokens,
+            choices=self.choices,
+            exclude=self.tried,
+            bypass_cache=wanted.ask.known.prompt_logprobs is not None,
+        )
+        if wanted.token_ids:
+            request.token_ids = wanted.token_ids
+        else:
+            request.keys = self._keys
+        return request
+
+    def _told(self, report: FinishRequest) -> None:
+        usage = self.usage or self.stream.usage
+        cached = usage.cached_tokens if usage else None
+        report.ttft_s = self._ttft_s
+        report.cached_known = cached is not None
+        report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
+
+    # ---- the server's side
+
+    async def _submit(self) -> None:
+        now = self._fleet.clock()
+        server = self._servers.of(self.placement.address)
+        self.stream = sse.Stream(hide=not self.wanted.ask.wants_usage)
+        body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts)
+        headers = {"Content-Type": "application/json", "X-Request-Id": self.wanted.request_id}
+        with _failures():
+            async with asyncio.timeout(max(self._deadline - now, 0.001)):
+                self._response = await self._pool.post(server.url, self.wanted.path, body, headers)
+                await self._begin(self._response)
+        self._ttft_s = self._fleet.clock() - now
+        if self.answer.status == 200:
+            progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
+            self._fleet.reports.progress(progress)
+
+    async def _begin(self, response: aiohttp.ClientResponse) -> None:
+        """As far as the request could still go to another server."""
+        if response.status in _BUSY:
+            raise refused(response.status, response.headers.get("Retry-After"))
+        if response.status >= 500 or 300 <= response.status < 400 or response.status < 200:
+            raise WorkerLost(f"the server answered {response.status}")
+        if response.status != 200:
+            body = await read_at_most(response.content, MAX_ERROR_BYTES)
+            self.answer = Answer(response.status, response.content_type, body)
+        elif self.wanted.ask.stream:
+            if response.content_type != _EVENTS:
+                raise WorkerLost(f"the server answered {response.content_type[:80]}, not a stream of events")
+            self._first = await self._piece(response)
+            if self.stream.failed:
+                raise WorkerLost("the server answered 200 with an error")
+            self.answer = Answer(200, _EVENTS, b"")
+        else:
+            body = await read_at_most(response.content, MAX_BODY_BYTES)
+            self.usage = sse.read_body(body)
+            self.answer = Answer(200, response.content_type, body)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The stream's events as they come, the first of them known already. Raises the four exceptions."""
+        assert self._response is not None
+        yield self._first
+        while not self.stream.done and not self.stream.failed:
+            with _failures():
+                async with asyncio.timeout(max(self._deadline - self._fleet.clock(), 0.001)):
+                    piece = await self._piece(self._response)
+            yield piece
+        self.usage = self.stream.usage
+        if self.stream.failed:
+            raise WorkerLost("the server's stream ended with an error")
+
+    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next whole events that are for the client; b"" only at the end of the stream."""
+        while True:
+            data = await response.content.readany()
+            if not data:
+                raise WorkerLost("the server's stream ended before its end")
+            piece = self.stream.feed(data)
+            if piece or self.stream.done:
+                return piece
+
+    def _let_go(self) -> None:
+        """A connection that is not at its end is closed: that cancels the request there."""
+        response, self._response = self._response, None
+        if response is not None:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What aiohttp raises, as what it means."""
+    try:
+        yield
+    except TimeoutError:
+        raise past_deadline() from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise WorkerLost(f"the server's answer broke off: {str(error)[:200]}") from None
+
+
+def refusal(answer: Answer) -> BadRequest:
+    """How an answer of 4xx is counted; the client gets it as the server gave it."""
+    return BadRequest("refused by the server", None, answer.status)
+
+
+async def drained(relay: Relay) -> None:
+    """After the end of a stream: whatever little is left, so that the connection can be used again."""
+    response = relay._response
+    if response is not None and not response.content.at_eof():
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(0.1):
+                await response.content.readany()

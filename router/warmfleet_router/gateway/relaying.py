@@ -1,0 +1,164 @@
+"""Requests for models whose servers are not ours: from the body to the last byte of the answer."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+from warmfleet_proto.errors import BadRequest, WarmfleetError
+from warmfleet_proto.router_pb2 import ListWorkersResponse
+
+from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.answer import error_event
+from warmfleet_router.gateway.http import REQUEST_ID
+from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.record import Record
+from warmfleet_router.gateway.relay import Relay, Wanted, drained, refusal
+from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers import ask
+from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.pool import ServerPool
+from warmfleet_router.servers.tokens import Tokens
+
+INLINE_BYTES = 1 << 20  # of a body; looked through in a few ms
+WRITE_S = 30.0  # a client that takes nothing for so long is given up
+
+_EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+
+
+class Relays:
+    """``encoders``: prompts of the models whose tokenizer is configured here."""
+
+    def __init__(
+        self, fleet: Fleet, backends: Sequence[Backend], encoders: Mapping[str, PromptEncoder]
+    ) -> None:
+        self._fleet = fleet
+        self._servers = Servers()
+        self._pool = ServerPool(tuple(backends))
+        self._tokens = Tokens(encoders, self._pool)
+
+    def update(self, fleet: ListWorkersResponse) -> None:
+        self._servers.update(fleet)
+
+    def models(self) -> dict[str, int]:
+        """Served name -> context in tokens."""
+        return self._servers.models()
+
+    def serves(self, body: bytes) -> bool:
+        return bool(self._servers.models()) and ask.model_of(body) in self._servers
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def served(
+        self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
+    ) -> tuple[web.StreamResponse, Exception | None]:
+        """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
+        wanted = await self._wanted(request, body, tenant, deadline)
+        relay = Relay(self._fleet, self._servers, self._pool, wanted)
+        record.prepared(Asked(relay), self._fleet.clock())
+        self._fleet.budget.request(self._fleet.clock())
+        record.generations = [relay]
+        failure: BaseException | None = None
+        try:
+            await relay.start()
+            record.placed()
+            return await self._respond(request, relay, record)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            relay.finish(failure)
+            failure = None
+
+    async def _wanted(
+        self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float
+    ) -> Wanted:
+        chat = request.path.endswith("/chat/completions")
+        if len(body) <= INLINE_BYTES:
+            asked = ask.parse(body, chat)
+        else:
+            asked = await asyncio.to_thread(ask.parse, body, chat)
+        salt = asked.salt(tenant.salt)
+        token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
+        return Wanted(request[REQUEST_ID], tenant, asked, salt, token_ids, deadline, request.path)
+
+    async def _respond(
+        self, request: web.Request, relay: Relay, record: Record
+    ) -> tuple[web.StreamResponse, Exception | None]:
+        answer = relay.answer
+        headers = {"X-Warmfleet-Worker": relay.placement.worker}
+        if relay.streaming:
+            response = web.StreamResponse(headers=_EVENTS | headers)
+            await response.prepare(request)
+            return response, await self._stream(request, response, relay, record)
+        whole = web.Response(
+            status=answer.status, body=answer.body, content_type=answer.content_type, headers=headers
+        )
+        if answer.status != 200:
+            failure = refusal(answer)
+            relay.finish(failure)
+            return whole, failure
+        completion = relay.usage.completion_tokens if relay.usage else None
+        record.tokens(completion or 0, self._fleet.clock())
+        relay.finish(completion_tokens=completion or 0)
+        return whole, None
+
+    async def _stream(
+        self, request: web.Request, response: web.StreamResponse, relay: Relay, record: Record
+    ) -> Exception | None:
+        """Raises ConnectionError when the client has left."""
+        try:
+            async for piece in relay.pieces():
+                await _written(request, response, piece)
+                record.tokens(piece.count(b"data:"), self._fleet.clock())
+        except ConnectionError:
+            raise
+        except WarmfleetError as error:
+            relay.finish(error)
+            response.force_close()
+            if not relay.stream.failed:  # else the server has told it by itself
+                await response.write(error_event(error))
+            return error
+        await drained(relay)
+        usage = relay.usage
+        tokens = usage.completion_tokens if usage and usage.completion_tokens is not None else None
+        if tokens is not None:
+            record.completion_tokens = tokens
+        relay.finish(completion_tokens=tokens or record.completion_tokens)
+        await response.write_eof()
+        return None
+
+
+class Asked:
+    """What the record keeps of a relayed request."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    @property
+    def model(self) -> str:
+        return self._relay.model
+
+    @property
+    def stream(self) -> bool:
+        return self._relay.wanted.ask.stream
+
+    @property
+    def choices(self) -> int:
+        return self._relay.choices
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._relay.prompt_tokens
+
+
+async def _written(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Raises BadRequest (408) for a client that has stopped reading."""
+    try:
+        async with asyncio.timeout(WRITE_S):
+            await response.write(piece)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise BadRequest("cancelled: the client stopped reading", status=408) from None

@@ -1,0 +1,55 @@
+"""Which models the servers that are not ours serve, and what each of them is."""
+
+from typing import NamedTuple
+
+from warmfleet_proto.router_pb2 import ListWorkersResponse
+
+ENGINES = ("vllm", "sglang", "openai")
+_ABSENT = ("joining", "lost")
+
+
+class Server(NamedTuple):
+    url: str
+    engine: str
+    silent: bool
+
+    @property
+    def knows_salts(self) -> bool:
+        return self.engine != "openai"
+
+    @property
+    def tokenises(self) -> bool:
+        """It can be asked for the token ids of a prompt."""
+        return self.engine == "vllm"
+
+
+class Servers:
+    def __init__(self) -> None:
+        self._contexts: dict[str, int] = {}  # of a model, the largest among its servers
+        self._servers: dict[str, Server] = {}  # by address
+        self._models: dict[str, list[Server]] = {}
+
+    def update(self, fleet: ListWorkersResponse) -> None:
+        """A model whose servers are gone stays: whether it can be had right now is the router's to say."""
+        self._servers.clear()
+        self._models = {model: [] for model in self._models}
+        for worker in fleet.workers:
+            if worker.engine not in ENGINES or worker.state in _ABSENT:
+                continue
+            server = Server(worker.address, worker.engine, worker.silent)
+            self._servers[worker.address] = server
+            self._models.setdefault(worker.model, []).append(server)
+            self._contexts[worker.model] = max(self._contexts.get(worker.model, 0), worker.max_context)
+
+    def of(self, address: str) -> Server:
+        return self._servers.get(address) or Server(address, "openai", True)
+
+    def serving(self, model: str) -> list[Server]:
+        return self._models.get(model, [])
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._models
+
+    def models(self) -> dict[str, int]:
+        """Served name -> context in tokens."""
+        return dict(self._contexts)

@@ -1,0 +1,99 @@
+"""Token ids as the server will have them: by the same tokenizer here, or by asking it."""
+
+import asyncio
+from array import array
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+from warmfleet_proto.errors import BadRequest, WorkerLost
+from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
+
+from warmfleet_router.gateway.messages import NULL, Message, Tool, for_template, tools_for_template
+from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers.ask import Ask
+from warmfleet_router.servers.catalogue import Server
+from warmfleet_router.servers.discovery import read_at_most
+from warmfleet_router.servers.pool import ServerPool
+
+ASK_S = 5.0
+_MOST = PROMPT_BYTES // TOKEN_BYTES
+
+_TokenIds = Annotated[list[Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]], Meta(min_length=1, max_length=_MOST)]
+
+
+class _Told(Struct):
+    tokens: _TokenIds
+
+
+_messages = msgspec.json.Decoder(list[Message])
+_tools = msgspec.json.Decoder(list[Tool])
+_prompt = msgspec.json.Decoder(str | _TokenIds)
+_told = msgspec.json.Decoder(_Told)
+_CHAT = (
+    "model",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+)
+
+
+class Tokens:
+    """``encoders`` by model; for other models the servers are asked, where they can be."""
+
+    def __init__(self, encoders: Mapping[str, PromptEncoder], pool: ServerPool) -> None:
+        self._encoders = encoders
+        self._pool = pool
+
+    async def of(self, ask: Ask, salt: bytes, servers: list[Server]) -> bytes:
+        """Packed ids; empty where they cannot be had. Raises Rejected when too much waits."""
+        encoder = self._encoders.get(ask.model)
+        try:
+            if not ask.chat and not isinstance(prompt := _prompt.decode(ask.known.prompt), str):
+                return array("I", prompt).tobytes()
+            if encoder is not None:
+                return await self._encoded(ask, encoder, salt)
+        except (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return b""  # images and the like: the server may well know what to do
+        able = [server for server in servers if server.tokenises and not server.silent]
+        return await self._asked(ask, able[0]) if able else b""
+
+    async def _encoded(self, ask: Ask, encoder: PromptEncoder, salt: bytes) -> bytes:
+        known = ask.known
+        if not ask.chat:
+            text = _prompt.decode(known.prompt)
+            assert isinstance(text, str)
+            return await encoder.text(text, salt)
+        if known.chat_template != NULL or known.documents != NULL or known.continue_final_message:
+            return b""
+        messages = for_template(_messages.decode(b"[" + b",".join(map(bytes, known.messages or ())) + b"]"))
+        tools = tools_for_template(_tools.decode(known.tools)) if known.tools != NULL else None
+        return await encoder.chat(
+            messages,
+            tools or None,
+            known.add_generation_prompt is not False,
+            salt,
+            variables=known.chat_template_kwargs or {},
+        )
+
+    async def _asked(self, ask: Ask, server: Server) -> bytes:
+        fields: dict[str, Any] = {name: ask.fields[name] for name in _CHAT if name in ask.fields}
+        if not ask.chat:
+            fields = {"model": ask.model, "prompt": ask.known.prompt}
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with asyncio.timeout(ASK_S):
+                response = await self._pool.post(
+                    server.url, "/tokenize", msgspec.json.encode(fields), headers
+                )
+                async with response:
+                    if response.status != 200:
+                        return b""
+                    told = _told.decode(await read_at_most(response.content, 16 * _MOST))
+        except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
+            return b""
+        return array("I", told.tokens).tobytes()

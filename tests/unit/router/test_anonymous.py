@@ -1,0 +1,134 @@
+"""Servers that are not ours, as the core sees them: loads without names, cached tokens told with the end."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto.errors import Corrupt
+from warmfleet_router.agreement import ENOUGH, Agreement
+from warmfleet_router.core import RouterCore
+from warmfleet_router.cursor import Store
+from warmfleet_router.fleet import State
+from warmfleet_router.routing import Routing
+
+from tests.unit.router.fleet_of import FakeWorker, hashes_of, tokens
+
+PROMPT = tokens((0, 320))
+
+
+def server(name: str = "s", **status: object) -> tuple[RouterCore, FakeWorker]:
+    core = RouterCore(Routing(), 1)
+    made = FakeWorker(
+        core, name, status={"anonymous_load": True, "silence_s": 5.0, "engine": "vllm"} | status
+    )
+    core.roster.add(made.address)
+    core.roster.joined(made.address, made._status(), 0.0)
+    made.report(0.0)
+    return core, made
+
+
+def route(core: RouterCore, now: float = 100.0, prompt: bytes = PROMPT) -> pb.Placement:
+    return core.route(pb.RouteRequest(gateway_id="g", model="m", token_ids=prompt, max_tokens=8), now)
+
+
+def answer(core: RouterCore, placed: pb.Placement, cached: int | None, now: float = 100.5) -> None:
+    core.progress(pb.ProgressRequest(booking=placed.booking, ttft_s=0.5, cached_later=True), now)
+    told = {} if cached is None else {"cached_tokens": cached, "cached_known": True}
+    core.finish(
+        pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK, ttft_s=0.5, **told), now
+    )
+
+
+def test_our_own_requests_count_once_and_until_they_end() -> None:
+    core, made = server()
+    worker = core.roster.fleet.workers[made.address]
+    first, second = route(core), route(core)
+    assert worker.flying == 2
+    core.progress(pb.ProgressRequest(booking=first.booking, cached_later=True), 100.1)
+    assert worker.flying == 2
+    made.report(100.2, running=2, waiting=1)  # one of them is a stranger's
+    assert worker.flying == 3
+    assert worker.booked.prefill_s > 0
+    for placed in (first, second):
+        core.finish(pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK), 100.3)
+    assert (worker.flying, worker.booked.prefill_s) == (1, 0.0)
+
+
+def test_what_it_had_cached_is_learned_with_the_end() -> None:
+    core, made = server()
+    answer(core, route(core), 160)
+    (view,) = core.workers(101.0)
+    assert (view.hit_total.hit, view.hit_total.asked) == (160, 320)
+    assert core.placements()[0].delivered == 160
+    assert core.counters.delivered_tokens == 160
+    assert core.roster.fleet.workers[made.address].rates.measured
+
+
+def test_events_reach_the_index() -> None:
+    core, made = server()
+    core.roster.told(made.address, Store(1, 0, b"".join(hashes_of(PROMPT))))
+    assert route(core).expected_tokens == 319
+
+
+def test_answers_that_contradict_the_events_end_the_trust_in_them() -> None:
+    core, made = server()
+    store = Store(1, 0, b"".join(hashes_of(PROMPT)))
+    core.roster.told(made.address, store)
+    for n in range(ENOUGH + 5):
+        answer(core, route(core, 100.0 + n), 0, 100.5 + n)
+    (view,) = core.workers(200.0)
+    assert view.agreement is not None
+    assert view.agreement < 0.5
+    assert view.confidence is not None  # it is guessed now
+    assert core.counters.kv_distrusted == 1
+    core.roster.told(made.address, store)  # not listened to any more
+    assert view.held_blocks == core.workers(200.0)[0].held_blocks
+    made.epoch += 1
+    core.roster.joined(made.address, made._status(), 300.0)
+    core.roster.told(made.address, store)
+    assert core.workers(300.0)[0].confidence is None
+    assert core.workers(300.0)[0].held_blocks == 20
+
+
+def test_answers_that_agree_keep_it() -> None:
+    core, made = server()
+    core.roster.told(made.address, Store(1, 0, b"".join(hashes_of(PROMPT))))
+    for n in range(3 * ENOUGH):
+        answer(core, route(core, 100.0 + n), 304, 100.5 + n)
+    assert core.workers(200.0)[0].agreement == 1.0
+
+
+def test_a_silent_server_is_guessed_from_its_answers() -> None:
+    core, _ = server(silent=True)
+    answer(core, route(core), 0)
+    placed = route(core, 102.0)
+    assert placed.expected_tokens == 319
+    answer(core, placed, 304, 102.5)
+    confidence = core.workers(103.0)[0].confidence
+    assert confidence is not None
+    assert confidence > 0.99
+
+
+def test_it_may_be_silent_for_longer_than_our_own_workers() -> None:
+    core, made = server()
+    worker = core.roster.fleet.workers[made.address]
+    for now in (4.0, 4.4, 4.8):
+        core.tick(now)
+    assert worker.state(4.9) is State.HEALTHY
+    for now in (5.0, 5.2):
+        core.tick(now)
+    assert worker.state(5.2) is State.STUCK
+
+
+@pytest.mark.parametrize("silence_s", [-1.0, float("nan"), float("inf"), 1e9])
+def test_a_silence_that_is_none_is_refused(silence_s: float) -> None:
+    with pytest.raises(Corrupt):
+        server(silence_s=silence_s)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), max_size=60))
+def test_agreement_is_a_share(answers: list[tuple[int, int]]) -> None:
+    agreement = Agreement()
+    for expected, cached in answers:
+        agreement.lost(expected, cached, 16)
+        assert agreement.rate is None or 0.0 <= agreement.rate <= 1.0

@@ -1,0 +1,38 @@
+"""Load and cache under the names of each engine."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from warmfleet_router.servers.figures import Figures, read
+
+VLLM = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 1.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
+vllm:cache_config_info{block_size="32",cache_dtype="auto",num_gpu_blocks="1365",num_cpu_blocks="None"} 1.0
+"""
+SGLANG = """\
+sglang:num_running_reqs{model_name="m"} 5.0
+sglang:num_queue_reqs{model_name="m"} 7.0
+sglang:max_total_num_tokens{model_name="m"} 4096.0
+"""
+LLAMA = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 4\n"
+
+
+def test_each_engine() -> None:
+    assert read(VLLM) == Figures(4, 2, 32, 1365, 0)
+    assert read(SGLANG) == Figures(5, 7, 0, 0, 4096)
+    assert read(LLAMA) == Figures(1, 4, 0, 0, 0)
+
+
+def test_nonsense_is_nothing() -> None:
+    assert read("vllm:num_requests_running NaN\nvllm:num_requests_waiting -3\n") == Figures()
+    assert read('vllm:num_requests_running 1e300\nvllm:cache_config_info{block_size="x"} 1') == Figures()
+
+
+@given(text=st.text() | st.lists(st.sampled_from([*VLLM.split(" "), "\n", '"', "{", "1e999"])).map(" ".join))
+def test_anything_is_read(text: str) -> None:
+    figures = read(text)
+    assert all(0 <= value <= 1 << 35 for value in figures)
