@@ -88,17 +88,24 @@ class Answer:
         first = prompt * n
         choices = self._choices[first : first + n]
         echoed = self._job.prompts[prompt].echo is None
+        unended = n
         async for outputs in generation:
             pieces: Pieces = {}
             if not echoed:
                 echoed = True
                 pieces = self._echo(prompt, first, outputs[0].prompt_logprobs)
-            before = sum(choice.tokens for choice in choices)
+            tokens = 0
             for output in outputs:
-                _add(pieces, first + output.choice, *choices[output.choice].push(output))
+                choice = choices[output.choice]
+                if choice.finish_reason:  # a stop string ended it here, and not yet in the worker
+                    continue
+                tokens -= choice.tokens
+                _add(pieces, first + output.choice, *choice.push(output))
+                tokens += choice.tokens
+                unended -= bool(choice.finish_reason)
             await sink(pieces)
-            self._record.tokens(sum(choice.tokens for choice in choices) - before, self._clock())
-            if all(choice.finish_reason for choice in choices):
+            self._record.tokens(tokens, self._clock())
+            if not unended:
                 break
         generation.finish(completion_tokens=sum(choice.tokens for choice in choices))
 
