@@ -5,6 +5,7 @@ An unknown key or a bad value refuses to start and is named. ``to_toml`` prints 
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +36,10 @@ def load(kind: type[T], path: str | None = None, overrides: list[str] | None = N
 
 
 def to_toml(config: msgspec.Struct) -> str:
-    """The effective configuration; keys without a value are left out, since TOML has no null."""
-    return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+    """The effective configuration. TOML has no null: keys without a value are named in a comment."""
+    values = msgspec.to_builtins(config)
+    unset = ", ".join(_unset(values))
+    return (f"# not set: {unset}\n" if unset else "") + tomli_w.dumps(_without_none(values))
 
 
 def read_key(setting: str, path: str) -> bytes:
@@ -76,6 +79,15 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
+
+
+def _unset(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the keys without a value."""
+    for key, value in table.items():
+        if value is None:
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _unset(value, f"{prefix}{key}.")
 
 
 def _without_none(value: Any) -> Any:

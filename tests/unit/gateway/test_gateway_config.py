@@ -22,7 +22,9 @@ def test_defaults_are_loopback_and_round_trip(tmp_path: Any) -> None:
     check(GatewayConfig())
     file = tmp_path / "router.toml"
     config = router(workers=["127.0.0.1:1"], tenants=[TENANT], routing={"policy": "round_robin"})
-    file.write_text(to_toml(config))
+    text = to_toml(config)
+    assert text.startswith("# not set: https, tls\n")
+    file.write_text(text)
     assert load(RouterConfig, str(file)) == config
 
 
