@@ -43,8 +43,8 @@ def plan(
     """Of what ``of`` holds beyond the ``overlap`` tokens here; None where computing is better."""
     reach = min(of.tokens, (prompt - 1) // group.block_size * group.block_size)
     tokens = reach - overlap
-    if tokens <= 0 or worker is of.worker:
-        return None
+    if tokens <= 0 or worker is of.worker or worker.identity is None or not worker.identity.gives_blocks:
+        return None  # who gives no blocks takes none
     latency_s, sending_s = group.links.seconds(of.worker, worker, tokens * group.token_bytes)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(

@@ -48,7 +48,7 @@ def test_an_idle_worker_pulls_what_a_busy_one_holds() -> None:
     assert pull.within_s > 0.3, "about what computing it would take"
 
 
-@pytest.mark.parametrize("reason", ["forbidden", "not given", "slow link", "no cached reads"])
+@pytest.mark.parametrize("reason", ["forbidden", "not given", "not taken", "slow link", "no cached reads"])
 def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
     core, workers = givers(
         3, pulls=reason != "forbidden", link_bytes_per_s=1e6 if reason == "slow link" else 0.0
@@ -56,6 +56,10 @@ def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
     if reason == "not given":
         workers[0].status["gives_blocks"] = False
         workers[0].join(0.0)
+    if reason == "not taken":
+        for worker in workers[1:]:
+            worker.status["gives_blocks"] = False
+            worker.join(0.0)
     placement = place(core, bypass_cache=reason == "no cached reads")
     assert placement.action == rpb.Placement.SERVE
     assert not placement.HasField("pull")
