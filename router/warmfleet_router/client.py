@@ -45,7 +45,8 @@ class LocalRouter:
         self._clock = clock
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
-        request = await self._hashed(request)
+        if len(request.token_ids) > AT_ONCE_BYTES:
+            request = await self._hashed(request)
         return self._core.route(request, self._clock())
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
@@ -65,8 +66,8 @@ class LocalRouter:
         return self._core.explain(request, self._clock())
 
     async def _hashed(self, request: pb.RouteRequest) -> pb.RouteRequest:
-        if not AT_ONCE_BYTES < len(request.token_ids) <= PROMPT_BYTES:
-            return request
+        if len(request.token_ids) > PROMPT_BYTES:
+            return request  # to be refused
         groups = self._core.roster.models.get(request.model, ())
         return await _hashed(request, [(g.fingerprint, g.block_size) for g in groups], self._core.hasher)
 

@@ -1,5 +1,6 @@
 """Workers whose KV means the same: one model fingerprint and block size, one index."""
 
+from array import array
 from collections.abc import Set as AbstractSet
 from math import inf
 
@@ -30,7 +31,7 @@ class Group:
         self.index = Index(index_blocks)
         self.prefixes = BookedPrefixes(block_size)
         self.workers: dict[int, Worker] = {}  # by slot
-        self.loads: list[float] = []  # by slot, seconds; infinite where none may be placed
+        self.loads = array("d")  # by slot, seconds; infinite where none may be placed
         self.traffic = Traffic()
         self.links = Links(link_bytes_per_s)
         self.pressure = Pressure()
@@ -49,7 +50,7 @@ class Group:
             worker.slot = self.index.add_worker()
         except ValueError as error:
             raise Rejected(str(error)) from None
-        self.loads += [inf] * (worker.slot + 1 - len(self.loads))
+        self.loads.extend([inf] * (worker.slot + 1 - len(self.loads)))
         self.workers[worker.slot] = worker
         self.token_bytes = worker.identity.token_bytes if worker.identity else 0.0
         self.pool.ring.add(worker)
@@ -65,7 +66,7 @@ class Group:
     def refresh(self, now: float) -> None:
         """Who may be placed on, after time has passed or someone's state has changed."""
         workers, self.panic = usable(list(self.workers.values()), now)
-        self.loads = [inf] * len(self.loads)
+        self.loads = array("d", [inf]) * len(self.loads)
         for worker in workers:
             worker.settle()
             self.loads[worker.slot] = _load_s(worker)

@@ -53,24 +53,26 @@ class Request(NamedTuple):
 
 def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
     """Raises BadRequest, naming the field and the limit."""
-    for field in ("request_id", "gateway_id", "model", "tenant"):
-        _check_most(f"{field} characters", field, len(getattr(request, field)), MAX_ID_CHARS)
-    _check_most("salt bytes", "salt", len(request.salt), MAX_SALT_BYTES)
-    _check_most("choices", "choices", request.choices, MAX_CHOICES)
-    _check_most("excluded workers", "exclude", len(request.exclude), MAX_EXCLUDED)
+    # Each field is read once: protobuf makes a new string or copy of bytes every time.
+    names = request.request_id, request.gateway_id, request.tenant, request.model
+    if max(map(len, names)) > MAX_ID_CHARS:
+        for field, name in zip(("request_id", "gateway_id", "tenant", "model"), names, strict=True):
+            _check_most(f"{field} characters", field, len(name), MAX_ID_CHARS)
+    salt, choices, exclude = request.salt, request.choices, frozenset(request.exclude)
+    _check_most("salt bytes", "salt", len(salt), MAX_SALT_BYTES)
+    _check_most("choices", "choices", choices, MAX_CHOICES)
+    if exclude:
+        _check_most("excluded workers", "exclude", len(request.exclude), MAX_EXCLUDED)
     token_ids, keys, prompt_tokens = _prompt(request)
     return Request(
-        request.request_id,
-        request.gateway_id,
-        request.tenant,
-        request.model,
-        request.salt,
+        *names,
+        salt,
         token_ids,
         keys,
         prompt_tokens,
         request.max_tokens,
-        max(request.choices, 1),
-        frozenset(request.exclude),
+        choices or 1,
+        exclude,
         request.bypass_cache,
         hasher,
     )
@@ -89,13 +91,13 @@ def _prompt(request: pb.RouteRequest) -> tuple[bytes, bytes, int]:
                 raise BadRequest(f"prompt_tokens says {request.prompt_tokens}, not {tokens}", "prompt_tokens")
             return token_ids, b"", tokens
         case "keys":
-            tokens = request.prompt_tokens
-            _check_whole("keys", request.keys, KEY_BYTES)
+            tokens, keys = request.prompt_tokens, request.keys
+            _check_whole("keys", keys, KEY_BYTES)
             if not tokens:
                 raise BadRequest("prompt_tokens is required with keys", "prompt_tokens")
             _check_most("prompt tokens", "prompt_tokens", tokens, MAX_PROMPT_TOKENS)
-            _check_most("keys", "keys", len(request.keys) // KEY_BYTES, tokens)
-            return b"", request.keys, tokens
+            _check_most("keys", "keys", len(keys) // KEY_BYTES, tokens)
+            return b"", keys, tokens
         case _:
             raise BadRequest("one of token_ids and keys is required", "token_ids")
 

@@ -3,6 +3,7 @@
 Routers that know the same workers name the same home without talking.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Container
 
@@ -20,18 +21,18 @@ class Ring:
     def __init__(self) -> None:
         self._ring = HashRing([], hash_fn=_point, vnodes=POINTS)
         self._workers: dict[str, Worker] = {}
-        self._points: list[int] = []
+        self._points = array("Q")  # in one piece of memory: a search reads a dozen of thousands
         self._owners: list[Worker] = []
 
     def add(self, worker: Worker) -> None:
         self._workers[worker.name] = worker
         self._ring.add_node(worker.name)
-        self._points = []
+        self._points = array("Q")
 
     def remove(self, worker: Worker) -> None:
         del self._workers[worker.name]
         self._ring.remove_node(worker.name)
-        self._points = []
+        self._points = array("Q")
 
     def home(self, key: int, members: Container[Worker], most: float) -> Worker | None:
         """The first of ``members`` from the key on with at most ``most`` in flight, else the first."""
@@ -49,7 +50,7 @@ class Ring:
 
     def _unroll(self) -> None:
         points = sorted(self._ring.get_points())
-        self._points = [point for point, _ in points]
+        self._points = array("Q", [point for point, _ in points])
         self._owners = [self._workers[name] for _, name in points]
 
 
