@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 
 class Router(Protocol):
-    """Every method raises BadRequest or Rejected as the router decides; a router out of reach is Rejected."""
+    """Every method raises BadRequest or Rejected as the router decides; a router out of reach is Rejected.
+
+    Requests to place are given away: their token ids, megabytes at worst, make room for the keys.
+    """
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement: ...
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse: ...
@@ -45,8 +48,7 @@ class LocalRouter:
         self._clock = clock
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
-        if len(request.token_ids) > AT_ONCE_BYTES:
-            request = await self._hashed(request)
+        await self._hash(request)
         return self._core.route(request, self._clock())
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
@@ -62,14 +64,17 @@ class LocalRouter:
         return self._core.list_workers(request, self._clock())
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
-        request = await self._hashed(request)
+        await self._hash(request)
         return self._core.explain(request, self._clock())
 
-    async def _hashed(self, request: pb.RouteRequest) -> pb.RouteRequest:
-        if len(request.token_ids) > PROMPT_BYTES:
-            return request  # to be refused
-        groups = self._core.roster.models.get(request.model, ())
-        return await _hashed(request, [(g.fingerprint, g.block_size) for g in groups], self._core.hasher)
+    async def _hash(self, request: pb.RouteRequest) -> None:
+        """A long prompt; the core does a short one at once."""
+        token_ids = request.token_ids
+        if AT_ONCE_BYTES < len(token_ids) <= PROMPT_BYTES:
+            groups = self._core.roster.models.get(request.model, ())
+            await _hash(
+                request, token_ids, [(g.fingerprint, g.block_size) for g in groups], self._core.hasher
+            )
 
 
 class RemoteRouter:
@@ -86,7 +91,8 @@ class RemoteRouter:
         self._hasher = Hasher()
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
-        return await _translated(self._stub.Route(await self._hashed(request), timeout=self._timeout_s))
+        await self._hash(request)
+        return await _translated(self._stub.Route(request, timeout=self._timeout_s))
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
         return await _translated(self._stub.Progress(request, timeout=self._timeout_s))
@@ -105,35 +111,32 @@ class RemoteRouter:
         return answer
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
-        return await _translated(self._stub.Explain(await self._hashed(request), timeout=self._timeout_s))
+        await self._hash(request)
+        return await _translated(self._stub.Explain(request, timeout=self._timeout_s))
 
-    async def _hashed(self, request: pb.RouteRequest) -> pb.RouteRequest:
+    async def _hash(self, request: pb.RouteRequest) -> None:
         kinds = self._kinds.get(request.model, ())
-        return await _hashed(request, kinds, self._hasher) if len(kinds) == 1 else request
+        if len(kinds) == 1:
+            await _hash(request, request.token_ids, kinds, self._hasher)
 
 
-async def _hashed(
-    request: pb.RouteRequest, kinds: Collection[tuple[bytes, int]], hasher: Hasher
-) -> pb.RouteRequest:
-    """With keys in the place of token ids, where all workers are of one kind. Pauses for others' turns.
+async def _hash(
+    request: pb.RouteRequest, token_ids: bytes, kinds: Collection[tuple[bytes, int]], hasher: Hasher
+) -> None:
+    """Puts keys in the place of token ids, where all workers are of one kind. Pauses for others' turns.
 
     Of several kinds the hasher knows the prompt afterwards; what is malformed stays as it is.
     """
-    token_ids, rest = request.token_ids, len(request.token_ids) % TOKEN_BYTES
-    tokens = len(token_ids) // TOKEN_BYTES
+    tokens, rest = divmod(len(token_ids), TOKEN_BYTES)
     if not tokens or rest or request.prompt_tokens not in (0, tokens):
-        return request
+        return
     chains = []
     for fingerprint, block_size in kinds:
         root = root_hash(fingerprint, block_size, salt=request.salt)
         chains.append(await _with_pauses(hasher.pieces(root, token_ids, block_size)))
-    if len(chains) != 1:
-        return request
-    hashed = pb.RouteRequest()
-    hashed.CopyFrom(request)
-    hashed.keys = b"".join(chains[0])
-    hashed.prompt_tokens = tokens
-    return hashed
+    if len(chains) == 1:
+        request.keys = b"".join(chains[0])
+        request.prompt_tokens = tokens
 
 
 def _kinds(answer: pb.ListWorkersResponse) -> dict[str, set[tuple[bytes, int]]]:
