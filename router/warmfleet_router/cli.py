@@ -18,6 +18,7 @@ _ABOUT = {
     "router": "run the router and its OpenAI-compatible gateway",
     "gateway": "run a gateway of its own in front of a router",
     "worker": "run one worker: a model, its engine and its KV cache",
+    "kv": "look into a folder of stored KV blocks; export and import prefixes",
     "key": "make the keys that let workers give blocks to each other",
     "breakeven": "when to load, pull or recompute a prefix, in seconds",
     "replay": "play recorded traffic, or a router's own decision log, in virtual time",

@@ -48,6 +48,9 @@ def client(url: str) -> Iterator[OpenAI]:
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "sim"
+    assert client.models.retrieve("sim") == model
+    with pytest.raises(openai.NotFoundError, match="'some/other' is not served here; sim is"):
+        client.models.retrieve("some/other")
 
 
 def test_chat_and_usage(client: OpenAI) -> None:

@@ -7,7 +7,7 @@ from warmfleet_proto.errors import Rejected, WarmfleetError
 
 from warmfleet_router.gateway import intake, openai, schema
 from warmfleet_router.gateway.answer import Answer, together
-from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
 from warmfleet_router.gateway.http import REQUEST_ID, error_response
 from warmfleet_router.gateway.job import Job, Preparer
@@ -50,6 +50,7 @@ class Api:
             web.post("/v1/chat/completions", self._chat),
             web.post("/v1/completions", self._completions),
             web.get("/v1/models", self._models, allow_head=False),
+            web.get("/v1/models/{name:.+}", self._model, allow_head=False),  # names may hold slashes
             web.get("/health", self._health, allow_head=False),
         ]
 
@@ -68,9 +69,19 @@ class Api:
         return await self._accounted(request, parse)
 
     async def _models(self, request: web.Request) -> web.Response:
-        self._tenants.of(request.headers.get("Authorization"))
-        body = openai.models_response(self._catalogue.models() | self._relays.models(), 0)
+        body = openai.models_response(self._served_models(request))
         return web.Response(body=body, content_type="application/json")
+
+    async def _model(self, request: web.Request) -> web.Response:
+        models, name = self._served_models(request), request.match_info["name"]
+        if name not in models:
+            raise not_served(name, models)
+        return web.Response(body=openai.model_response(name, models[name]), content_type="application/json")
+
+    def _served_models(self, request: web.Request) -> dict[str, int]:
+        """Names and contexts. Raises BadRequest when the key is not known."""
+        self._tenants.of(request.headers.get("Authorization"))
+        return self._catalogue.models() | self._relays.models()
 
     async def _health(self, request: web.Request) -> web.Response:
         ready = self._catalogue.ready or self._relays.models()

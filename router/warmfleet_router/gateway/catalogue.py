@@ -1,5 +1,7 @@
 """Which models this gateway serves, and how much context their workers give."""
 
+from collections.abc import Iterable
+
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
@@ -42,6 +44,9 @@ class Catalogue:
         if not self._contexts:
             raise Rejected("no worker has joined yet")
         if model not in self._contexts:
-            served = ", ".join(self._contexts)
-            raise BadRequest(f"model: {model!r} is not served here; {served} is", "model", 404)
+            raise not_served(model, self._contexts)
         return self._contexts[model]
+
+
+def not_served(model: str, served: Iterable[str]) -> BadRequest:
+    return BadRequest(f"model: {model!r} is not served here; {', '.join(served)} is", "model", 404)

@@ -107,13 +107,18 @@ def completion_response(id: str, created: int, model: str, choices: Sequence[Cho
     return _response(id, "text_completion", created, model, shown, usage)
 
 
-def models_response(models: Mapping[str, int], created: int) -> bytes:
+def models_response(models: Mapping[str, int]) -> bytes:
     """``models``: served name -> context in tokens (``max_model_len``, as vLLM names it)."""
-    data = [
-        {"id": name, "object": "model", "created": created, "owned_by": "warmfleet", "max_model_len": context}
-        for name, context in models.items()
-    ]
-    return _encode({"object": "list", "data": data})
+    return _encode({"object": "list", "data": [_model(*each) for each in models.items()]})
+
+
+def model_response(name: str, context: int) -> bytes:
+    return _encode(_model(name, context))
+
+
+def _model(name: str, context: int) -> dict[str, Any]:
+    """When its weights were made is not known: ``created`` is 0."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "warmfleet", "max_model_len": context}
 
 
 def error_body(message: str, status: int, field: str | None = None) -> bytes:

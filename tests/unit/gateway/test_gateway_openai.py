@@ -124,7 +124,7 @@ def test_whole_answers() -> None:
 
 
 def test_models() -> None:
-    listed = json.loads(models_response({"a": 8192}, 5))
+    listed = json.loads(models_response({"a": 8192}))
     assert (listed["object"], listed["data"][0]["id"], listed["data"][0]["max_model_len"]) == (
         "list",
         "a",

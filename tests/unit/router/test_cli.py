@@ -27,6 +27,11 @@ refusing = Command("refuses every configuration", lambda parser: parser.add_argu
 answering = Command("answers 7", lambda parser: None, lambda _: 7)
 
 
+def test_the_overview_says_what_every_command_is_for() -> None:
+    named = {point.name for point in metadata.entry_points(group="warmfleet.commands")}
+    assert named == set(cli._ABOUT)
+
+
 def test_help_is_quick_and_imports_no_subcommand() -> None:
     code = (
         "import sys; from warmfleet_router import cli\n"
