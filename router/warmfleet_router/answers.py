@@ -72,6 +72,8 @@ def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
 
 def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:
     held = "overlap" if candidate.overlap else "least booked"
+    if candidate.overlap and candidate.worker.guess is not None:
+        held = f"overlap by our own placements, trusted to {candidate.worker.guess.confidence:.0%}"
     pull = candidate.pull
     return pb.Candidate(
         worker=candidate.worker.name,

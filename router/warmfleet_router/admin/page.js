@@ -324,7 +324,7 @@ function showCandidates(candidates) {
   const table = document.getElementById("candidates");
   table.tBodies[0].replaceChildren(...candidates.map((c) => {
     const row = element("tr", c.chosen ? "chosen" : "", cell("", element("span", "worker", c.worker)),
-      cell("number", seconds(c.price_s)), cell("", c.says));
+      cell("number", seconds(c.price_s)), cell("", c.says, element("span", "sub", c.why)));
     ["worker", "price", "why it costs that"].forEach((label, i) => { row.cells[i].dataset.label = label; });
     return row;
   }));

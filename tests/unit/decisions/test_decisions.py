@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 from warmfleet_proto import router_pb2 as pb
+from warmfleet_router.core import RouterCore
 from warmfleet_router.decisions import chains, lines
 from warmfleet_router.decisions.journal import Journal
 from warmfleet_router.decisions.player import Judged, Player
-from warmfleet_router.decisions.recorder import Record, RecordingCore
+from warmfleet_router.decisions.recorder import Record, RecordingCore, RecordingRoster
 from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
 from warmfleet_router.replay.profile import flat
 from warmfleet_router.replay.trace import Request, Trace
+from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 
@@ -232,3 +234,25 @@ def test_a_model_that_two_kinds_of_workers_serve() -> None:
     assert [j.differs for j in found] == [""] * 30
     assert {len(j.keys) for j in found} == {2}
     assert len({j.line.worker for j in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "recording", "quiet"),
+    [
+        # Follow from what is recorded, or change nothing.
+        (
+            RouterCore,
+            RecordingCore,
+            {"route", "decide", "list_workers", "workers", "placements", "recall", "totals"},
+        ),
+        (
+            Roster,
+            RecordingRoster,
+            {"group_of", "cursor", "unmark", "computed", "tick", "measured", "changed", "failed"},
+        ),
+    ],
+)
+def test_whatever_a_core_is_told_is_written_down(kind: type, recording: type, quiet: set[str]) -> None:
+    """A new way in needs a line of its own, or a place among the quiet ones."""
+    public = {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+    assert public == (public & set(vars(recording))) | quiet
