@@ -119,12 +119,14 @@ def _kind(judged: Judged, statuses: dict[str, dict[str, Any]]) -> str:
 
 
 def _progress(told: Told | None, progress: dict[str, Any]) -> None:
-    if told is not None:
+    if told is not None and not (progress.get("cached_unknown") or progress.get("cached_later")):
         told.delivered = min(int(progress.get("cached_tokens", 0)), told.line.asked.prompt_tokens - 1)
 
 
 def _finish(told: Told | None, finish: dict[str, Any]) -> None:
     if told is not None:
+        if finish.get("cached_known"):
+            _progress(told, {"cached_tokens": finish.get("cached_tokens", 0)})
         told.completion_tokens = max(int(finish.get("completion_tokens", 0)), 1)
 
 

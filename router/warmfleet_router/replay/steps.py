@@ -61,7 +61,8 @@ class Steps:
     def _first(self, line: First) -> Iterator[Measured]:
         waiting = self._alone.pop(int(line.progress.get("booking", 0)), None)
         seconds = float(line.progress.get("prefill_s", 0.0))
-        if waiting is None or seconds <= 0:
+        told = not (line.progress.get("cached_unknown") or line.progress.get("cached_later"))
+        if waiting is None or seconds <= 0 or not told:
             return
         cached = int(line.progress.get("cached_tokens", 0))
         starts = range(cached, waiting.prompt_tokens, self._chunk)
