@@ -14,6 +14,7 @@ from tests.bars.rows import Row, table
 BARS = {
     "first_light": "1: a fleet by one command, its first answer and the second turn's cached tokens",
     "exactness": "2: logits with the cache on and off, and against transformers",
+    "cpu_weights": "2: weights laid out once on a CPU, beside torch's linear",
     "warm": "3: TTFT of a prefix hit against a cold prefix, at the client",
     "openai_client": "4: the official client, unchanged",
     "sharing": "5: conversations that share a system prompt, cheapest against round robin",
