@@ -54,7 +54,8 @@ def run(args: Namespace) -> int:
 def of_log(path: str, start: Profile, worker: str = "") -> tuple[Profile, list[Measured]]:
     """Raises ConfigError where the log does not tell enough."""
     measured = list(Steps(start.chunk_tokens, worker).of(reader.read(path)))
-    return _fit(path, measured, _described(path, start, worker)), measured
+    start = _carrying(path, _described(path, start, worker))
+    return _fit(path, measured, start), measured
 
 
 def _described(path: str, start: Profile, worker: str) -> Profile:
@@ -69,6 +70,21 @@ def _described(path: str, start: Profile, worker: str) -> Profile:
                 kv_bytes_per_token=size // width or start.kv_bytes_per_token,
             )
     return start
+
+
+def _carrying(path: str, start: Profile) -> Profile:
+    """What links between workers, and a worker's own lower tiers, have carried on average."""
+    told = [line.progress for line in reader.read(path) if isinstance(line, lines.First)]
+
+    def rate(size: str, seconds: str) -> float:
+        spent = sum(p.get(seconds, 0.0) for p in told if p.get(size))
+        return float(sum(p.get(size, 0) for p in told) / spent) if spent else 0.0
+
+    return msgspec.structs.replace(
+        start,
+        link_bytes_per_s=rate("pulled_bytes", "pull_s"),
+        host_bytes_per_s=rate("loaded_bytes", "load_s"),
+    )
 
 
 def _fit(path: str, measured: list[Measured], start: Profile) -> Profile:

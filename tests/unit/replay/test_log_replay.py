@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from warmfleet_proto.settings import ConfigError
+from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.replay import command, fit
 from warmfleet_router.replay.fleet import Fleet
+from warmfleet_router.replay.history import history
 from warmfleet_router.replay.profile import Profile, profile_of
 from warmfleet_router.routing import Routing
 
@@ -39,9 +41,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trace = conversations(700)
     long = [r._replace(completion_tokens=20 * r.completion_tokens) for r in trace.requests]
     fleet.run(trace._replace(requests=long), speed=0.3)
-    for number, lines in enumerate(reversed(made.files)):
+    for number, written in enumerate(reversed(made.files)):
         name = path.with_name(f"decisions.jsonl.{number}") if number else path
-        name.write_bytes(b"\n".join(lines) + b"\n")
+        name.write_bytes(b"\n".join(written) + b"\n")
     assert len(made.files) > 1
     return path
 
@@ -97,6 +99,36 @@ def test_steps_are_read_from_json(tmp_path: Path, capsys: pytest.CaptureFixture[
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
     assert tomllib.loads(outputs[0])["prefill_token"] == pytest.approx(1e-4)
+
+
+def test_what_links_carried_is_read_out_of_the_log(tmp_path: Path) -> None:
+    steps = [{"pulled_bytes": 6_000_000, "pull_s": 0.003}, {"loaded_bytes": 10_000_000, "load_s": 0.001}, {}]
+    path = tmp_path / "log.jsonl"
+    told = [lines.Begin(1, "now", 0, "cheapest", {}, 1)]
+    for number, fields in enumerate(steps * 2, 1):
+        asked = lines.Asked(100 * number, "m")
+        told.append(lines.Placed(number, asked, number, "a", "w", "", {}, 0, 0, 0.0))
+        first = {"booking": number, "prefill_s": 0.01 * number, **fields}
+        told += [lines.First(number, first), lines.Ended(number, {"booking": number})]
+    path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in told))
+    found, measured = fit.of_log(str(path), Profile())
+    assert len(measured) == 6
+    assert (found.link_bytes_per_s, found.host_bytes_per_s) == (pytest.approx(2e9), pytest.approx(1e10))
+    assert found.prefill_token == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("known", "delivered"), [(True, 64), (False, None)], ids=["told with the end", "never told"]
+)
+def test_cached_tokens_may_come_late_or_not_at_all(known: bool, delivered: int | None) -> None:
+    placed = lines.Placed(
+        1.0, lines.Asked(100, "m", [lines.Chain("f/16", b"k" * 48)]), 7, "a", "w", "", {}, 64, 48, 0.1
+    )
+    finish = {"booking": 7, "completion_tokens": 5, "cached_tokens": 64, "cached_known": known}
+    told = history([placed, lines.First(2.0, {"booking": 7, "cached_later": True}), lines.Ended(3.0, finish)])
+    (request,) = told.requests
+    assert (request.delivered, request.completion_tokens, told.block_size) == (delivered, 5, 16)
+    assert told.trace("t").requests[0].keys.tobytes() == b"k" * 48
 
 
 @pytest.mark.parametrize(
