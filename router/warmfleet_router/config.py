@@ -2,6 +2,7 @@
 
 import re
 import ssl
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,6 +47,7 @@ class Frontend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
     listen: str = "127.0.0.1:8001"  # gRPC, for gateways of their own; port 0 takes a free one
+    picker: str = ""  # Envoy's external processing (gRPC): an endpoint picker for backends; empty: none
     admin: str = ""  # of the admin page and /metrics; empty: they share a loopback http address
     workers: Annotated[list[str], Meta(max_length=10_000)] = []  # HOST:PORT of their gRPC servers
     routing: Routing = Routing()
@@ -75,6 +77,9 @@ def check(config: RouterConfig | GatewayConfig) -> None:
         _check_own("metrics", config.metrics, config.insecure)
         return
     check_exposure("listen", config.listen, config.tls, config.insecure)
+    if config.picker:
+        check_exposure("picker", config.picker, config.tls, config.insecure)
+        _check_stubs()
     _check_own("admin", config.admin, config.insecure)
     if config.decision_log and not Path(config.decision_log).parent.is_dir():
         raise ConfigError(f"decision_log: {Path(config.decision_log).parent} is no folder")
@@ -106,6 +111,11 @@ def _check_worker(key: str, address: str) -> None:
         split_address(address)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_stubs() -> None:
+    if find_spec("envoy") is None or find_spec("envoy.service") is None:
+        raise ConfigError("picker: needs Envoy's stubs; pip install 'warmfleet[envoy]'")
 
 
 def _check_tenants(tenants: list[Key]) -> None:

@@ -119,8 +119,17 @@ async def front(
         stack.push_async_callback(_cancelled, lag)
         site = Site(app, config.http, https_context(config.https), config.limits.drain_s)
         addresses["http"] = await _open(stack, site)
+        if isinstance(config, RouterConfig) and config.picker:
+            addresses["picker"] = await stack.enter_async_context(_picker(config, gateway))
         stack.callback(gateway.drain)
         yield addresses
+
+
+def _picker(config: RouterConfig, gateway: Gateway) -> AbstractAsyncContextManager[str]:
+    from warmfleet_router.picker.service import serving  # its stubs are an extra
+
+    body_bytes = config.limits.body_bytes
+    return serving(config.picker, config.tls, gateway.relays, gateway.tenants, body_bytes)
 
 
 async def _open(stack: AsyncExitStack, site: Site) -> str:

@@ -17,7 +17,7 @@ from warmfleet_proto.limits import (
 from warmfleet_router.hasher import Hasher
 
 MAX_PROMPT_TOKENS = PROMPT_BYTES // TOKEN_BYTES
-MAX_EXCLUDED = 64
+MAX_EXCLUDED = 1024  # tried already, or outside of a gateway's subset
 _FORGETFUL: Final = Hasher(memo_bytes=0)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import aiohttp
 from warmfleet_proto.errors import BadRequest, WorkerLost
-from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
 
 from warmfleet_router.backends.attempt import past_deadline
@@ -45,6 +45,28 @@ class Answer(NamedTuple):
     body: bytes
 
 
+def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
+    """What the router is asked: by token ids, or by keys of the text and about how long it is."""
+    request = RouteRequest(
+        request_id=wanted.request_id,
+        gateway_id=gateway_id,
+        model=wanted.ask.model,
+        tenant=wanted.tenant.name,
+        salt=salt_of("", wanted.salt),
+        choices=wanted.ask.choices,
+        bypass_cache=wanted.ask.known.prompt_logprobs is not None,
+    )
+    if wanted.token_ids:
+        request.token_ids = wanted.token_ids
+        request.prompt_tokens = len(wanted.token_ids) // TOKEN_BYTES
+        return request
+    keys, tokens = text.keys_of(wanted.ask, wanted.salt)
+    room = servers.models().get(wanted.ask.model, tokens + 1) - 1  # an estimate refuses nobody
+    request.prompt_tokens = max(min(tokens, room), 1)
+    request.keys = keys[: KEY_BYTES * request.prompt_tokens]
+    return request
+
+
 class Relay(Placed):
     """After ``start``: ``answer``, and for a stream ``pieces``."""
 
@@ -56,7 +78,8 @@ class Relay(Placed):
         self.usage: sse.Usage | None = None
         self._servers = servers
         self._pool = pool
-        self._keys, self._tokens = self._key()
+        self._route_request = routed(wanted, servers, fleet.gateway_id)
+        self._tokens = self._route_request.prompt_tokens
         self._response: aiohttp.ClientResponse | None = None
         self._first = b""
         self._ttft_s = 0.0
@@ -82,33 +105,9 @@ class Relay(Placed):
 
     # ---- placing
 
-    def _key(self) -> tuple[bytes, int]:
-        """Keys and the length of a prompt whose token ids are not known."""
-        if self.wanted.token_ids:
-            return b"", len(self.wanted.token_ids) // TOKEN_BYTES
-        keys, tokens = text.keys_of(self.wanted.ask, self.wanted.salt)
-        room = self._servers.models().get(self.model, tokens + 1) - 1  # an estimate refuses nobody
-        tokens = max(min(tokens, room), 1)
-        return keys[: 8 * tokens], tokens
-
     def _route(self) -> RouteRequest:
-        wanted = self.wanted
-        request = RouteRequest(
-            request_id=wanted.request_id,
-            gateway_id=self._fleet.gateway_id,
-            model=self.model,
-            tenant=wanted.tenant.name,
-            salt=salt_of("", wanted.salt),
-            prompt_tokens=self._tokens,
-            choices=self.choices,
-            exclude=self.tried,
-            bypass_cache=wanted.ask.known.prompt_logprobs is not None,
-        )
-        if wanted.token_ids:
-            request.token_ids = wanted.token_ids
-        else:
-            request.keys = self._keys
-        return request
+        self._route_request.exclude[:] = self.tried
+        return self._route_request
 
     def _told(self, report: FinishRequest) -> None:
         usage = self.usage or self.stream.usage

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from aiohttp import web
-from warmfleet_proto.errors import BadRequest, WarmfleetError
+from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.answer import error_event
 from warmfleet_router.gateway.http import REQUEST_ID
+from warmfleet_router.gateway.pick import Pick
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
-from warmfleet_router.gateway.relay import Relay, Wanted, drained, refusal
+from warmfleet_router.gateway.relay import Relay, Wanted, drained, refusal, routed
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask
 from warmfleet_router.servers.backend import Backend
@@ -54,7 +56,7 @@ class Relays:
         self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
     ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
-        wanted = await self._wanted(request, body, tenant, deadline)
+        wanted = await self._wanted(request[REQUEST_ID], body, tenant, deadline, request.path)
         relay = Relay(self._fleet, self._servers, self._pool, wanted)
         record.prepared(Asked(relay), self._fleet.clock())
         self._fleet.budget.request(self._fleet.clock())
@@ -71,17 +73,44 @@ class Relays:
             relay.finish(failure)
             failure = None
 
+    async def pick(
+        self,
+        request_id: str,
+        body: bytes,
+        tenant: intake.Tenant,
+        path: str,
+        subset: AbstractSet[str],
+        fallbacks: int,
+    ) -> Pick:
+        """Where somebody else should send a request: one of ``subset``, or of all when that is empty.
+
+        Raises BadRequest and Rejected.
+        """
+        wanted = await self._wanted(request_id, body, tenant, 0.0, path)
+        servers = self._servers.serving(wanted.ask.model)
+        asked = routed(wanted, self._servers, self._fleet.gateway_id)
+        within = [server for server in servers if not subset or server.endpoint in subset]
+        if servers and not within:
+            raise Rejected("no server of the subset serves the model")
+        asked.exclude.extend(server.endpoint for server in servers if server not in within)
+        placement = await self._fleet.router.route(asked)
+        self._fleet.reports.booked(placement.booking)
+        chosen = self._servers.of(placement.address)
+        others = [server.endpoint for server in within if server.endpoint != chosen.endpoint]
+        outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
+        return Pick(self._fleet, placement.booking, [chosen.endpoint, *others[:fallbacks]], outgoing)
+
     async def _wanted(
-        self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float
+        self, request_id: str, body: bytes, tenant: intake.Tenant, deadline: float, path: str
     ) -> Wanted:
-        chat = request.path.endswith("/chat/completions")
+        chat = path.endswith("/chat/completions")
         if len(body) <= INLINE_BYTES:
             asked = ask.parse(body, chat)
         else:
             asked = await asyncio.to_thread(ask.parse, body, chat)
         salt = asked.salt(tenant.salt)
         token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
-        return Wanted(request[REQUEST_ID], tenant, asked, salt, token_ids, deadline, request.path)
+        return Wanted(request_id, tenant, asked, salt, token_ids, deadline, path)
 
     async def _respond(
         self, request: web.Request, relay: Relay, record: Record

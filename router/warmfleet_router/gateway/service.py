@@ -56,8 +56,8 @@ class Gateway:
             gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
         )
         preparer = Preparer(encoder, self._catalogue)
-        tenants = intake.Tenants(keys)
-        self._relays = Relays(self._fleet, backends, encoders or {})
+        tenants = self.tenants = intake.Tenants(keys)
+        self.relays = Relays(self._fleet, backends, encoders or {})
         self._api = Api(
             self._fleet,
             preparer,
@@ -66,7 +66,7 @@ class Gateway:
             tenants,
             limits,
             metrics,
-            self._relays,
+            self.relays,
         )
         self.dry_run = DryRun(preparer, tenants, limits)
         self._heart: asyncio.Task[None] | None = None
@@ -87,7 +87,7 @@ class Gateway:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
         await self._fleet.workers.close()
-        await self._relays.close()
+        await self.relays.close()
         await self._fleet.reports.close()
 
     def _heartbeat(self) -> HeartbeatRequest:
@@ -101,11 +101,11 @@ class Gateway:
                 await self._fleet.router.heartbeat(self._heartbeat())
                 workers = await self._fleet.router.list_workers(ListWorkersRequest())
                 self._catalogue.update(workers)
-                self._relays.update(workers)
+                self.relays.update(workers)
                 reachable = True
             except WarmfleetError as error:
                 if reachable:
                     log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
                 reachable = False
-            ready = self._catalogue.ready or self._relays.models()
+            ready = self._catalogue.ready or self.relays.models()
             await asyncio.sleep(BOOKING_HEARTBEAT_S if ready else _JOINING_S)

@@ -14,6 +14,11 @@ class Server(NamedTuple):
     silent: bool
 
     @property
+    def endpoint(self) -> str:
+        """HOST:PORT; its name, too."""
+        return self.url.partition("//")[2]
+
+    @property
     def knows_salts(self) -> bool:
         return self.engine != "openai"
 

@@ -1,0 +1,43 @@
+"""A placement that somebody else carries out, and what is heard of how it went."""
+
+from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest
+
+from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.servers import sse
+
+
+class Pick:
+    """A placement whose request somebody else carries out: its load is let go when they say that it ended."""
+
+    def __init__(self, fleet: Fleet, booking: int, endpoints: list[str], body: bytes) -> None:
+        self.endpoints = endpoints  # HOST:PORT; the first is the choice
+        self.body = body
+        self._fleet = fleet
+        self._booking = booking
+        self._began = fleet.clock()
+        self._ttft_s = 0.0
+
+    def answering(self) -> None:
+        """Its response has begun."""
+        if not self._ttft_s:
+            self._ttft_s = self._fleet.clock() - self._began
+            progress = ProgressRequest(booking=self._booking, ttft_s=self._ttft_s, cached_later=True)
+            self._fleet.reports.progress(progress)
+
+    def ended(self, status: int, usage: sse.Usage | None, error: BaseException | None) -> None:
+        """Once; repeats do nothing. Without a response (``status`` 0) it says nothing about the server."""
+        booking, self._booking = self._booking, 0
+        if not booking:
+            return
+        outcome = FinishRequest.DROPPED if status >= 500 else FinishRequest.IGNORE
+        cached = usage.cached_tokens if usage else None
+        report = FinishRequest(
+            booking=booking,
+            outcome=FinishRequest.OK if status == 200 and error is None else outcome,
+            completion_tokens=(usage.completion_tokens if usage else 0) or 0,
+            cached_tokens=cached or 0,
+            cached_known=cached is not None,
+            ttft_s=self._ttft_s,
+            e2e_s=self._fleet.clock() - self._began,
+        )
+        self._fleet.reports.finish(report)

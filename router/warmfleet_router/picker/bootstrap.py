@@ -1,0 +1,129 @@
+"""A bootstrap for Envoy: its data plane, with the router as the picker of its endpoints.
+
+Without the picker (``failure_mode_allow``) or without an answer in time Envoy takes the next endpoint
+in turn: slower, never refused.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from warmfleet_proto.channel import split_address
+
+from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.picker.replies import ENDPOINT, NAMESPACE, SUBSET_NAMESPACE
+from warmfleet_router.servers.backend import Backend
+
+_TYPES = "type.googleapis.com/envoy.extensions"
+_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_PICKER, _FLEET = "picker", "fleet"
+
+
+def bootstrap(
+    listen: str, picker: str, backends: Sequence[Backend], limits: Limits, duplex: bool
+) -> dict[str, Any]:
+    """As Envoy reads it, in JSON. ``duplex``: bodies are streamed to the picker, not buffered."""
+    return {
+        "static_resources": {
+            "listeners": [_listener(listen, limits, duplex)],
+            "clusters": [_fleet(backends), _picker(picker)],
+        },
+    }
+
+
+def _listener(listen: str, limits: Limits, duplex: bool) -> dict[str, Any]:
+    route = {
+        "match": {"prefix": "/"},
+        "route": {
+            "cluster": _FLEET,
+            "timeout": f"{limits.request_s:g}s",
+            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+        },
+    }
+    manager = {
+        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "ingress",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [_external(duplex), _router()],
+        "stream_idle_timeout": f"{limits.request_s:g}s",
+    }
+    filters = [{"name": "http", "typed_config": manager}]
+    return {
+        "name": "ingress",
+        "address": _address(listen),
+        "per_connection_buffer_limit_bytes": limits.body_bytes,
+        "filter_chains": [{"filters": filters}],
+    }
+
+
+def _external(duplex: bool) -> dict[str, Any]:
+    mode = {
+        "request_header_mode": "SEND",
+        "request_body_mode": "FULL_DUPLEX_STREAMED" if duplex else "BUFFERED",
+        "request_trailer_mode": "SEND" if duplex else "SKIP",
+        "response_header_mode": "SEND",
+        "response_body_mode": "NONE",  # Python never touches a byte of an answer
+        "response_trailer_mode": "SKIP",
+    }
+    namespaces = {"untyped": [NAMESPACE]}
+    config = {
+        "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
+        "grpc_service": {"envoy_grpc": {"cluster_name": _PICKER}, "timeout": "0s"},
+        "processing_mode": mode,
+        "failure_mode_allow": not duplex,  # what was taken off its stream cannot be sent without it
+        "message_timeout": "5s",
+        "metadata_options": {
+            "receiving_namespaces": namespaces,
+            "forwarding_namespaces": {"untyped": [NAMESPACE, SUBSET_NAMESPACE]},
+        },
+    }
+    return {"name": "picker", "typed_config": config}
+
+
+def _router() -> dict[str, Any]:
+    return {"name": "router", "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"}}
+
+
+def _fleet(backends: Sequence[Backend]) -> dict[str, Any]:
+    endpoints = [_endpoint(backend.base.partition("//")[2]) for backend in backends]
+    in_turn = {"@type": f"{_TYPES}.load_balancing_policies.round_robin.v3.RoundRobin"}
+    source = {"metadata": {"key": NAMESPACE, "path": [{"key": ENDPOINT}]}}
+    override = {
+        "@type": f"{_TYPES}.load_balancing_policies.override_host.v3.OverrideHost",
+        "override_host_sources": [source, {"header": ENDPOINT}],
+        "fallback_policy": {"policies": [_policy("round_robin", in_turn)]},
+    }
+    return {
+        "name": _FLEET,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": {"cluster_name": _FLEET, "endpoints": [{"lb_endpoints": endpoints}]},
+        "load_balancing_policy": {"policies": [_policy("override_host", override)]},
+    }
+
+
+def _policy(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    full = f"envoy.load_balancing_policies.{name}"
+    return {"typed_extension_config": {"name": full, "typed_config": config}}
+
+
+def _picker(address: str) -> dict[str, Any]:
+    http2: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
+    return {
+        "name": _PICKER,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": _PICKER,
+            "endpoints": [{"lb_endpoints": [_endpoint(address)]}],
+        },
+        "typed_extension_protocol_options": {_HTTP: {"@type": f"type.googleapis.com/{_HTTP}"} | http2},
+    }
+
+
+def _endpoint(address: str) -> dict[str, Any]:
+    return {"endpoint": {"address": _address(address)}}
+
+
+def _address(address: str) -> dict[str, Any]:
+    host, port = split_address(address)
+    return {"socket_address": {"address": host, "port_value": port}}

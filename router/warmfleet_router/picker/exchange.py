@@ -1,0 +1,127 @@
+"""One HTTP request as Envoy tells of it, message by message, and what it is answered."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
+from warmfleet_proto.errors import BadRequest, WarmfleetError
+
+from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.pick import Pick
+from warmfleet_router.gateway.relaying import Relays
+from warmfleet_router.picker import replies
+from warmfleet_router.servers import sse
+
+_PATHS = ("/v1/chat/completions", "/v1/completions")
+_DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
+_FALLBACKS = 2  # endpoints named behind the choice
+
+
+class Exchange:
+    """``take`` answers a message; ``ended`` when Envoy has closed the stream, however it did."""
+
+    def __init__(self, relays: Relays, tenants: intake.Tenants, body_bytes: int) -> None:
+        self._relays = relays
+        self._tenants = tenants
+        self._most = body_bytes
+        self._headers: dict[str, str] = {}
+        self._subset: frozenset[str] = frozenset()
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._duplex = self._echo = False
+        self._pick: Pick | None = None
+        self._status = 0
+        self._usage = sse.Stream(hide=False)
+
+    async def take(self, message: Any) -> AsyncIterator[replies.Reply]:
+        kind = message.WhichOneof("request")
+        try:
+            match kind:
+                case "request_headers":
+                    for reply in self._begin(message):
+                        yield reply
+                case "request_body":
+                    async for reply in self._body(
+                        message.request_body.body, message.request_body.end_of_stream
+                    ):
+                        yield reply
+                case "response_headers":
+                    self._answered(message.response_headers)
+                    yield replies.goes_on(kind)
+                case "response_body":
+                    yield self._passed(message.response_body)
+                case "request_trailers" if self._duplex and self._pick is None:
+                    async for reply in self._body(b"", True):
+                        yield reply
+                    yield replies.goes_on(kind)
+                case str():
+                    yield replies.goes_on(kind)
+        except WarmfleetError as error:
+            self.ended(error)
+            yield replies.refused(error)
+
+    def ended(self, error: BaseException | None = None) -> None:
+        if self._pick is not None:
+            self._pick.ended(self._status, self._usage.usage, error)
+
+    def _begin(self, message: Any) -> list[replies.Reply]:
+        self._headers = {
+            header.key: (header.raw_value or header.value.encode()).decode(errors="replace")
+            for header in message.request_headers.headers.headers
+        }
+        self._duplex = message.protocol_config.request_body_mode == _DUPLEX
+        self._echo = message.protocol_config.response_body_mode == _DUPLEX
+        self._subset = _subset(message.metadata_context)
+        if self._duplex and not message.request_headers.end_of_stream:
+            return []  # answered with the body: only then is the endpoint known
+        return [replies.goes_on("request_headers")]
+
+    async def _body(self, part: bytes, last: bool) -> AsyncIterator[replies.Reply]:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > self._most:
+            raise BadRequest(f"body: more than {self._most} bytes", "body", 413)
+        if not last:
+            return
+        body = b"".join(self._parts)
+        self._parts.clear()
+        path = self._headers.get(":path", "").partition("?")[0]
+        if path not in _PATHS:
+            raise BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)
+        tenant = self._tenants.of(self._headers.get("authorization"))
+        request_id = intake.request_id(self._headers.get("x-request-id"))
+        self._pick = await self._relays.pick(request_id, body, tenant, path, self._subset, _FALLBACKS)
+        outgoing, endpoints = self._pick.body, self._pick.endpoints
+        if self._duplex:
+            for reply in replies.picked_duplex(endpoints, outgoing, outgoing != body):
+                yield reply
+        else:
+            yield replies.picked(endpoints, None if outgoing == body else outgoing)
+
+    def _answered(self, headers: Any) -> None:
+        values = {header.key: header.raw_value or header.value.encode() for header in headers.headers.headers}
+        status = values.get(":status", b"")
+        self._status = int(status) if status.isdigit() and len(status) == 3 else 0
+        if self._pick is not None and self._status == 200:
+            self._pick.answering()
+
+    def _passed(self, part: Any) -> replies.Reply:
+        """Bodies come here only where the operator has them sent, for the usage in them."""
+        if not self._usage.done and self._status == 200:
+            try:
+                self._usage.feed(part.body)
+            except WarmfleetError:
+                self._usage.done = True  # no stream of events: nothing is learned of it
+        if self._echo:
+            return replies.passed_on("response_body", part.body, part.end_of_stream)
+        return replies.goes_on("response_body")
+
+
+def _subset(metadata: Any) -> frozenset[str]:
+    """Endpoints that the gateway restricts the choice to; empty: it does not."""
+    space = metadata.filter_metadata
+    if replies.SUBSET_NAMESPACE not in space:
+        return frozenset()
+    value = space[replies.SUBSET_NAMESPACE].fields[replies.SUBSET]
+    texts = [item.string_value for item in value.list_value.values] or [value.string_value]
+    return frozenset(part.strip() for text in texts for part in text.split(",") if part.strip())

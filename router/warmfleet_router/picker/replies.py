@@ -1,0 +1,96 @@
+"""What an endpoint picker answers to Envoy: the messages of ``envoy.service.ext_proc.v3``.
+
+The endpoint goes into a header and into dynamic metadata, as the Gateway API Inference Extension has
+it: ``x-gateway-destination-endpoint``, in the namespace ``envoy.lb``.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.struct_pb2 import Struct
+from warmfleet_proto.errors import WarmfleetError
+
+from warmfleet_router.gateway.http import told
+from warmfleet_router.gateway.openai import error_of
+
+ENDPOINT = "x-gateway-destination-endpoint"
+SUBSET = "x-gateway-destination-endpoint-subset"
+NAMESPACE = "envoy.lb"
+SUBSET_NAMESPACE = "envoy.lb.subset_hint"
+CHUNK_BYTES = 60_000  # of a body on its way through: Envoy's own buffers take 64 KiB
+
+Reply = Any  # ext.ProcessingResponse: the stubs have no types
+_REPLACE = HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def goes_on(kind: str) -> Reply:
+    """Nothing is changed; ``kind`` is the field that the message came in."""
+    if kind.endswith("trailers"):
+        return ext.ProcessingResponse(**{kind: ext.TrailersResponse()})
+    make = ext.HeadersResponse if kind.endswith("headers") else ext.BodyResponse
+    return ext.ProcessingResponse(**{kind: make()})
+
+
+def picked(endpoints: Sequence[str], body: bytes | None) -> Reply:
+    """To a buffered body; the first endpoint is the choice, the others for when it fails.
+
+    ``body`` replaces the client's; None: it stays as it is.
+    """
+    common = ext.CommonResponse(clear_route_cache=True, header_mutation=_header(endpoints, body))
+    if body is not None:
+        common.body_mutation.body = body
+    return ext.ProcessingResponse(
+        request_body=ext.BodyResponse(response=common), dynamic_metadata=_metadata(endpoints)
+    )
+
+
+def picked_duplex(endpoints: Sequence[str], body: bytes, changed: bool) -> Iterator[Reply]:
+    """To a body that was taken off its stream: the headers first, then all of it in pieces."""
+    common = ext.CommonResponse(
+        clear_route_cache=True, header_mutation=_header(endpoints, body if changed else None)
+    )
+    yield ext.ProcessingResponse(
+        request_headers=ext.HeadersResponse(response=common), dynamic_metadata=_metadata(endpoints)
+    )
+    for start in range(0, len(body) or 1, CHUNK_BYTES):
+        yield passed_on("request_body", body[start : start + CHUNK_BYTES], start + CHUNK_BYTES >= len(body))
+
+
+def passed_on(kind: str, piece: bytes, last: bool) -> Reply:
+    """A piece of a body in full duplex, where nothing passes by itself."""
+    common = ext.CommonResponse()
+    common.body_mutation.streamed_response.body = piece
+    common.body_mutation.streamed_response.end_of_stream = last
+    return ext.ProcessingResponse(**{kind: ext.BodyResponse(response=common)})
+
+
+def refused(error: WarmfleetError) -> Reply:
+    """An answer at once, in OpenAI's shape, with Retry-After where that helps."""
+    status, headers, body = error_of(told(error))
+    immediate = ext.ImmediateResponse(
+        status=HttpStatus(code=status), body=body, details=type(error).__name__.lower()
+    )
+    for name, value in (headers | {"Content-Type": "application/json"}).items():
+        immediate.headers.set_headers.append(_value(name, value))
+    return ext.ProcessingResponse(immediate_response=immediate)
+
+
+def _header(endpoints: Sequence[str], body: bytes | None) -> Any:
+    values = [_value(ENDPOINT, ",".join(endpoints))]
+    if body is not None:
+        values.append(_value("content-length", str(len(body))))
+    return ext.HeaderMutation(set_headers=values)
+
+
+def _value(name: str, value: str) -> Any:
+    header = HeaderValue(key=name.lower(), raw_value=value.encode())
+    return HeaderValueOption(header=header, append_action=_REPLACE)
+
+
+def _metadata(endpoints: Sequence[str]) -> Struct:
+    metadata = Struct()
+    metadata.update({NAMESPACE: {ENDPOINT: ",".join(endpoints)}})
+    return metadata

