@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from warmfleet_kernels.batch import Batch, Sequence
-from warmfleet_kernels.rotation import Rotation, inverse, rotate
+from warmfleet_kernels.rotation import Rotation, inverse, rotate, wide
 
 
 def write_kv(pool: Tensor, layer: int, batch: Batch, key: Tensor, value: Tensor) -> None:
@@ -43,17 +43,18 @@ def attention(pool: Tensor, layer: int, batch: Batch, query: Tensor) -> Tensor:
     """Causal attention of ``query[rows, heads, head_dim]`` over what each sequence has in the pool.
 
     Keys of a segment with a turn are rotated into the query's frame, which equals rotating the query
-    into theirs. Softmax in float32, scaled by head_dim ** -0.5. Slots past the context are not read.
+    into theirs. Softmax in float32 (float64 of a float64 query), scaled by head_dim ** -0.5. Slots past the
+    context are not read.
     """
     out = torch.empty_like(query)
     for sequence in batch.sequences:
         rows = slice(sequence.first, sequence.first + sequence.count)
-        out[rows] = _attend(pool, layer, sequence, query[rows].float()).to(query.dtype)
+        out[rows] = _attend(pool, layer, sequence, wide(query[rows])).to(query.dtype)
     return out
 
 
 def _attend(pool: Tensor, layer: int, sequence: Sequence, query: Tensor) -> Tensor:
-    keys, values = _read(pool, layer, sequence)
+    keys, values = (part.to(query.dtype) for part in _read(pool, layer, sequence))
     group = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", query, keys) * query.shape[-1] ** -0.5
@@ -64,10 +65,11 @@ def _attend(pool: Tensor, layer: int, sequence: Sequence, query: Tensor) -> Tens
 
 
 def _read(pool: Tensor, layer: int, sequence: Sequence) -> tuple[Tensor, Tensor]:
-    """Keys in the query's frame and values, float32 [context, kv_heads, head_dim]."""
+    """Keys in the query's frame and values, at least float32, [context, kv_heads, head_dim]."""
     keys, values = [], []
     for segment in sequence.segments:
-        key, value = pool[list(segment.blocks), layer].float().transpose(0, 1).transpose(2, 3).flatten(1, 2)
+        pages = wide(pool[list(segment.blocks), layer])
+        key, value = pages.transpose(0, 1).transpose(2, 3).flatten(1, 2)
         keys.append(key if segment.turn is None else rotate(key, inverse(segment.turn)))
         values.append(value)
     return torch.cat(keys)[: sequence.context], torch.cat(values)[: sequence.context]

@@ -16,11 +16,16 @@ class Rotation(NamedTuple):
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """``x[rows, heads, head_dim]`` turned by its row's angles; dimension i is paired with i + head_dim / 2.
 
-    Computed in float32, returned in the dtype of ``x``.
+    Computed in float32 (float64 of a float64 ``x``), returned in the dtype of ``x``.
     """
     cos, sin = rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1)
-    low, high = x.float().chunk(2, dim=-1)
+    low, high = wide(x).chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def inverse(rotation: Rotation) -> Rotation:
