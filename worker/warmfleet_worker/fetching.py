@@ -153,7 +153,7 @@ class Fetching:
                 continue
             patience = supply.patience_s(sequence)
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
-                patience = self.pace.patience_s(tokens)
+                patience = self.pace.patience_s(supply.source, tokens)
             if patience is not None:
                 self._order(sequence, supply, nodes, found, now, patience)
                 return
@@ -195,8 +195,10 @@ class Fetching:
 
     def _dismiss(self, flight: _Flight, again: bool) -> None:
         """Nobody waits for it any more; ``again``: they may look for what comes after it."""
+        missing = (len(flight.fetch.pieces) - flight.arrived) * self._block_size
         for sequence in flight.waiters:
             sequence.waits, sequence.looked = False, not again
+            sequence.request.uncached += missing  # after all
         flight.waiters = []
         for piece in flight.fetch.pieces:
             if self._coming.get(piece.hash) is flight:

@@ -9,8 +9,8 @@ _WEIGHT = 0.2  # of the newest measurement
 _FORGIVEN = 0.98  # a source found too slow is believed a little faster at each refusal, and tried again
 _FIRST_PATIENCE_S = 1.0  # while the price of computing is not known
 _LEAST_PATIENCE_S = 0.02
-_REST_S = 1.0
-_MAX_REST_S = 60.0
+_REST_S = 5.0
+_MAX_REST_S = 300.0
 
 
 class Pace:
@@ -43,11 +43,15 @@ class Pace:
         self.block_s[source] = block_s * _FORGIVEN
         return False
 
-    def patience_s(self, tokens: int) -> float:
-        """How long to wait for what could be computed instead."""
+    def patience_s(self, source: Source, tokens: int) -> float:
+        """How long to wait for what could be computed instead. A source that has failed since it last brought
+        something is tried at a tenth of the price: a disk in trouble must not be felt."""
         if self.token_s is None:
             return _FIRST_PATIENCE_S
-        return max(_LEAST_PATIENCE_S, tokens * self.token_s)
+        computing_s = tokens * self.token_s
+        if source in self._rests:
+            return max(_LEAST_PATIENCE_S / 10, computing_s / 10)
+        return max(_LEAST_PATIENCE_S, computing_s)
 
 
 def _mean(before: float | None, value: float) -> float:

@@ -24,6 +24,7 @@ from warmfleet_worker.tiers.factory import make_below
 from warmfleet_worker.transfer.exchange import DESCRIPTOR, Exchange
 
 _CLOSE_GRACE_S = 1.0
+_SETTLE_S = 5.0  # for what should be on disk when the worker is started again
 
 
 class Worker:
@@ -76,7 +77,10 @@ class Worker:
     async def drain(self, deadline_s: float) -> int:
         """How many requests were left."""
         await self._health.set_serving(False)
-        return await self.runner.drain(deadline_s)
+        unfinished = await self.runner.drain(deadline_s)
+        if self.below is not None:
+            await self.below.settle(min(deadline_s, _SETTLE_S))
+        return unfinished
 
     async def close(self) -> None:
         self.loop.cancel()

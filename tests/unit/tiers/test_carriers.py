@@ -1,6 +1,7 @@
 """A thousand wrong copies a path: every one is seen, none reaches the pool."""
 
 import random
+import threading
 from pathlib import Path
 from queue import Queue
 
@@ -120,9 +121,16 @@ def test_a_block_for_other_tokens_is_not_brought(tmp_path: Path) -> None:
 
 
 def test_an_abandoned_fetch_ends() -> None:
-    rig = Rig()
+    """It waits behind another that is held up."""
+    rig, held = Rig(), threading.Event()
     memory = rig.engine.host_memory(rig.size)
-    carrier = HostCarrier(rig.engine, memory, rig.arrivals.put, lambda slot: None)
-    carrier.abandon(1)
-    assert rig.outcome(carrier, rig.fetch(1, Source.HOST, Stock(0, copy_sum(memory)))) == Arrival(1, 0)
+    carrier = HostCarrier(rig.engine, memory, rig.arrivals.put, lambda slot: held.wait(5))
+    carrier.begin(rig.fetch(1, Source.HOST, Stock(0, b"wrong")))
+    carrier.begin(rig.fetch(2, Source.HOST, Stock(0, copy_sum(memory))))
+    carrier.abandon(2)
+    held.set()
+    assert rig.arrivals.get(timeout=5) == Arrival(1, 0, True, "corrupt")
+    assert rig.arrivals.get(timeout=5) == Arrival(2, 0)
+    carrier.abandon(2)
+    assert not carrier._wanted
     carrier.close()

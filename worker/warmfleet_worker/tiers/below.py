@@ -49,6 +49,7 @@ class Below:
         self._saving = self._spilling = False
         self._spills: deque[Spill] = deque()
         self._rests_until = 0.0
+        self._settled = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="write-back")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-writer")
@@ -75,6 +76,19 @@ class Below:
         self._loop = asyncio.get_running_loop()
         self._runner.publish()
 
+    @property
+    def settled(self) -> bool:
+        """Nothing waits to be written back, and nothing is on its way."""
+        return not (self._saving or self._spilling or self._spills or self.writeback.queued)
+
+    async def settle(self, within_s: float) -> None:
+        """Waits so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self.settled:
+                    self._settled.clear()
+                    await self._settled.wait()
+
     def close(self) -> None:
         """What was queued for the disk and is not written yet is lost; what was is whole."""
         for thread in (self._mover, self._writer):
@@ -88,6 +102,7 @@ class Below:
         """Takes what changed on the device; gives what changed below."""
         self.writeback.note(changes)
         self._save()
+        self._settled.set()
         told = self.host.cache.take_changes()
         return told + self.store.take_changes() if self.store else told
 

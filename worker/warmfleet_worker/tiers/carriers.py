@@ -1,6 +1,5 @@
 """Blocks on their way up: from the host's memory and from the disk into the device's pool."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,16 +23,15 @@ class _Carrier:
     def __init__(self, engine: Engine, report: Report, name: str) -> None:
         self._engine = engine
         self._report = report
-        self._abandoned: set[int] = set()
-        self._changing = threading.Lock()
+        self._wanted: set[int] = set()  # fetches under way that somebody waits for
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def begin(self, fetch: Fetch) -> None:
+        self._wanted.add(fetch.id)
         self._thread.submit(self._bring, fetch)
 
     def abandon(self, fetch_id: int) -> None:
-        with self._changing:
-            self._abandoned.add(fetch_id)
+        self._wanted.discard(fetch_id)
 
     def close(self) -> None:
         """Waits for what is under way; what waits is not begun."""
@@ -43,7 +41,7 @@ class _Carrier:
         arrived, failure = 0, ""
         try:
             for part in self._parts(fetch):
-                if fetch.id in self._abandoned:
+                if fetch.id not in self._wanted:
                     break
                 arrived += self._bring_part(part)
                 if arrived < len(fetch.pieces):
@@ -52,8 +50,7 @@ class _Carrier:
             arrived, failure = arrived + missed.arrived, missed.why
         except Exception as error:  # the thread lives, and an end is owed
             failure = type(error).__name__
-        with self._changing:
-            self._abandoned.discard(fetch.id)
+        self._wanted.discard(fetch.id)
         self._report(Arrival(fetch.id, arrived, True, failure))
 
     def _parts(self, fetch: Fetch) -> Iterator[tuple[Piece, ...]]:

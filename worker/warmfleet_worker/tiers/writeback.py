@@ -49,6 +49,10 @@ class WriteBack:
         self._queue: deque[Node] = deque()
         self._present: list[Node] = []  # of the host: met again
 
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
     def note(self, changes: Iterable[Change]) -> None:
         """What became readable on the device."""
         for change in changes:

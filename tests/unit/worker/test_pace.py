@@ -1,0 +1,44 @@
+"""When blocks are brought rather than computed, and how long that is waited for."""
+
+from warmfleet_worker.pace import Pace
+from warmfleet_worker.source import Source
+
+
+def experienced() -> Pace:
+    pace = Pace()
+    pace.computed(100, 1.0)  # 10 ms a token
+    pace.brought(Source.DISK, 10, 0.1)
+    return pace
+
+
+def test_without_experience_a_source_is_tried() -> None:
+    pace = Pace()
+    assert pace.worth(Source.DISK, 1, 16, 0.0)
+    assert pace.patience_s(Source.DISK, 16) == 1.0
+
+
+def test_the_cheaper_way_is_taken() -> None:
+    pace = experienced()
+    assert pace.worth(Source.DISK, 4, 64, 0.0)  # .04 s against .64 s
+    pace.computed(1000, 0.01)
+    for _ in range(30):
+        pace.computed(1000, 0.01)  # .01 ms a token
+    assert not pace.worth(Source.DISK, 4, 64, 0.0)
+
+
+def test_a_failed_source_rests_twice_as_long_each_time_and_then_costs_a_tenth() -> None:
+    pace = experienced()
+    assert pace.patience_s(Source.DISK, 100) == 1.0
+    pace.failed(Source.DISK, 10.0)
+    assert not pace.worth(Source.DISK, 4, 64, 14.9)
+    assert pace.worth(Source.DISK, 4, 64, 15.1)
+    assert pace.patience_s(Source.DISK, 100) == 0.1
+    pace.failed(Source.DISK, 15.1)
+    assert not pace.worth(Source.DISK, 4, 64, 25.0)
+    assert pace.worth(Source.HOST, 4, 64, 25.0)
+    for _ in range(20):
+        pace.failed(Source.DISK, 30.0)
+    assert pace.worth(Source.DISK, 4, 64, 331.0)
+    pace.brought(Source.DISK, 4, 0.04)
+    assert pace.worth(Source.DISK, 4, 64, 331.0)
+    assert pace.patience_s(Source.DISK, 100) == 1.0
