@@ -53,6 +53,9 @@ class Arrival(NamedTuple):
     failure: str = ""  # why the rest does not come; empty when all came or it was abandoned
 
 
+MISSES = ("corrupt", "gone")  # failures that say nothing of how quickly the source brings what it has
+
+
 class Supply(Protocol):
     """What a source can bring: pure, asked by the scheduler."""
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 
-from warmfleet_worker.fetch import Abandon, Arrival, Fetch, Order, Piece, Supply
+from warmfleet_worker.fetch import MISSES, Abandon, Arrival, Fetch, Order, Piece, Supply
 from warmfleet_worker.pace import Pace
 from warmfleet_worker.prefix import Node, PrefixCache
 from warmfleet_worker.sequence import Loaded, Sequence
@@ -153,7 +153,7 @@ class Fetching:
                 continue
             patience = supply.patience_s(sequence)
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
-                patience = self.pace.patience_s(supply.source, tokens)
+                patience = self.pace.patience_s(supply.source, found, tokens)
             if patience is not None:
                 self._order(sequence, supply, nodes, found, now, patience)
                 return
@@ -257,7 +257,8 @@ class Fetching:
         del self._flights[fetch.id]
         if failure:
             self.totals.failed[fetch.source] += len(fetch.pieces) - flight.arrived
-            self.pace.failed(fetch.source, now)
+            if failure not in MISSES:
+                self.pace.failed(fetch.source, now)
         elif flight.waiters:
             self.pace.brought(fetch.source, len(fetch.pieces), now - flight.began)
             self._note_load(flight, now)

@@ -43,15 +43,16 @@ class Pace:
         self.block_s[source] = block_s * _FORGIVEN
         return False
 
-    def patience_s(self, source: Source, tokens: int) -> float:
+    def patience_s(self, source: Source, blocks: int, tokens: int) -> float:
         """How long to wait for what could be computed instead. A source that has failed since it last brought
-        something is tried at a tenth of the price: a disk in trouble must not be felt."""
+        something gets a few times what it used to take: a disk in trouble must not be felt."""
         if self.token_s is None:
             return _FIRST_PATIENCE_S
         computing_s = tokens * self.token_s
-        if source in self._rests:
-            return max(_LEAST_PATIENCE_S / 10, computing_s / 10)
-        return max(_LEAST_PATIENCE_S, computing_s)
+        if source not in self._rests:
+            return max(_LEAST_PATIENCE_S, computing_s)
+        usual_s = blocks * self.block_s.get(source, 0.0)
+        return max(_LEAST_PATIENCE_S / 10, min(computing_s, max(computing_s / 20, 3 * usual_s)))
 
 
 def _mean(before: float | None, value: float) -> float:

@@ -1,5 +1,6 @@
 """When blocks are brought rather than computed, and how long that is waited for."""
 
+import pytest
 from warmfleet_worker.pace import Pace
 from warmfleet_worker.source import Source
 
@@ -14,7 +15,7 @@ def experienced() -> Pace:
 def test_without_experience_a_source_is_tried() -> None:
     pace = Pace()
     assert pace.worth(Source.DISK, 1, 16, 0.0)
-    assert pace.patience_s(Source.DISK, 16) == 1.0
+    assert pace.patience_s(Source.DISK, 1, 16) == 1.0
 
 
 def test_the_cheaper_way_is_taken() -> None:
@@ -26,13 +27,15 @@ def test_the_cheaper_way_is_taken() -> None:
     assert not pace.worth(Source.DISK, 4, 64, 0.0)
 
 
-def test_a_failed_source_rests_twice_as_long_each_time_and_then_costs_a_tenth() -> None:
+def test_a_failed_source_rests_twice_as_long_each_time_and_then_costs_little() -> None:
     pace = experienced()
-    assert pace.patience_s(Source.DISK, 100) == 1.0
+    assert pace.patience_s(Source.DISK, 7, 100) == 1.0
     pace.failed(Source.DISK, 10.0)
     assert not pace.worth(Source.DISK, 4, 64, 14.9)
     assert pace.worth(Source.DISK, 4, 64, 15.1)
-    assert pace.patience_s(Source.DISK, 100) == 0.1
+    assert pace.patience_s(Source.DISK, 1, 100) == 0.05
+    assert pace.patience_s(Source.DISK, 8, 128) == pytest.approx(0.24)  # three times the usual
+    assert pace.patience_s(Source.HOST, 8, 128) == 1.28
     pace.failed(Source.DISK, 15.1)
     assert not pace.worth(Source.DISK, 4, 64, 25.0)
     assert pace.worth(Source.HOST, 4, 64, 25.0)
@@ -41,4 +44,4 @@ def test_a_failed_source_rests_twice_as_long_each_time_and_then_costs_a_tenth() 
     assert pace.worth(Source.DISK, 4, 64, 331.0)
     pace.brought(Source.DISK, 4, 0.04)
     assert pace.worth(Source.DISK, 4, 64, 331.0)
-    assert pace.patience_s(Source.DISK, 100) == 1.0
+    assert pace.patience_s(Source.DISK, 7, 100) == 1.0
