@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -72,6 +73,7 @@ async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int
     for number in numbers:
         loop.add_signal_handler(number, stop.set)
     async with running as addresses:
+        gc.freeze()  # what is there now stays: full collections, pauses for all, need not walk over it
         print(json.dumps({"ready": True, **addresses}), flush=True)
         await stop.wait()
         for number in numbers:

@@ -5,6 +5,7 @@ cores does not blur what a call costs. Bookings are ended between the windows, u
 """
 
 import asyncio
+import gc
 import itertools
 import json
 import random
@@ -57,6 +58,7 @@ async def serve() -> None:
     router_pb2_grpc.add_RouterServicer_to_server(RouterService(router), server)  # type: ignore[no-untyped-call]
     port = channel.bind(server, "127.0.0.1:0", None)
     await server.start()
+    gc.freeze()  # as the router program does
     print(json.dumps({"ready": True, "grpc": f"127.0.0.1:{port}"}), flush=True)
     await server.wait_for_termination()
 
