@@ -27,6 +27,7 @@ class Booking:
     alone: bool  # the worker had nothing else to do
     record: PlacementView
     source: str = ""  # the peer that blocks are pulled from
+    pull_bytes: float = 0.0  # of those blocks
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
     keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed
     since: int = 0  # the guess's clock

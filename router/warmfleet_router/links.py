@@ -1,8 +1,11 @@
 """How long blocks take from one worker to another, or from a worker's own lower tiers to its device.
 
-Learned from what was brought. A pair that was never measured is taken to be like all others together;
-before the first measurement of all that is a guess, or what the operator configured.
+Learned from what was brought. A pair that was not measured of late is taken to be like all others together;
+before the first measurement of all, or long after the last, that is a guess, or what the operator configured.
+So a link that was found slow is tried again, and one that carries nothing costs little.
 """
+
+from math import inf
 
 from warmfleet_router.fleet import Worker
 from warmfleet_router.rates import Line
@@ -10,8 +13,17 @@ from warmfleet_router.rates import Line
 LATENCY_S = 2e-3
 LINK_BYTES_PER_S = 1e9  # of a guess: an ordinary network
 OWN_BYTES_PER_S = 1e10  # and host memory
-SPREAD = (1e-2, 1e-6)  # links differ by a factor of a million: one measurement outweighs the guess
+SPREAD = (1e-2, 1e-3)  # links differ by a factor of a million: one measurement outweighs the guess
+MEMORY_S = 60.0  # networks get well again
 MAX_PAIRS = 16_384  # remembered; the one that was measured first is forgotten
+
+
+class _Link:
+    __slots__ = ("at", "line")
+
+    def __init__(self, start: tuple[float, ...] | list[float]) -> None:
+        self.line = Line(start, SPREAD)
+        self.at = -inf  # last measured
 
 
 class Links:
@@ -19,23 +31,39 @@ class Links:
 
     def __init__(self, bytes_per_s: float = 0.0) -> None:
         """``bytes_per_s``: what a link between workers is expected to carry; 0: unknown."""
-        self._between = Line((LATENCY_S, 1.0 / (bytes_per_s or LINK_BYTES_PER_S)), SPREAD)
-        self._own = Line((LATENCY_S, 1.0 / OWN_BYTES_PER_S), SPREAD)
-        self._pairs: dict[tuple[str, str], Line] = {}
+        self.now = 0.0  # to be kept up by the owner
+        self._guesses = {
+            False: (LATENCY_S, 1.0 / (bytes_per_s or LINK_BYTES_PER_S)),
+            True: (LATENCY_S, 1.0 / OWN_BYTES_PER_S),
+        }
+        self._all = {own: _Link(guess) for own, guess in self._guesses.items()}
+        self._pairs: dict[tuple[str, str], _Link] = {}
 
     def seconds(self, source: Worker, target: Worker, count: float) -> tuple[float, float]:
         """Of latency and of sending ``count`` bytes."""
-        others = self._own if source is target else self._between
-        latency, byte = self._pairs.get((source.name, target.name), others).coefficients
+        latency, byte = self._known(source.name, target.name)
         return latency, count * byte
 
-    def observe(self, source: str, target: str, count: int, seconds: float) -> None:
+    def observe(self, source: str, target: str, count: float, seconds: float) -> None:
         """``count`` bytes received, all or what came before they were given up."""
-        pair, others = (source, target), self._own if source == target else self._between
-        line = self._pairs.get(pair)
-        if line is None:
-            if len(self._pairs) >= MAX_PAIRS:
-                del self._pairs[next(iter(self._pairs))]
-            line = self._pairs[pair] = Line(others.coefficients, SPREAD)
-        for each in (line, others):
-            each.observe((1.0, float(count)), seconds)
+        own, pair = source == target, (source, target)
+        before = self._known(source, target)
+        if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
+            del self._pairs[next(iter(self._pairs))]
+        if not self._fresh(self._pairs.get(pair)):
+            self._pairs[pair] = _Link(before)
+        if not self._fresh(self._all[own]):
+            self._all[own] = _Link(self._guesses[own])
+        for link in (self._pairs[pair], self._all[own]):
+            link.line.observe((1.0, count), seconds)
+            link.at = self.now
+
+    def _known(self, source: str, target: str) -> tuple[float, ...] | list[float]:
+        own = source == target
+        for link in (self._pairs.get((source, target)), self._all[own]):
+            if link is not None and self._fresh(link):
+                return link.line.coefficients
+        return self._guesses[own]
+
+    def _fresh(self, link: _Link | None) -> bool:
+        return link is not None and self.now - link.at <= MEMORY_S

@@ -4,7 +4,7 @@ import pytest
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_router.core import RouterCore
 from warmfleet_router.fleet import Report
-from warmfleet_router.links import Links
+from warmfleet_router.links import MEMORY_S, Links
 from warmfleet_router.pressure import Pressure
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
@@ -145,3 +145,39 @@ def test_a_link_is_known_after_one_pull(bytes_per_s: float) -> None:
     links, (a, b) = Links(), [worker_named(name) for name in "ab"]
     links.observe("a", "b", int(bytes_per_s), 1.002)
     assert sum(links.seconds(a, b, bytes_per_s)) == pytest.approx(1.002, rel=0.03)
+
+
+def pulled(core: RouterCore, **report: object) -> rpb.Placement:
+    """A placement that pulls, and how that went."""
+    placement = place(core)
+    assert placement.action == rpb.Placement.PULL
+    core.progress(rpb.ProgressRequest(booking=placement.booking, **report), NOW)  # type: ignore[arg-type]
+    return placement
+
+
+def link_s(core: RouterCore, of: rpb.Placement, count: float) -> float:
+    """What the router believes of the link that the placement pulled over."""
+    (group,) = core.roster.groups.values()
+    return sum(group.links.seconds(worker_named(of.pull.source), worker_named(of.worker), count))
+
+
+def test_where_nothing_came_all_of_it_would_have_taken_longer() -> None:
+    core, _ = givers(3)
+    placement = pulled(core, pull_s=0.4, pull_failure="given_up")
+    assert link_s(core, placement, 3984 * TOKEN_BYTES) == pytest.approx(1.6, rel=0.05)
+
+
+def test_what_fails_at_once_says_nothing_of_the_link() -> None:
+    core, _ = givers(3)
+    placement = pulled(core, pull_s=0.4, pull_failure="gone")
+    assert link_s(core, placement, 1e9) == pytest.approx(1.002)
+
+
+def test_a_slow_link_is_tried_again_when_the_measurement_is_old() -> None:
+    core, _ = givers(3)
+    placement = pulled(core, pull_s=10.0, pulled_bytes=10_000_000)
+    assert link_s(core, placement, 1e9) == pytest.approx(1000, rel=0.05)
+    core.tick(MEMORY_S - 1.0)
+    assert link_s(core, placement, 1e9) == pytest.approx(1000, rel=0.05)
+    core.tick(MEMORY_S + 1.0)
+    assert link_s(core, placement, 1e9) == pytest.approx(1.002)

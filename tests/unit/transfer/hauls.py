@@ -41,7 +41,7 @@ class Collected:
     def __init__(self, blocks: int, block_bytes: int, slabs: Slabs, keep: bool = True) -> None:
         self.block_bytes, self.blocks = block_bytes, blocks
         self.got: dict[int, bytes] = {}
-        self.good = self.bad = self.missed = 0
+        self.good = self.bad = self.missed = self.received_bytes = 0
         self.over = False
         self._slabs = slabs
         self._keep = keep
@@ -63,6 +63,9 @@ class Collected:
     def one_by_one(self) -> None:
         """Each block a piece of its own."""
         self._pieces = deque(_pieces(self.blocks, 1))
+
+    def received(self, count: int) -> None:
+        self.received_bytes += count
 
     def landed(self, piece: Piece, good: int) -> None:
         size = self.block_bytes

@@ -75,8 +75,9 @@ class Exchange:
             key = read_key("transfer.key_file", config.key_file)
             gatekeeper = Gatekeeper(name, runner.presence.epoch, key)
             self.service = TransferService(runner, gatekeeper, self.leases)
-            pace = Throttle(config.bytes_per_s).wait if config.bytes_per_s else lambda _: None
-            self.source = TcpSource(self.shelf, None if tls is None else source_context(tls), pace)
+            throttle = Throttle(config.bytes_per_s) if config.bytes_per_s else None
+            context = None if tls is None else source_context(tls)
+            self.source = TcpSource(self.shelf, context, throttle)
 
     @property
     def gives(self) -> bool:

@@ -71,13 +71,15 @@ class PoolHaul:
         self._slabs.give_back(self, slab)
         return None
 
+    def received(self, count: int) -> None:
+        with self._lock:
+            self.received_bytes += count
+
     def landed(self, piece: Piece, good: int) -> None:
         if not self.over:
             self._engine.write_blocks(self._targets[piece.first : piece.first + good], piece.buffer)
             self._count(piece, good)
             self._on_arrival()
-        with self._lock:
-            self.received_bytes += piece.blocks * self.block_bytes
         self._slabs.give_back(self, piece.buffer)
 
     def lost(self, piece: Piece) -> None:

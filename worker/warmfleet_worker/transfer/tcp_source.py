@@ -12,6 +12,7 @@ from warmfleet_proto.limits import LEASE_TTL_S
 
 from warmfleet_worker.transfer import frames
 from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
+from warmfleet_worker.transfer.throttle import Throttle
 from warmfleet_worker.transfer.transport import Lot, Shelf
 
 _log = logging.getLogger(__name__)
@@ -21,15 +22,13 @@ _BACKLOG = 64
 
 
 class TcpSource:
-    """``pace`` is called with the bytes of each answer before it is sent; it may wait."""
-
     def __init__(
-        self, shelf: Shelf, tls: ssl.SSLContext | None = None, pace: Callable[[int], None] = lambda _: None
+        self, shelf: Shelf, tls: ssl.SSLContext | None = None, throttle: Throttle | None = None
     ) -> None:
         self.refused = 0  # connections that were none, or opened no lease
         self._shelf = shelf
         self._tls = tls
-        self._pace = pace
+        self._throttle = throttle
         self._streams: set[TcpStream] = set()
         self._threads: set[Thread] = set()
         self._listener: socket.socket | None = None
@@ -114,9 +113,13 @@ class TcpSource:
             self._send(stream, lot, first, count, slab)
 
     def _send(self, stream: TcpStream, lot: Lot, first: int, count: int, slab: memoryview) -> None:
-        self._pace(count * lot.block_bytes)
         parcel = lot.fetch(first, count, slab)
         if parcel is None:
             stream.send([frames.answer(first, [])])
-        else:
+        elif self._throttle is None:
             stream.send([frames.answer(first, parcel.sums), *parcel.parts])
+        else:
+            stream.send([frames.answer(first, parcel.sums)])
+            for part in parcel.parts:
+                for piece in self._throttle.slices(part):
+                    stream.send([piece])

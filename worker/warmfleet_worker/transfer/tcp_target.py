@@ -67,6 +67,7 @@ def _receive(stream: TcpStream, piece: Piece, haul: Haul) -> int:
             raise WorkerLost("given up by the target")
         block = piece.buffer[i * size : (i + 1) * size]
         stream.receive_into(block)
+        haul.received(size)
         wanted = sums[i * frames.SUM_BYTES : (i + 1) * frames.SUM_BYTES]
         good += good == i and frames.block_sum(block, seed) == wanted
     return good

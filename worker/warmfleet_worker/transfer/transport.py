@@ -58,6 +58,9 @@ class Haul(Protocol):
         """The next piece, from the front; None when nothing is left, or when no slab is free and ``wait``
         is false."""
 
+    def received(self, count: int) -> None:
+        """So many bytes of blocks have come, whatever becomes of them."""
+
     def landed(self, piece: Piece, good: int) -> None:
         """The piece's bytes are in its buffer, and the leading ``good`` blocks agree with their sums."""
 
