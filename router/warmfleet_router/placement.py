@@ -120,9 +120,8 @@ def _candidates(
             overlap = prompt - 1  # the last token is always computed
         queue = worker.queue_until - now
         wait = worker.rest_s + queue if queue > 0 else worker.rest_s
-        rates = worker.rates
+        rates, eviction = worker.rates, 0.0
         completion = rates.completion
-        eviction = 0.0
         if reuse:
             displaced = prompt - overlap - worker.report.free_blocks * size
             if displaced > 0:
