@@ -215,12 +215,16 @@ async def shared_prefixes(fleet: Fleet) -> tuple[str, list[dict[str, Any]]]:
 async def busy(address: str, rng: random.Random) -> AsyncIterator[None]:
     """A worker with prompts of its own to compute, which its router hears of."""
     gateway = Stream(WorkerStub(connect(address)), f"other-{rng.random()}", {})  # type: ignore[no-untyped-call]
+    gateway.patience_s = PATIENCE_S
     await gateway.open()
-    for handle in range(1, 5):
+    for handle in (1, 2):
         await gateway.submit(handle, rng.choices(range(1000, 40_000), k=3000), 1)
     await asyncio.sleep(0.6)  # for the router to hear of them
     try:
         yield
+        for handle in (1, 2):
+            await gateway.send(cancel={"handle": handle})
+            await gateway.end(handle)
     finally:
         await gateway.close()
 

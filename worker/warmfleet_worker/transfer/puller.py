@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 MAX_PULLS = 8  # under way at once; more wait for their turn, within their patience
 _ATTEMPTS = 2
 _LEASE_S = 2.0  # for an answer from the source
+_MAX_NAMES = 1024  # of peers that sent damaged blocks
 _FAILURES = {
     grpc.StatusCode.PERMISSION_DENIED: Failure.REFUSED,
     grpc.StatusCode.FAILED_PRECONDITION: Failure.REFUSED,
@@ -168,7 +169,8 @@ class Puller:
 
     def _judge(self, trip: Trip, haul: PoolHaul, errors: list[BaseException]) -> None:
         if haul.bad:
-            self.corrupt[trip.pull.source] += haul.bad
+            known = trip.pull.source in self.corrupt or len(self.corrupt) < _MAX_NAMES
+            self.corrupt[trip.pull.source if known else "others"] += haul.bad
             _log.error("%d blocks from %s were damaged on the way", haul.bad, trip.pull.source)
             raise Failed(Failure.CORRUPT, f"{haul.bad} blocks disagree with their sums", final=False)
         if haul.arrived == haul.blocks or trip.abandoned:
@@ -194,5 +196,5 @@ class Puller:
 
     def _outcome(self, trip: Trip, failure: Failure) -> Pulled:
         received = trip.received_bytes
-        used = 0 if trip.abandoned else trip.arrived * self._runner.engine.block_bytes
+        used = (trip.told if trip.abandoned else trip.arrived) * self._runner.engine.block_bytes
         return Pulled(self._runner.now() - trip.began, received, max(received - used, 0), failure)
