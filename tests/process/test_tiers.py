@@ -229,6 +229,29 @@ async def test_requests_go_on_without_the_disk(
     assert len(logged) == 2  # one for reading, one for writing
 
 
+async def test_deleted_files_are_a_miss(tmp_path: Path) -> None:
+    async with sim_worker(**disk(tmp_path)) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        await ask(gateway, worker, 1, prompt(1, 10))
+        await settled(worker)
+        for path in list_files(tmp_path):
+            path.unlink()
+        await displace(gateway, worker, 2, 5)
+        await ask(gateway, worker, 4, prompt(1, 10))
+        await settled(worker)
+        check_presence(worker)
+    for path in list_files(tmp_path):
+        path.unlink()
+    async with sim_worker(**disk(tmp_path)) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        assert len(worker.presence) == 0
+        assert (await ask(gateway, worker, 1, prompt(1, 10))).cached_tokens == 0
+        await settled(worker)
+        assert below(worker).spilled == 10
+
+
+def list_files(folder: Path) -> list[Path]:
+    return list(folder.glob("*.wfkv"))
+
+
 async def test_a_slow_disk_does_not_make_answers_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

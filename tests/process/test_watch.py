@@ -5,6 +5,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ class Follower:
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self.present: dict[bytes, int] = {}  # hash -> depth
+        self.present: dict[tuple[int, bytes], int] = {}  # tier and hash -> depth
         self.seq = -1
         self.snapshots = 0
         self.bookings: list[int] = []
@@ -46,8 +47,7 @@ class Follower:
         """It knows all that the worker has published."""
         while self.seq != worker.presence.seq:
             await self.read()
-        nodes = worker.scheduler.cache._nodes.values()
-        assert self.present == {node.hash: node.depth for node in nodes}
+        assert self.present == held(worker)
 
     def _take_snapshot(self, snapshot: pb.KvSnapshot) -> None:
         if snapshot.first:
@@ -66,21 +66,33 @@ class Follower:
                 self._store(event.stored)
             elif event.HasField("removed"):
                 for i in range(0, len(event.removed.hashes), 16):
-                    del self.present[event.removed.hashes[i : i + 16]]
+                    del self.present[event.removed.tier, event.removed.hashes[i : i + 16]]
             else:
                 self.present.clear()
         self.seq = batch.seq
         self._check(batch.digest)
 
     def _store(self, run: pb.Stored) -> None:
-        assert run.tier == pb.DEVICE
         for i in range(0, len(run.hashes), 16):
-            hashed = run.hashes[i : i + 16]
-            assert hashed not in self.present
-            self.present[hashed] = run.depth + i // 16
+            key = run.tier, run.hashes[i : i + 16]
+            assert key not in self.present
+            self.present[key] = run.depth + i // 16
 
     def _check(self, digest: bytes) -> None:
-        assert digest == digest_bytes(sum(presence(hashed, pb.DEVICE) for hashed in self.present))
+        assert digest == digest_bytes(sum(presence(hashed, tier) for tier, hashed in self.present))
+
+
+def held(worker: Worker) -> dict[tuple[int, bytes], int]:
+    """What a worker has, tier by tier."""
+    caches: list[Any] = [worker.scheduler.cache]
+    found = {}
+    if worker.below is not None:
+        caches.append(worker.below.host.cache)
+        if store := worker.below.store:
+            found = {(int(pb.DISK), e.identity.hash): e.identity.depth for e in store.catalogue}
+    for cache in caches:
+        found |= {(int(cache.tier), node.hash): node.depth for node in cache._nodes.values()}
+    return found
 
 
 @asynccontextmanager
@@ -109,7 +121,7 @@ async def test_events_lead_to_what_is_readable() -> None:
         prompt = packed(range(100))
         root = root_hash(worker.runner.engine.fingerprint, 16)
         for depth, hashed in enumerate(chain(root, prompt, 16)):
-            assert follower.present[hashed] == depth
+            assert follower.present[pb.DEVICE, hashed] == depth
         assert follower.snapshots == 1
         assert follower.epoch == worker.presence.epoch
 
@@ -240,3 +252,24 @@ async def test_later_snapshot_names_all_bookings_again() -> None:
             message = await anext(messages)
             assert message.snapshot.last
             assert list(message.load.bookings) == [101]  # 102 has come and gone
+
+
+async def test_each_tier_is_told(tmp_path: Path) -> None:
+    """From the first snapshot on, also what a disk held before the worker was started."""
+    timing = {"prefill_token_s": 0.001, "step_s": 0.0, "prefill_pair_s": 0.0}
+    settings: dict[str, Any] = {
+        "sim": {"timing": timing}, "total_blocks": 12, "host_bytes": 20 * 128,
+        "disk_path": str(tmp_path), "disk_bytes": 1 << 24,
+    }  # fmt: skip
+    for start in (0, 1):
+        async with sim_worker(**settings) as worker, stub_of(worker) as stub, follow(stub) as follower:
+            await follower.read()
+            tiers = {tier for tier, _ in follower.present}
+            assert tiers == ({pb.DISK} if start else set())
+            assert worker.below is not None
+            await ask(stub, "g", range(100), range(200, 340), range(100), range(400, 500))
+            await worker.runner.drain(5)
+            await worker.below.settle(5)
+            await follower.until(worker)
+            assert {tier for tier, _ in follower.present} == {pb.DEVICE, pb.HOST, pb.DISK}
+            assert worker.scheduler.totals.brought
