@@ -124,13 +124,15 @@ def _reopen(folder: Path) -> list[Row]:
     for number in range(BLOCKS // 1000):
         of.put(chain_of(number, 1000, BLOCK_BYTES))
     of.close()
-    taken = []
+    taken, busy = [], []
     for _ in range(5):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         again = DiskStore(own, made(BLOCK_BYTES), 1 << 30)
         announced = len(again.take_changes())
         taken.append(time.perf_counter() - began)
+        busy.append(time.process_time() - cpu)
         again.close()
-    figure = f"{statistics.median(taken):.2f} s, worst of five {max(taken):.2f} s, {announced} blocks"
+    figure = f"{statistics.median(taken):.2f} s, worst of five {max(taken):.2f} s"
+    figure += f" ({statistics.median(busy):.2f} s of CPU), {announced} blocks"
     good = max(taken) <= 2 and announced == BLOCKS
     return [Row("5.6", "100k blocks of 4 KiB reopen", figure, "<= 2 s", good)]

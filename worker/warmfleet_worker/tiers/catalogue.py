@@ -69,6 +69,17 @@ class Catalogue:
         self._segments.setdefault(segment, {})[block_hash] = entry
         return before is None
 
+    def load(self, places: Sequence[Place], segment: int) -> bool:
+        """Adds all blocks of a segment that was opened, at a fraction of the time; false, and nothing done,
+        where one is there already."""
+        entries = {place.identity.hash: Entry(place, segment) for place in places}
+        if len(entries) < len(places) or not entries.keys().isdisjoint(self._entries):
+            return False
+        self._entries.update(entries)
+        self._segments[segment] = entries
+        self._children.update([place.identity.parent for place in places])
+        return True
+
     def remove(self, entry: Entry) -> bool:
         """False when it has been removed or replaced already."""
         identity = entry.identity

@@ -144,8 +144,7 @@ class DiskStore:
 
     def _add(self, place: Place, number: int) -> None:
         if self.catalogue.add(place, number):
-            block_hash, parent, _, depth = place.identity
-            self._changes.append(Appeared(block_hash, parent, depth, Tier.DISK))
+            self._changes.append(_appeared(place))
 
     def _remove(self, entry: Entry) -> None:
         if self.catalogue.remove(entry):
@@ -218,8 +217,11 @@ class DiskStore:
                 raise ConfigError(f"disk_path: {path}: {error.strerror}") from None
             segment.expect(self.made)
             self._segments[number] = segment
-            for place in segment.places:
-                self._add(place, number)
+            if self.catalogue.load(segment.places, number):
+                self._changes += [_appeared(place) for place in segment.places]
+            else:
+                for place in segment.places:
+                    self._add(place, number)
             segment.places = []
 
     def _pass_over(self, path: Path, error: Corrupt) -> None:
@@ -238,6 +240,11 @@ def made_in(folder: Path) -> Made:
         with contextlib.suppress(Corrupt):
             return Segment.open(path, writable=False).made
     raise ConfigError(f"{folder} holds no KV blocks")
+
+
+def _appeared(place: Place) -> Appeared:
+    block_hash, parent, _, depth = place.identity
+    return Appeared(block_hash, parent, depth, Tier.DISK)
 
 
 @contextlib.contextmanager

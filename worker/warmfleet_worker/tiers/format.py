@@ -152,7 +152,7 @@ def read_index(data: bytes) -> list[Place]:
     if magic != _LIST or len(body) != _INDEX.size + count * _ENTRY.size:
         raise Corrupt("the index is not one")
     entries = _ENTRY.iter_unpack(body[_INDEX.size :])
-    return [Place(Identity(h, parent, root, depth), at) for h, parent, root, depth, at in entries]
+    return [Place(Identity(own, parent, root, depth), at) for own, parent, root, depth, at in entries]
 
 
 def _summed(data: bytes) -> bytes:
