@@ -61,10 +61,11 @@ def conversations(requests: int, seed: int = 0) -> Trace:
 def recorded(
     log: Log, requests: int, network: Network = IDEAL, file_bytes: int = 1 << 30, **routing: Any
 ) -> Fleet:
+    """Four workers, of which one announces nothing and tells a wrong size."""
     chosen = Routing(**routing)
     core = RecordingCore(chosen, 7, Record(log.write, "now", file_bytes))
     engine = msgspec.structs.replace(flat(0.01, BLOCK), link_bytes_per_s=20e9, link_latency=1e-4)
-    fleet = Fleet(chosen, engine, BLOCK, [300] * 4, network=network, core=core)
+    fleet = Fleet(chosen, engine, BLOCK, [300] * 4, network=network, core=core, silent={1: 500})
     fleet.run(conversations(requests))
     return fleet
 
