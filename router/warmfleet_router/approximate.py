@@ -9,6 +9,7 @@ truth. Pure.
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from warmfleet_proto.limits import KEY_BYTES
 
@@ -18,9 +19,11 @@ START_BLOCKS = 65_536  # of a worker that does not tell its size
 LEAST_BLOCKS = 16
 MOST_BLOCKS = 1 << 18
 GHOSTS = 3.0  # blocks remembered after they are taken to be evicted, in capacities
+MOST_GHOSTS = 1 << 16
 PULL = 0.3  # towards each contradiction, of the ratio
 LEARN = 0.1  # of the confidence, a request
 SPREAD = 512  # buckets in a capacity: distances are known to that share of it
+MOST_BUCKETS = 8 * SPREAD
 NEVER = -1
 
 
@@ -131,7 +134,7 @@ class Approximate:
             self._held_blocks -= unit.blocks
             self._ghost_blocks += unit.blocks
             gone.append(unit.keys)
-        while self._ghost_blocks > GHOSTS * self.capacity:
+        while self._ghost_blocks > min(GHOSTS * self.capacity, MOST_GHOSTS):
             _, unit = self._ghosts.popitem(last=False)
             self._ghost_blocks -= unit.blocks
             self._counts[unit.bucket - self._first] -= unit.blocks
@@ -142,7 +145,20 @@ class Approximate:
 
     def _next_bucket(self) -> None:
         if self._counts[-1] > self.capacity / SPREAD:
+            if len(self._counts) >= MOST_BUCKETS:
+                self._compact()
             self._counts.append(0)
+
+    def _compact(self) -> None:
+        """Buckets of which everything has been used since go. The clock stays, so that what was used after
+        some time still is."""
+        full = [number for number, count in enumerate(self._counts, self._first) if count]
+        first = self.clock + 1 - len(full)
+        renamed = {number: first + n for n, number in enumerate(full)}
+        for unit in chain(self._held.values(), self._ghosts.values()):
+            unit.bucket = renamed[unit.bucket]
+        self._counts = deque(self._counts[number - self._first] for number in full)
+        self._first = first
 
     def _distance(self, bucket: int) -> int:
         """Blocks used after those of a bucket, and half of them."""

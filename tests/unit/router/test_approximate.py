@@ -4,6 +4,7 @@ from array import array
 from random import Random
 
 import pytest
+from warmfleet_router import approximate
 from warmfleet_router.approximate import Approximate
 from warmfleet_router.replay.cache import Cache
 
@@ -121,3 +122,20 @@ def test_long_conversations_are_followed_in_units() -> None:
     assert believed == pytest.approx(there, rel=0.03)
     assert guess.capacity == pytest.approx(30_000, rel=0.2)
     assert len(guess._held) < 0.2 * len(guess)
+
+
+def test_a_small_world_takes_no_more_memory_for_being_used_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(approximate, "MOST_BUCKETS", 40)
+    guess = Approximate(10_000)
+    used(guess, [1001, 1002, 1003])
+    since = []
+    for number in range(500):
+        used(guess, [*range(100, 130), number % 7])
+        since.append(guess.clock)
+        assert sum(guess._counts) == len(guess)
+    assert since == sorted(since)
+    assert len(guess._counts) <= 41
+    assert guess._distance(guess._held[1003].bucket) == 30 + 7 + 1  # half of the three
+    assert guess._held[129].bucket == guess.clock
