@@ -1,4 +1,4 @@
-"""Bar 4 of issue 3: a conversation's next turn from the memo, and a loop that long prompts do not block.
+"""Bar: a conversation's next turn from the memo, and a loop that long prompts do not block.
 
 Loop time is thread time between two turns of the event loop: what the loop itself was busy with, whatever
 else runs on the machine.

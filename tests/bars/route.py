@@ -1,4 +1,4 @@
-"""Bar 3 of issue 3: Route in process and over gRPC, keys given; what hashing a prompt to keys costs."""
+"""Bar: Route in process and over gRPC, keys given; what hashing a prompt to keys costs."""
 
 import gc
 import random

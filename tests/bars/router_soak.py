@@ -1,4 +1,4 @@
-"""Bar 5 of issue 3: a million requests through the router's core in virtual time; memory stays flat.
+"""Bar: a million requests through the router's core in virtual time; memory stays flat.
 
 Conversations come, grow and end; workers announce what they store and evict, restart, leave and come
 under other names; gateways come and vanish with their bookings; some requests are nonsense, some are

@@ -55,7 +55,7 @@ def test_chat_equals_the_template_by_hand(
         assert list(unpack(asyncio.run(shared.chat(messages)))) == chatml(reference, messages)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(conversations, max_size=5), st.integers(0, 5000))
 def test_memo_changes_nothing(
     tokenizer: Tokenizer, turns: list[list[dict[str, str]]], memo_bytes: int
