@@ -45,7 +45,7 @@ class Child:
             env=env,
             limit=_LINE_BYTES,
             start_new_session=True,  # a terminal's Ctrl-C reaches `up` alone
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=die_with(os.getpid()),
         )
         self._listener = asyncio.create_task(self._listen())
 
@@ -157,7 +157,7 @@ def _readable(line: str) -> str:
     return " ".join([str(record["event"]), *fields])
 
 
-def _die_with(parent: int) -> Any:
+def die_with(parent: int) -> Any:
     """Run in the child before exec: the kernel ends it when `up` dies, even by SIGKILL."""
     if sys.platform != "linux":
         return None

@@ -21,6 +21,7 @@ _ABOUT = {
     "kv": "look into a folder of stored KV blocks; export and import prefixes",
     "key": "make the keys that let workers give blocks to each other",
     "breakeven": "when to load, pull or recompute a prefix, in seconds",
+    "envoy-config": "write a bootstrap for Envoy, with the router as its endpoint picker",
     "replay": "play recorded traffic, or a router's own decision log, in virtual time",
     "fit": "make an engine profile for the replay from a run",
 }

@@ -59,6 +59,8 @@ class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class GatewayConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
     router: str = "127.0.0.1:8001"  # HOST:PORT of its gRPC server
+    processes: Annotated[int, Meta(ge=1, le=256)] = 1  # that share the http address
+    reuse_port: bool = False  # other processes listen on the http address too
     metrics: str = ""  # of /metrics; empty: it shares a loopback http address
 
 

@@ -25,6 +25,7 @@ from warmfleet_router.prompt import tokenizer
 from warmfleet_router.prompt.encoder import PromptEncoder
 
 C = TypeVar("C", RouterConfig, GatewayConfig)
+_NUMBERS = ("processes",)  # options that are no text
 Addresses = dict[str, str]  # what is listened on: "http", "grpc", ... -> HOST:PORT
 Pages = Callable[[Gateway], Sequence[web.RouteDef]]  # what operators are shown of it
 
@@ -50,19 +51,30 @@ def run(
     arguments: argparse.Namespace,
     flags: Sequence[str],
     running: Callable[[C], AbstractAsyncContextManager[Addresses]],
+    several: Callable[[C], int | None] = lambda config: None,
 ) -> int:
-    """The exit status. Raises ConfigError."""
-    chosen = {key: getattr(arguments, key) for key in flags}
-    given: list[str] = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
-    if arguments.insecure:
-        given.append("insecure=true")
-    config = load(kind, arguments.config, [*arguments.set, *given])
+    """The exit status. ``several`` may run other processes instead. Raises ConfigError."""
+    config = load(kind, arguments.config, settings(arguments, flags))
     if arguments.print_config:
         print(to_toml(config), end="")
         return 0
     log.setup(config.log_level)
     check(config)
-    return uvloop.run(_until_stopped(running(config)))
+    status = several(config)
+    return uvloop.run(_until_stopped(running(config))) if status is None else status
+
+
+def settings(arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
+    """All that the command line sets, as KEY=VALUE."""
+    chosen = {key: getattr(arguments, key) for key in flags}
+    given: list[str] = [f"{key}={_value(key, value)}" for key, value in chosen.items() if value is not None]
+    if arguments.insecure:
+        given.append("insecure=true")
+    return [*arguments.set, *given]
+
+
+def _value(key: str, text: str) -> str:
+    return text if key in _NUMBERS else json.dumps(text)
 
 
 async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int:
@@ -119,7 +131,8 @@ async def front(
         await gateway.start()
         lag = asyncio.create_task(watch_loop(metrics))
         stack.push_async_callback(_cancelled, lag)
-        site = Site(app, config.http, https_context(config.https), config.limits.drain_s)
+        shared = isinstance(config, GatewayConfig) and config.reuse_port
+        site = Site(app, config.http, https_context(config.https), config.limits.drain_s, shared)
         addresses["http"] = await _open(stack, site)
         if isinstance(config, RouterConfig) and config.picker:
             addresses["picker"] = await stack.enter_async_context(_picker(config, gateway))

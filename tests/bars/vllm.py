@@ -116,7 +116,7 @@ class Front:
         config = LOGS / "vllm-router.toml"
         config.write_text(f"[tokenizers]\n{MODEL} = {json.dumps(str(folder()))}\n[[backends]]\n{toml}\n")
         flags = ["--config", str(config), "--set", "http=127.0.0.1:0", "--set", "listen=127.0.0.1:0"]
-        command = [sys.executable, "-m", "warmfleet_router", "router", *flags]
+        command = [sys.executable, "-m", "warmfleet_router", *flags]
         self._program = starter.start("vllm-router", command)
         self._url = base(self._program.ready()["http"])
         self._random = random.Random(7)

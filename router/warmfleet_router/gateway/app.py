@@ -11,6 +11,7 @@ from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_router import program
 from warmfleet_router.client import RemoteRouter
 from warmfleet_router.config import GatewayConfig
+from warmfleet_router.gateway import processes
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
 
@@ -19,6 +20,7 @@ _FLAGS = {
     "http": "HOST:PORT of the OpenAI API; port 0 takes a free one",
     "model": "Hugging Face folder or GGUF file with the workers' tokenizer; default: the demo model's",
     "served_name": "what clients call the model; default: whatever the workers do",
+    "processes": "gateway processes that share the http address; default: 1",
     "log_level": "debug, info, warning or error",
 }
 
@@ -52,7 +54,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return program.run(GatewayConfig, arguments, list(_FLAGS), running)
+    def several(config: GatewayConfig) -> int | None:
+        if config.processes == 1:
+            return None
+        given = program.settings(arguments, list(_FLAGS))
+        flags = [part for setting in given for part in ("--set", setting)]
+        named = ["--config", arguments.config] if arguments.config else []
+        return processes.run(config, processes.command([*named, *flags]))
+
+    return program.run(GatewayConfig, arguments, list(_FLAGS), running, several)
 
 
 command = Command("Run a gateway of its own in front of a router.", _configure, _run)

@@ -35,7 +35,12 @@ class Site:
     """``app`` behind one address, from ``start`` until ``close``."""
 
     def __init__(
-        self, app: web.Application, address: str, tls: ssl.SSLContext | None = None, drain_s: float = 0
+        self,
+        app: web.Application,
+        address: str,
+        tls: ssl.SSLContext | None = None,
+        drain_s: float = 0,
+        reuse_port: bool = False,
     ) -> None:
         self._runner = _Runner(
             app,
@@ -48,11 +53,12 @@ class Site:
         )
         self._address = address
         self._tls = tls
+        self._reuse_port = reuse_port
 
     async def start(self) -> str:
         """The address that it has got, HOST:PORT. Raises ConfigError when it cannot be had."""
         await self._runner.setup()
-        listening = _listen(self._address)
+        listening = _listen(self._address, self._reuse_port)
         await web.SockSite(self._runner, listening, ssl_context=self._tls).start()
         host, _, _ = self._address.rpartition(":")
         return f"{host}:{listening.getsockname()[1]}"
@@ -158,7 +164,7 @@ class _Runner(web.AppRunner):
         )
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, reuse_port: bool) -> socket.socket:
     """Raises ConfigError."""
     host, port = split_address(address)
     try:
@@ -168,6 +174,8 @@ def _listen(address: str) -> socket.socket:
         raise ConfigError(f"cannot listen on {address}: {error.strerror}") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # inherited
         listening.setblocking(False)
         listening.bind(where)
