@@ -13,7 +13,7 @@ import uvloop
 from aiohttp import web
 from warmfleet_proto import log
 from warmfleet_proto.channel import is_loopback
-from warmfleet_proto.settings import load, to_toml
+from warmfleet_proto.settings import ConfigError, load, to_toml
 
 from warmfleet_router import demo
 from warmfleet_router.client import Router
@@ -23,6 +23,7 @@ from warmfleet_router.gateway.service import Gateway
 from warmfleet_router.metrics import Metrics, watch_loop
 from warmfleet_router.prompt import tokenizer
 from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.prompt.tokenizer import Tokenizer
 
 C = TypeVar("C", RouterConfig, GatewayConfig)
 _NUMBERS = ("processes",)  # options that are no text
@@ -99,7 +100,7 @@ async def front(
 ) -> AsyncIterator[Addresses]:
     """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
     address ``apart``, or shares a loopback one. Raises ConfigError."""
-    encoder = PromptEncoder(tokenizer.load(config.model or demo.weights()))
+    encoder = PromptEncoder(_own_tokenizer(config))
     encoders = {
         model: PromptEncoder(tokenizer.load(path), typed_specials=True)
         for model, path in config.tokenizers.items()
@@ -138,6 +139,16 @@ async def front(
             addresses["picker"] = await stack.enter_async_context(_picker(config, gateway))
         stack.callback(gateway.drain)
         yield addresses
+
+
+def _own_tokenizer(config: Frontend) -> Tokenizer:
+    """Of our own workers' model. Servers that are not ours need none. Raises ConfigError."""
+    try:
+        return tokenizer.load(config.model or demo.weights())
+    except ConfigError:
+        if config.model or not (config.backends or config.tokenizers):
+            raise
+        return tokenizer.of_no_model()
 
 
 def _picker(config: RouterConfig, gateway: Gateway) -> AbstractAsyncContextManager[str]:

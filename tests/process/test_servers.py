@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import pytest
+from warmfleet_proto.settings import ConfigError
 from warmfleet_worker.worker import Worker
 
 from tests.process import gateways
@@ -162,3 +165,22 @@ async def test_own_workers_and_servers_stand_side_by_side() -> None:
         assert (await made.post(CHAT, model="ours", **asked))["worker"] == "own"
         async with made.http.post(made.base + CHAT, json={"model": "no", **asked}) as response:
             assert response.status == 404
+
+
+async def test_servers_need_no_model_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise ConfigError("the demo model is not installed")
+
+    monkeypatch.setattr("warmfleet_router.demo.weights", missing)
+    async with (
+        sim_worker(name="own", served_name="ours", sim=gateways.SIM) as own,
+        front(1, own=[own.grpc_address], model="") as made,
+    ):
+        await until(lambda: healthy(made, 2))
+        assert (await made.post(CHAT, messages=LONG, max_tokens=2))["choices"]
+        asked = {"model": "ours", "messages": LONG}
+        async with made.http.post(made.base + CHAT, json=asked) as response:
+            assert response.status == 503  # its tokenizer is not here
+    with pytest.raises(ConfigError, match="demo model"):
+        async with gateways.router([], model=""):
+            pass

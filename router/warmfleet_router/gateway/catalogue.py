@@ -12,7 +12,7 @@ class Catalogue:
     """Served names and their contexts: the smallest among a model's workers.
 
     Every model whose vocabulary holds all of the tokenizer's ``vocab_size`` ids counts; or, when
-    ``served_name`` is given, that one alone.
+    ``served_name`` is given, that one alone. Without a vocabulary (0) none counts.
     """
 
     def __init__(self, served_name: str, vocab_size: int) -> None:
@@ -26,7 +26,7 @@ class Catalogue:
         for worker in fleet.workers:
             if worker.state in _ABSENT or self._served_name not in ("", worker.model):
                 continue
-            if worker.vocab_size >= self._vocab_size:
+            if 0 < self._vocab_size <= worker.vocab_size:
                 known = contexts.get(worker.model, worker.max_context)
                 contexts[worker.model] = min(known, worker.max_context)
         self._contexts |= contexts

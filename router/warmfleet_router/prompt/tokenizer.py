@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.prompt import byte_level
@@ -41,6 +42,11 @@ def load(path: str | Path) -> Tokenizer:
     if path.suffix == ".gguf":
         return _from_gguf(path)
     raise ConfigError(f"{path}: neither a model folder nor a .gguf file")
+
+
+def of_no_model() -> Tokenizer:
+    """No text has a token: for a gateway without workers of our own."""
+    return Tokenizer(FastTokenizer(BPE()), {}, [], (), None)
 
 
 def _tokenizer(
