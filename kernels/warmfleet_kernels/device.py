@@ -12,7 +12,7 @@ from torch import Tensor
 from warmfleet_kernels.batch import Batch, Sequence, slots
 from warmfleet_kernels.decode import Splits, decode
 from warmfleet_kernels.packing import send
-from warmfleet_kernels.prefill import Group, prefill
+from warmfleet_kernels.prefill import Group, new_slab, prefill
 from warmfleet_kernels.rotation import rotate
 from warmfleet_kernels.slab import groups
 from warmfleet_kernels.splits import Decoded, TurnedRows, decoded
@@ -26,12 +26,12 @@ class Reads(NamedTuple):
     splits: Splits | None
     turned: TurnedRows | None
     groups: tuple[Group, ...]
-    slab: Tensor | None  # [2, tokens, kv_heads, head_dim]
+    slab: Tensor | None  # [2, kv_heads, tokens, head_dim]
 
 
 def prepare(sequences: Items[Sequence], pool: Tensor) -> Batch:
     """The batch on the pool's device of ``sequences``, whose rows follow one another from 0 on."""
-    _, _, _, kv_heads, block_size, head_dim = pool.shape
+    block_size, head_dim = pool.shape[4:]
     tables = [sequence.table() for sequence in sequences]
     pairs = list(zip(sequences, tables, strict=True))
     short = [pair for pair in pairs if pair[0].count <= _DECODED]
@@ -48,8 +48,7 @@ def prepare(sequences: Items[Sequence], pool: Tensor) -> Batch:
     )
     slab = None
     if parts:
-        tokens = max(len(part.table) for part in parts) * block_size
-        slab = pool.new_empty((2, tokens, kv_heads, head_dim))
+        slab = new_slab(pool, max(len(part.table) for part in parts) * block_size)
     return Batch(tuple(sequences), blocks, offsets, reads=Reads(*rows, parts, slab))
 
 

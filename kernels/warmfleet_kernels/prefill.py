@@ -4,8 +4,8 @@ Measured on an H200 (LOG.md): gathering costs a few per cent, and what is contig
 cuDNN faster than any paged kernel of ours, and faster than flash where there are rows enough. cuDNN knows
 no lower-right mask that is fast, and plans each shape and each stride anew (40 ms, in every thread). So a
 chunk is cut into pieces of few sizes, each of which attends to its prefix without a mask and to its own rows
-causally; the parts are merged by their log-sum-exp. Flash takes what is left. The slab is token-major: its
-strides do not depend on its length.
+causally; the parts are merged by their log-sum-exp. Flash takes what is left. A slab has always the same
+length, whatever is in it, and so the same strides.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from warmfleet_kernels.rotation import Rotation
 
+SLAB_TOKENS = 131_072  # of the sequences gathered together; a longer one has the slab for itself
 _ROWS = 256  # cuDNN's pieces have this times a power of two rows; fewer rows: flash
 _KEYS = 2048  # ... and prefixes of this times a power of two keys
 _MANY = 1024  # rows, from which on a call of its own pays; fewer: one call of flash for many sequences
@@ -88,14 +89,14 @@ def fused(dtype: torch.dtype, head_dim: int) -> bool:
 def prefill(pages: Tensor, query: Tensor, group: Group, slab: Tensor, out: Tensor) -> None:
     """Causal attention of the group's rows of ``query[rows, heads, head_dim]`` into those of ``out``.
 
-    ``pages`` is one layer of a pool, ``slab[2, tokens, kv_heads, head_dim]`` is scratch.
+    ``pages`` is one layer of a pool, ``slab[2, kv_heads, tokens, head_dim]`` is scratch.
     """
     gather_pages(pages, group, slab)
     for ragged in group.ragged:
         rows = slice(ragged.first, ragged.first + ragged.rows)
         out[rows] = _flash_ragged(query[rows], slab, ragged)
     for chunk in group.chunks:
-        keys = slab[:, chunk.base :]
+        keys = slab[:, :, chunk.base :]
         rows = slice(chunk.first, chunk.first + chunk.rows)
         _attend(query[rows], keys, chunk.start, out[rows])
 
@@ -110,11 +111,9 @@ def gather_pages(pages: Tensor, group: Group, slab: Tensor) -> None:
         group.table,
         slab,
         pages.stride(0),
-        slab.stride(0),
+        slab.stride(1),
         PIECES=each,
-        KV_HEADS=kv_heads,
-        BLOCK=block_size,
-        HEAD_DIM=head_dim,
+        WORDS=block_size * head_dim,
         SPAN=triton.next_power_of_2(block_size * head_dim),
         num_warps=4,
     )
@@ -123,7 +122,7 @@ def gather_pages(pages: Tensor, group: Group, slab: Tensor) -> None:
             slab,
             group.turned.blocks,
             *group.turned.rotation,
-            KV_HEADS=kv_heads,
+            slab.stride(1),
             BLOCK=block_size,
             HALF=head_dim // 2,
             ROWS=triton.next_power_of_2(block_size),
@@ -132,21 +131,30 @@ def gather_pages(pages: Tensor, group: Group, slab: Tensor) -> None:
         )
 
 
+def new_slab(pool: Tensor, tokens: int) -> Tensor:
+    """Scratch for ``tokens`` tokens at least, ``[2, kv_heads, length, head_dim]``. All have one length, but
+    for a sequence that is longer than ``SLAB_TOKENS``."""
+    blocks, _, _, kv_heads, block_size, head_dim = pool.shape
+    length = max(tokens, min(SLAB_TOKENS, blocks * block_size))
+    return pool.new_empty((2, kv_heads, length, head_dim))
+
+
 def warm_up(pool: Tensor, heads: int, rows: int, context: int) -> None:
     """Every call of cuDNN that chunks of up to ``rows`` rows on up to ``context`` tokens are cut into, and
     every kind of merge."""
-    _, _, _, kv_heads, _, head_dim = pool.shape
+    head_dim = pool.shape[5]
     if not fused(pool.dtype, head_dim) or head_dim > 128:
         return
     query = pool.new_zeros((max(rows, _ROWS), heads, head_dim))
-    slab = pool.new_zeros((2, max(context, rows, 8 * _KEYS), kv_heads, head_dim))
+    slab = new_slab(pool, max(context, rows)).zero_()
     for count in _doublings(_ROWS, rows):
-        _cudnn(query[:count], slab[:, :count], causal=True)
+        _cudnn(query[:count], slab[:, :, :count], causal=True)
         for keys in _doublings(_KEYS, context):
-            _cudnn(query[:count], slab[:, :keys], causal=False)
+            _cudnn(query[:count], slab[:, :, :keys], causal=False)
     for pieces in (1, 3, 7):
-        seen = slab[:, : pieces * _KEYS + _ROWS]
-        _attend_piece(query[:_ROWS], seen, torch.empty_like(query[:_ROWS]))
+        seen = pieces * _KEYS + _ROWS
+        if seen <= slab.shape[2]:
+            _attend_piece(query[:_ROWS], slab[:, :, :seen], torch.empty_like(query[:_ROWS]))
 
 
 def _doublings(first: int, last: int) -> Iterator[int]:
@@ -156,14 +164,14 @@ def _doublings(first: int, last: int) -> Iterator[int]:
 
 
 def _attend(query: Tensor, keys: Tensor, start: int, out: Tensor) -> None:
-    """One sequence; ``keys[2, tokens >= context, kv_heads, head_dim]``."""
+    """One sequence; ``keys[2, kv_heads, tokens >= context, head_dim]``."""
     if not fused(query.dtype, query.shape[-1]):
-        out.copy_(_plain(query, keys[:, : start + len(query)]))
+        out.copy_(_plain(query, keys[:, :, : start + len(query)]))
         return
     first = 0
     for count in _row_pieces(len(query), start):
         rows = slice(first, first + count)
-        _attend_piece(query[rows], keys[:, : start + first + count], out[rows])
+        _attend_piece(query[rows], keys[:, :, : start + first + count], out[rows])
         first += count
 
 
@@ -173,11 +181,11 @@ def _attend_piece(query: Tensor, keys: Tensor, out: Tensor) -> None:
     if count < _ROWS:
         out.copy_(_flash(query, keys)[0])
         return
-    start, first, parts = keys.shape[1] - count, 0, []
+    start, first, parts = keys.shape[2] - count, 0, []
     for size in _key_pieces(start):
-        parts.append(_cudnn(query, keys[:, first : first + size], causal=False))
+        parts.append(_cudnn(query, keys[:, :, first : first + size], causal=False))
         first += size
-    own = keys[:, first:]
+    own = keys[:, :, first:]
     parts.append(_cudnn(query, own, causal=True) if first == start else _flash(query, own))
     _merge(parts, out)
 
@@ -201,16 +209,16 @@ def _key_pieces(start: int) -> Iterator[int]:
 
 
 def _plain(query: Tensor, keys: Tensor) -> Tensor:
-    count, context = len(query), keys.shape[1]
-    group = query.shape[1] // keys.shape[2]
-    k, v = keys.transpose(1, 2).repeat_interleave(group, 1)
+    count, context = len(query), keys.shape[2]
+    group = query.shape[1] // keys.shape[1]
+    k, v = keys.repeat_interleave(group, 1)
     mask = torch.ones((count, context), dtype=torch.bool, device=query.device).tril(context - count)
     return scaled_dot_product_attention(query.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1)
 
 
 def _cudnn(query: Tensor, keys: Tensor, *, causal: bool) -> Part:
-    """Over all of ``keys[2, n, kv_heads, head_dim]``; causal: row i sees key i and those before it."""
-    k, v = keys.transpose(1, 2)[:, None]
+    """Over all of ``keys[2, kv_heads, n, head_dim]``; causal: row i sees key i and those before it."""
+    k, v = keys[:, None]
     result = torch.ops.aten._scaled_dot_product_cudnn_attention(
         query.transpose(0, 1)[None], k, v, None, True, 0.0, causal, False
     )
@@ -219,15 +227,15 @@ def _cudnn(query: Tensor, keys: Tensor, *, causal: bool) -> Part:
 
 def _flash(query: Tensor, keys: Tensor) -> Part:
     """The same, causal so that the last row sees the last key."""
-    k, v = keys[:, None]
+    k, v = keys.transpose(1, 2).unsqueeze(1)
     result = torch.ops.aten._flash_attention_forward(
-        query[None], k, v, None, None, len(query), keys.shape[1], 0.0, True, False
+        query[None], k, v, None, None, len(query), keys.shape[2], 0.0, True, False
     )
     return Part(result[0][0], result[1][0])
 
 
 def _flash_ragged(query: Tensor, slab: Tensor, ragged: Ragged) -> Tensor:
-    k, v = slab
+    k, v = slab.transpose(1, 2)
     result: Tensor = torch.ops.aten._flash_attention_forward(
         query,
         k,
@@ -285,23 +293,18 @@ def _gather_pages(
     table,
     slab,
     stride_block,
-    stride_pair,
+    stride_piece,
     PIECES: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    WORDS: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    block = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(0)
     source = tl.load(table + block).to(tl.int64)
     i = tl.arange(0, SPAN)
-    inside = i < BLOCK * HEAD_DIM
-    token = block * BLOCK + i // HEAD_DIM
     for n in tl.static_range(PIECES):
         piece = tl.program_id(1).to(tl.int64) * PIECES + n
-        word = tl.load(pages + source * stride_block + piece * BLOCK * HEAD_DIM + i, mask=inside)
-        place = (piece // KV_HEADS) * stride_pair + (token * KV_HEADS + piece % KV_HEADS) * HEAD_DIM
-        tl.store(slab + place + i % HEAD_DIM, word, mask=inside)
+        word = tl.load(pages + source * stride_block + piece * WORDS + i, mask=i < WORDS)
+        tl.store(slab + piece * stride_piece + block * WORDS + i, word, mask=i < WORDS)
 
 
 @triton.jit
@@ -310,7 +313,7 @@ def _turn_keys(
     blocks,
     cos,
     sin,
-    KV_HEADS: tl.constexpr,
+    stride_head,
     BLOCK: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
@@ -322,8 +325,8 @@ def _turn_keys(
     s = tl.load(sin + n * HALF + d, mask=d < HALF, other=0.0)[None, :]
     t = tl.arange(0, ROWS)
     used = (t[:, None] < BLOCK) & (d[None, :] < HALF)
-    token = tl.load(blocks + n).to(tl.int64) * BLOCK + t[:, None]
-    place = slab + (token * KV_HEADS + tl.program_id(1)) * (2 * HALF) + d[None, :]
+    token = tl.load(blocks + n) * BLOCK + t[:, None]
+    place = slab + tl.program_id(1).to(tl.int64) * stride_head + token * (2 * HALF) + d[None, :]
     low = tl.load(place, mask=used, other=0.0).to(tl.float32)
     high = tl.load(place + HALF, mask=used, other=0.0).to(tl.float32)
     tl.store(place, (low * c - high * s).to(slab.dtype.element_ty), mask=used)

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from warmfleet_kernels.batch import Ints, Sequence
-from warmfleet_kernels.prefill import Chunk, Group, Ragged, Turned, alone, fused
+from warmfleet_kernels.prefill import SLAB_TOKENS, Chunk, Group, Ragged, Turned, alone, fused
 from warmfleet_kernels.rotation import Rotation, inverse
-
-SLAB_TOKENS = 131_072  # of the sequences gathered together; a longer one has the slab for itself
 
 Pair = tuple[Sequence, Ints]
 

@@ -21,7 +21,7 @@ VLLM = 8656  # output tokens/s
 REQUESTS, SHARED, NEW, OUT = 512, 768, 256, 128
 CHUNK_TOKENS, RUNNING = 4096, 256
 ARRIVALS, ARRIVING = (20, 40, 60), 240  # requests a second, and how many
-DECODED = 64  # tokens of each request whose steps are timed
+DECODED = 64  # steps that are timed
 
 
 class Times(NamedTuple):
@@ -76,16 +76,19 @@ def _poisson(engine: TorchEngine, rate: float, cached: bool) -> Row:
 
 
 def decode_s(engine: TorchEngine, rows: int, context: int, depth: int) -> float:
-    """Median seconds between two tokens of ``rows`` requests that all decode, around ``context`` tokens."""
+    """Median seconds between two tokens of ``rows`` requests that all decode, around ``context`` tokens: the
+    first goes on until the last has been computed, and ``DECODED`` tokens longer."""
     server, random = Server(engine, depth, running=rows), Random(8)
+    tokens = DECODED + rows * context // CHUNK_TOKENS
     for _ in range(rows):
-        prompt = np.array(random.choices(range(128_000), k=context - DECODED // 2), np.uint32)
-        server.submit(prompt.tobytes(), 0.0, str(random.random()).encode(), DECODED)
+        prompt = np.array(random.choices(range(128_000), k=context - tokens // 2), np.uint32)
+        server.submit(prompt.tobytes(), 0.0, str(random.random()).encode(), tokens)
     ended: list[float] = []
     while server.step():
-        if server.scheduler.batch.running and not server.scheduler.batch.waiting:
+        running = server.scheduler.batch.running
+        if len(running) == rows and not any(sequence.uncomputed > 1 for sequence in running):
             ended.append(time.perf_counter())
-    return float(np.median(np.diff(ended)[-DECODED * 3 // 4 : -2]))
+    return float(np.median(np.diff(ended)[2:]))
 
 
 class Server:

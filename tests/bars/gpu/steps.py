@@ -72,7 +72,7 @@ def _prefill_floor(count: int, ceilings: Ceilings) -> float:
 def decode(engine: TorchEngine, ceilings: Ceilings) -> Iterator[Row]:
     """The step that a client sees, through the scheduler; the device's alone, and in a row, beside it."""
     for (rows, context), wanted in DECODE.items():
-        if rows * (context + DECODED) > engine.total_blocks * 16:
+        if rows * (context + 2 * DECODED) > engine.total_blocks * 16:
             yield Row("2", f"decode step, batch {rows}, context {context}", "does not fit this card")
             continue
         plan = decode_plan(engine, rows, context)

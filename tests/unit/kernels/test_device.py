@@ -37,7 +37,7 @@ def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain(query: Tensor, keys: Tensor, shift: int | None) -> slab_attention.Part:
     """Row i sees keys up to i + shift; all of them without one."""
-    k, v = keys.float().transpose(1, 2).repeat_interleave(query.shape[1] // keys.shape[2], 1)
+    k, v = keys.float().repeat_interleave(query.shape[1] // keys.shape[1], 1)
     scores = torch.einsum("qhd,hkd->hqk", query.float(), k) * query.shape[-1] ** -0.5
     if shift is not None:
         scores = scores.masked_fill(~torch.ones(scores.shape[1:]).bool().tril(shift), -torch.inf)
@@ -46,13 +46,13 @@ def plain(query: Tensor, keys: Tensor, shift: int | None) -> slab_attention.Part
 
 
 def stand_in_cudnn(query: Tensor, keys: Tensor, *, causal: bool) -> slab_attention.Part:
-    sizes = [len(query) // slab_attention._ROWS, keys.shape[1] // (1 if causal else slab_attention._KEYS)]
+    sizes = [len(query) // slab_attention._ROWS, keys.shape[2] // (1 if causal else slab_attention._KEYS)]
     assert all(causal or size.bit_count() == 1 for size in sizes)
     return plain(query, keys, 0 if causal else None)
 
 
 def stand_in_flash(query: Tensor, keys: Tensor) -> slab_attention.Part:
-    return plain(query, keys, keys.shape[1] - len(query))
+    return plain(query, keys, keys.shape[2] - len(query))
 
 
 def stand_in_ragged(query: Tensor, slab: Tensor, ragged: slab_attention.Ragged) -> Tensor:
@@ -60,7 +60,7 @@ def stand_in_ragged(query: Tensor, slab: Tensor, ragged: slab_attention.Ragged) 
     for i, context in enumerate(ragged.contexts.tolist()):
         first, base = int(ragged.query_ends[i]), int(ragged.key_starts[i])
         rows = query[first : int(ragged.query_ends[i + 1])]
-        parts.append(stand_in_flash(rows, slab[:, base : base + context]).out)
+        parts.append(stand_in_flash(rows, slab[:, :, base : base + context]).out)
     return torch.cat(parts)
 
 
@@ -122,3 +122,11 @@ def test_cuts_cover_every_token_within_the_grid(lengths, block) -> None:
         ends = made.starts[mine] + made.tokens[mine]
         assert made.starts[mine].tolist() == [0, *ends[:-1].tolist()]
         assert ends[-1] == length
+
+
+def test_slabs_have_the_same_strides_whatever_they_hold() -> None:
+    """cuDNN plans each stride anew."""
+    pool = torch.zeros((9000, 1, 2, 1, 16, 8))
+    strides = {slab_attention.new_slab(pool, tokens).stride() for tokens in (16, 4096, 131_072)}
+    assert len(strides) == 1
+    assert slab_attention.new_slab(pool, 140_000).shape[2] == 140_000
