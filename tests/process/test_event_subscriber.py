@@ -33,7 +33,7 @@ class Publisher:
         self._live, self._replay = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
         for socket in (self._live, self._replay):
             socket.linger = 0
-        self._live.bind(f"tcp://127.0.0.1:{port or '*'}")
+        _bind(self._live, f"tcp://127.0.0.1:{port or '*'}")
         self._replay.bind("tcp://127.0.0.1:*")
         self._serving = asyncio.create_task(self._serve())
 
@@ -61,6 +61,20 @@ class Publisher:
                 frames = [who, empty, seq.to_bytes(8, "big"), self.engine.log[seq]]
                 await self._replay.send_multipart(frames)
             await self._replay.send_multipart([who, empty, (-1).to_bytes(8, "big", signed=True), b""])
+
+
+def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
+    """A port that was just let go is let go by ZeroMQ's own thread, a moment later."""
+    until = time.monotonic() + 5
+    while True:
+        try:
+            socket.bind(endpoint)
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or time.monotonic() > until:
+                socket.close()
+                raise
+            time.sleep(0.01)
 
 
 class Listener:
