@@ -171,7 +171,9 @@ class Worker:
         if not slots or over <= 0:
             return 0.0
         step_s = self.rates.step_s(slots, self.report.context_tokens)
-        return over * step_s * self.rates.completion / slots
+        return (
+            over * step_s * max(self.rates.completion - 1.0, 0.0) / slots
+        )  # the first comes with the prefill
 
 
 class Fleet:

@@ -23,12 +23,13 @@ FORGET = 0.05
 class Rates:
     """One worker's learned rates."""
 
-    __slots__ = ("_span", "completion", "prefill", "step", "ttft_error")
+    __slots__ = ("_completions", "_span", "completion", "prefill", "step", "ttft_error")
 
     def __init__(self, prefill: Line, step: Line, completion: float = COMPLETION_GUESS) -> None:
         self.prefill = prefill
         self.step = step
         self.completion = completion  # mean tokens of a completion
+        self._completions = 0
         self._span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
 
@@ -68,7 +69,9 @@ class Rates:
         self.step.observe((1.0, batch, context), seconds)
 
     def observe_completion(self, tokens: float) -> None:
-        self.completion += FORGET * (tokens - self.completion)
+        """A plain mean at first: a guess that fades slowly would look like queues where there are none."""
+        self._completions += 1
+        self.completion += max(FORGET, 1.0 / self._completions) * (tokens - self.completion)
 
     def observe_ttft(self, predicted: float, measured: float) -> None:
         if measured <= 0:

@@ -145,3 +145,13 @@ def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
     lender, borrower = core.workers(20.0)
     assert borrower.prefill_s_per_1k == pytest.approx(lender.prefill_s_per_1k, rel=0.1)
     assert lender.prefill_s_per_1k < 0.5
+
+
+def test_the_length_of_completions_is_known_at_once_and_then_follows_slowly() -> None:
+    rates = starting_rates(())
+    rates.observe_completion(10.0)
+    assert rates.completion == 10.0
+    for _ in range(99):
+        rates.observe_completion(10.0)
+    rates.observe_completion(1010.0)
+    assert rates.completion == pytest.approx(60.0)
