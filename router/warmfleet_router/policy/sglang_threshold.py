@@ -1,8 +1,8 @@
 """The rule of SGLang's cache-aware router: affinity while the fleet is balanced, else the shortest queue.
 
-As its documentation describes it (sglang-router 0.3.2, ``--policy cache_aware``). Two things are better here
-than there: overlap comes from the workers' events and not from a text tree of past requests, and the
-smallest tree is the worker with most free blocks.
+As its documentation describes it (sglang-router 0.3.2, ``--policy cache_aware``). It is better off here than
+there: overlap comes from the workers' events and not from a tree of past requests. The size of a tree,
+which forgets nothing below 67 million characters, is what the worker has ever had to compute.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from warmfleet_router.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
-ROOMIEST, SHORTEST = 1, 2  # ranks of a nomination
+SMALLEST, SHORTEST = 1, 2  # ranks of a nomination
 
 
 class SglangThreshold:
@@ -30,7 +30,7 @@ class SglangThreshold:
         shortest, longest = min(queues), max(queues)
         if longest - shortest > self._balance_abs and longest > self._balance_rel * shortest:
             return [(pool.workers[queues.index(shortest)], SHORTEST)]
-        return [(max(pool.workers, key=lambda w: _free_blocks(w, ask.block_size)), ROOMIEST)]
+        return [(min(pool.workers, key=_tree_tokens), SMALLEST)]
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         named = nominated(candidates)[0]
@@ -39,12 +39,13 @@ class SglangThreshold:
         warmest = max(candidates, key=lambda c: c.overlap)
         if warmest.overlap > self._cache_threshold * ask.prompt_tokens:
             return Choice(warmest, f"longest match: {warmest.overlap} tokens")
-        return Choice(named, "most free blocks: nobody holds enough of the prompt")
+        return Choice(named, "smallest tree: nobody holds enough of the prompt")
 
     def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)
 
 
-def _free_blocks(worker: Worker, block_size: int) -> float:
-    """With what is booked taken off: its router counts a prompt as soon as it has placed it."""
-    return worker.report.free_blocks - worker.booked.context_tokens / block_size
+def _tree_tokens(worker: Worker) -> int:
+    """With what is on its way there: a prompt enters the tree when it is placed."""
+    asked = worker.hits.total
+    return asked.asked - asked.hit + worker.report.prefill_tokens + worker.booked.prefill_tokens

@@ -12,13 +12,13 @@ HALF = tokens((1, 2000), (9000, 2000))  # shares its first half with LONG
 
 
 def sglang(
-    running: tuple[int, ...], free: tuple[int, ...] = (500, 900, 700), **routing: object
+    running: tuple[int, ...], computed: tuple[int, ...] = (5000, 1000, 4000), **routing: object
 ) -> tuple[RouterCore, list[FakeWorker]]:
     """Three workers, of which the last holds LONG."""
     core, workers = fleet_of(3, policy="sglang_threshold", **routing)
     workers[2].store(LONG, 0.0)
-    for worker, n, blocks in zip(workers, running, free, strict=True):
-        worker.report(0.0, running=n, free_blocks=blocks, cached_blocks=1000 - blocks)
+    for worker, n, tokens_ in zip(workers, running, computed, strict=True):
+        worker.report(0.0, running=n, prompt_tokens_total=9000 + tokens_, cached_tokens_total=9000)
     return core, workers
 
 
@@ -64,8 +64,8 @@ def test_sglang_wants_more_than_a_share_of_the_prompt_to_match(
 
 
 def test_sglang_counts_what_it_has_placed_before_it_is_reported() -> None:
-    core, _ = sglang((0, 0, 0), free=(850, 1000, 875))
-    prompts = [tokens((100_000 * n, 4000)) for n in range(1, 4)]  # 250 blocks each
+    core, _ = sglang((0, 0, 0), computed=(2000, 0, 1500))
+    prompts = [tokens((100_000 * n, 2200)) for n in range(1, 4)]
     assert [place(core, prompt)[0] for prompt in prompts] == ["w1", "w2", "w0"]
 
 
