@@ -183,6 +183,8 @@ class RouterCore:
         self._ledger.book(booking)
         decision.group.traffic.placed(chosen.prefill_s, now)
         held = chosen.pull.from_tokens if chosen.pull else chosen.overlap
+        least = min(candidate.prefill_s for candidate in decision.candidates)
+        decision.group.demand.placed(decision.ask.keys, decision.ask.shared, least, now)
         booking.marks = decision.group.prefixes.add(
             worker.slot, decision.ask.keys, held // decision.ask.block_size
         )

@@ -6,6 +6,7 @@ from math import inf
 
 from warmfleet_proto.errors import Rejected
 
+from warmfleet_router.demand import Demand
 from warmfleet_router.fleet import Worker, usable
 from warmfleet_router.index import Index
 from warmfleet_router.links import Links
@@ -35,6 +36,7 @@ class Group:
         self.traffic = Traffic()
         self.links = Links(link_bytes_per_s)
         self.pressure = Pressure()
+        self.demand = Demand(block_size)
         self.panic = False
         self._measurements = 0
         self._lend_at = 0.0

@@ -68,9 +68,23 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     if not any(group.workers[slot] in pool.members for slot in blocks):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
     candidates = _candidates(group, pool, ask, blocks, lower, ranks, peer, now)
+    available = min(available, request.prompt_tokens - 1)
     waits = [candidate.wait_s for candidate in candidates]
-    ask = ask._replace(following=group.traffic.following(waits, len(pool.workers), now))
-    return _Survey(group, ask, candidates, min(available, request.prompt_tokens - 1))
+    ask = ask._replace(
+        following=group.traffic.following(waits, len(pool.workers), now),
+        shared=available,
+        outgrown=_outgrown(group, ask, candidates, available, len(pool.workers), now),
+    )
+    return _Survey(group, ask, candidates, available)
+
+
+def _outgrown(
+    group: Group, ask: Ask, candidates: Sequence[Candidate], shared: int, workers: int, now: float
+) -> bool:
+    holders = [candidate.prefill_s for candidate in candidates if candidate.overlap >= shared]
+    others = [candidate.prefill_s for candidate in candidates if candidate.overlap < shared]
+    copy_s = min(others, default=0.0) - min(holders, default=0.0)
+    return group.demand.outgrown(ask.keys, shared, len(holders), workers, copy_s, now)
 
 
 def _held(group: Group, packed: bytes) -> tuple[dict[int, int], dict[int, int]]:

@@ -19,6 +19,8 @@ class Ask(NamedTuple):
     slots: int  # sequences to decode
     ticket: int  # number of the placement: the same for a dry run of it
     following: float = 0.0  # requests that come to a worker before its queue is empty
+    shared: int = 0  # tokens that some worker holds, or is about to
+    outgrown: bool = False  # the shared prefix has too few holders for what comes for it
 
 
 @dataclass(slots=True)

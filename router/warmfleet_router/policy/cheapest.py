@@ -66,6 +66,8 @@ class Cheapest:
     def _lambda(self, ask: Ask) -> float:
         if self._externality is not None:
             return self._externality
+        if ask.outgrown:  # a copy relieves who comes next
+            return 0.0
         return min(max(ask.following, LEAST_FOLLOWING), MOST_FOLLOWING)
 
     def terms(self, ask: Ask, candidate: Candidate) -> Terms:

@@ -1,0 +1,67 @@
+"""How much work comes for a prefix, of late, and whether its holders are enough for it.
+
+Prefixes are marked at a few depths. A copy made where it is needed serves all who come after: while a
+prefix asks more of each of its holders than the mean worker is asked for by all such prefixes, copying it is
+not work that delays others but work that relieves them. Copies are bought as skis are: once the rent paid
+has come to their price, so that a burst of siblings makes none. What shares nothing is not counted: it goes
+where there is room, and in a young fleet it would hide what is hot.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import exp
+from typing import NamedTuple
+
+MEMORY_S = 10.0
+DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
+MAX_PREFIXES = 4096  # the longest unused go first
+
+
+class _Work(NamedTuple):
+    """Seconds, fading by 1/e every MEMORY_S."""
+
+    seconds: float
+    at: float
+
+    def then(self, now: float) -> float:
+        return self.seconds * exp(-max(now - self.at, 0.0) / MEMORY_S)
+
+
+class Demand:
+    """Of one group of workers. ``keys`` are of a prompt's blocks, in order."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._all = _Work(0.0, 0.0)
+        self._prefixes: dict[int, _Work] = {}  # by key of their last block
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def placed(self, keys: Sequence[int], shared: int, work_s: float, now: float) -> None:
+        """A request whose first ``shared`` tokens some worker holds; ``work_s`` is left to do there."""
+        marks = list(self._marks(keys, shared))
+        if marks:
+            self._all = _Work(self._all.then(now) + work_s, now)
+        for key in marks:
+            before = self._prefixes.pop(key, None)
+            self._prefixes[key] = _Work((before.then(now) if before else 0.0) + work_s, now)
+        while len(self._prefixes) > MAX_PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]
+
+    def outgrown(
+        self, keys: Sequence[int], shared: int, holders: int, workers: int, copy_s: float, now: float
+    ) -> bool:
+        """Whether the deepest marked prefix within ``shared`` tokens asks more of each of its ``holders``
+        than all marked ones ask of each of the ``workers``, and has asked for more than a copy takes."""
+        key = next(self._marks(keys, shared), None)
+        work = self._prefixes.get(key) if key is not None else None
+        if work is None:
+            return False
+        each = work.then(now) / max(holders, 1)
+        return each > copy_s and each > self._all.then(now) / workers
+
+    def _marks(self, keys: Sequence[int], shared: int) -> Iterator[int]:
+        """The deepest first."""
+        for depth in reversed(DEPTHS):
+            if self._block_size <= depth <= shared:
+                yield keys[depth // self._block_size - 1]
