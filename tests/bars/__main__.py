@@ -39,6 +39,7 @@ BARS = {
     "vllm": "6.1: a real vLLM behind the gateway: predicted against reported cached tokens; minutes",
     "tiers": "5.3: TTFT by the tier that a prefix lies in, and with a disk in trouble",
     "disk_tier": "5.6: the disk tier killed at random bytes, and reopened",
+    "hostile": "3.9: never worse than simple policies on hostile traffic, 20 seeds",
     "live_vs_sglang": "3.6: 8 workers live, agents and chats, beside sglang-router",
 }
 

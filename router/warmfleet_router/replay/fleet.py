@@ -26,7 +26,6 @@ MODEL = "replayed"
 GATEWAY = "replay"
 START_S = 30.0  # after the workers have joined: slow start is over when traffic begins
 TICK_S = 0.1
-MAX_CONTEXT = 1 << 24
 
 
 class Network(NamedTuple):
@@ -130,7 +129,7 @@ class Fleet:
                 block_size=block_size,
                 total_blocks=self._silent.get(member.index, member.worker.cache.total),
                 silent=member.index in self._silent,
-                max_context=MAX_CONTEXT,
+                max_context=member.worker.cache.total * block_size,  # what a real worker takes at most
                 max_running=member.worker.profile.max_running,
                 engine="replay",
                 block_bytes=block_size * member.worker.profile.kv_bytes_per_token,
