@@ -14,6 +14,7 @@ from warmfleet_worker.events import Tier
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.tiers.segment import Segment
+from warmfleet_worker.tiers.writeback import Spill
 from warmfleet_worker.worker import Worker
 
 from tests.process.fleet import sim_worker
@@ -227,6 +228,24 @@ async def test_requests_go_on_without_the_disk(
         assert below(worker).unspilled >= 50
     logged = [record for record in caplog.records if record.message.startswith("disk tier")]
     assert len(logged) == 2  # one for reading, one for writing
+
+
+async def test_a_slot_taken_anew_before_the_disk_has_it_is_not_written(tmp_path: Path) -> None:
+    """A spill pins nothing: its sum tells what it found."""
+    async with sim_worker(**disk(tmp_path)) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        held: list[Spill] = []
+        below(worker)._spill = held.extend  # type: ignore[method-assign]
+        await ask(gateway, worker, 1, prompt(1, 10))
+        await settled(worker)
+        assert len(held) == 10
+        below(worker)._memory[held[4].slot * 128] ^= 1
+        del below(worker)._spill
+        below(worker)._spill(held)
+        await settled(worker)
+        store = below(worker).store
+        assert store is not None
+        assert (len(store), below(worker).spilled, below(worker).unspilled) == (9, 9, 1)
+        assert store.catalogue.get(held[4].identity.hash) is None
 
 
 async def test_deleted_files_are_a_miss(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from warmfleet_proto.channel import connect
-from warmfleet_proto.hashing import root_hash
+from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_proto.worker_pb2 import StatusRequest
 from warmfleet_proto.worker_pb2_grpc import WorkerStub
 from warmfleet_worker.config import Config
@@ -22,9 +22,11 @@ from warmfleet_worker.engine.torch import TorchEngine
 from warmfleet_worker.worker import Worker
 
 from tests.model import demo_model_path
-from tests.process.gateway import Stream, stream, stub_of
+from tests.process.fleet import sim_worker
+from tests.process.gateway import Stream, expected, packed, stream, stub_of
 from tests.process.programs import ANY, get, program, until
 from tests.process.test_tiers import settled
+from tests.unit.tiers.test_kv_command import kv
 
 REAL = {
     "engine": "torch", "model": str(demo_model_path()), "dtype": "float32", "device": "cpu",
@@ -73,6 +75,28 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
             with contextlib.suppress(Exception):
                 await finish(grpc, [generation, *(rng.randrange(1000) for _ in range(300))])
             worker.kill()
+
+
+async def test_a_prefix_is_carried_to_another_worker_as_a_file(tmp_path: Path) -> None:
+    async def ask(folder: Path) -> Any:
+        settings: dict[str, Any] = {"disk_path": str(folder), "disk_bytes": 1 << 26}
+        timing = {"prefill_token_s": 0.0005}
+        async with (
+            sim_worker(sim={"timing": timing}, **settings) as worker,
+            stub_of(worker) as stub,
+            stream(stub) as gateway,
+        ):
+            await gateway.submit(1, PROMPT, 4)
+            assert await gateway.finish(1) == expected(worker, PROMPT, 4)
+            await settled(worker)
+            root = root_hash(worker.runner.engine.fingerprint, 16)
+            return gateway.started[1].disk_tokens, chain(root, packed(PROMPT), 16)[-1].hex()
+
+    cold, last = await ask(tmp_path / "one")
+    kv("export", tmp_path / "one", last, tmp_path / "prefix.wfkv")
+    kv("import", tmp_path / "two", tmp_path / "prefix.wfkv")
+    warm, _ = await ask(tmp_path / "two")
+    assert (cold, warm) == (0, 400)
 
 
 @asynccontextmanager
