@@ -33,6 +33,11 @@ class Booking:
     since: int = 0  # the guess's clock
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
+    queued: bool = True
+    queued_s: float = field(init=False)  # its prefill as predicted
+
+    def __post_init__(self) -> None:
+        self.queued_s = self.prefill_s
 
     @property
     def prefill_tokens(self) -> int:
@@ -77,6 +82,7 @@ class Ledger:
         gateway.seen_at = booking.made_at
         gateway.bookings[booking.id] = booking
         booking.worker.booked.alive += 1
+        _queue(booking.worker.booked, booking, 1)
         _count(booking.worker.booked, booking, 1)
 
     def included(self, worker: Worker, ids: Iterable[int]) -> None:
@@ -95,6 +101,7 @@ class Ledger:
         if booking.started:
             return None
         booking.started = True
+        _reached(booking)
         identity = booking.worker.identity
         if identity is not None and identity.anonymous:
             _prefilled(booking)
@@ -116,6 +123,7 @@ class Ledger:
         orphans = [booking for booking in self._bookings.values() if booking.worker is worker]
         for booking in orphans:
             _discount(booking)
+            _reached(booking)
         return orphans
 
     def heartbeat(self, gateway: str, now: float) -> int:
@@ -159,6 +167,7 @@ class Ledger:
         if not gateway.bookings:
             del self._gateways[booking.gateway]
         _discount(booking)
+        _reached(booking)
         booking.worker.booked.alive -= 1
 
 
@@ -168,6 +177,19 @@ def _prefilled(booking: Booking) -> None:
         booked = booking.worker.booked
         booked.prefill_s = max(booked.prefill_s - booking.prefill_s, 0.0)
         booking.prefill_s = 0.0
+
+
+def _reached(booking: Booking) -> None:
+    """No longer queued: its first token has been seen, or will never be."""
+    if booking.queued:
+        booking.queued = False
+        _queue(booking.worker.booked, booking, -1)
+
+
+def _queue(booked: Booked, booking: Booking, sign: int) -> None:
+    booked.ahead += sign
+    booked.ahead_tokens += sign * booking.prefill_tokens
+    booked.ahead_s = booked.ahead_s + sign * booking.queued_s if booked.ahead else 0.0
 
 
 def _discount(booking: Booking) -> None:

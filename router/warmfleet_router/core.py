@@ -182,6 +182,7 @@ class RouterCore:
         )
         self._ledger.book(booking)
         decision.group.traffic.placed(chosen.prefill_s, now)
+        worker.given_s += chosen.prefill_s
         held = chosen.pull.from_tokens if chosen.pull else chosen.overlap
         least = min(candidate.prefill_s for candidate in decision.candidates)
         decision.group.demand.placed(decision.ask.keys, decision.ask.shared, least, now)

@@ -93,6 +93,10 @@ class Booked:
     prefill_tokens: int = 0
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
+    # Of those alive, included ones too, whose first token has not been seen.
+    ahead: int = 0
+    ahead_tokens: int = 0
+    ahead_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +116,7 @@ class Worker:
     queue_until: float = 0.0  # when the reported queue should be computed
     rest_s: float = 0.0  # of work that comes after that queue
     guess: Approximate | None = None  # of what a silent one holds
+    given_s: float = 0.0  # of prefill placed on it lately, fading
     sending_until: float = 0.0  # when what its peers have been told to pull should be sent
     agreement: Agreement = field(default_factory=Agreement)  # of an anonymous one's answers with the index
     crowd_s: float = 0.0  # what its sequences add to each decode step of one more
@@ -233,7 +238,7 @@ class Fleet:
             prompt_tokens=load.prompt_tokens_total,
             evictions=load.evictions_total,
             late_hits=load.late_hits_total,
-            queue_s=_queue_s(worker.rates, load),
+            queue_s=_queue_s(worker, load),
         )
         worker.draining = load.draining
         worker.clock_ahead_s = load.clock_s - now
@@ -290,9 +295,15 @@ def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
     return [worker for worker, state in states if state in reachable], True
 
 
-def _queue_s(rates: Rates, load: pb.WorkerLoad) -> float:
-    """Tokens leave the report when their step ends: the step's age counts against them."""
-    return max(rates.queue_s(load.prefill_tokens) - max(load.step_age_s, 0.0), 0.0)
+def _queue_s(worker: Worker, load: pb.WorkerLoad) -> float:
+    """What the reported tokens take. How long the prompts are only the books know: where attention weighs,
+    half of one long prompt is more than two short ones. What the books do not know is of mean length. Tokens
+    leave the report when their step ends: the step's age counts against them."""
+    booked, tokens = worker.booked, load.prefill_tokens
+    known = min(tokens, booked.ahead_tokens)
+    seconds = booked.ahead_s * known / booked.ahead_tokens if known else 0.0
+    seconds += worker.rates.queue_s(tokens - known)
+    return max(seconds - max(load.step_age_s, 0.0), 0.0)
 
 
 def _learn_step(rates: Rates, before: Report, after: Report) -> None:

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Set as AbstractSet
-from math import inf
+from math import exp, inf
 
 from warmfleet_proto.errors import Rejected
 
@@ -15,7 +15,7 @@ from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prefixes import BookedPrefixes
 from warmfleet_router.pressure import Pressure
 from warmfleet_router.pricing import starting_rates
-from warmfleet_router.traffic import Traffic
+from warmfleet_router.traffic import MEMORY_S, Traffic
 
 LEND_AGAIN = 1.1  # times the measurements: it costs microseconds a worker
 FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
@@ -38,6 +38,7 @@ class Group:
         self.pressure = Pressure()
         self.demand = Demand(block_size)
         self.panic = False
+        self._faded_at = 0.0
         self._measurements = 0
         self._lend_at = 0.0
         self.pool = Pool((), frozenset(), Ring(), 0)
@@ -68,6 +69,7 @@ class Group:
     def refresh(self, now: float) -> None:
         """Who may be placed on, after time has passed or someone's state has changed."""
         self.links.now = now
+        self._fade(now)
         workers, self.panic = usable(list(self.workers.values()), now)
         self.loads = array("d", [inf]) * len(self.loads)
         for worker in workers:
@@ -77,6 +79,13 @@ class Group:
         self.least_context = min((_context(w) for w in workers), default=0)
         self.most_context = max((_context(w) for w in self.workers.values()), default=0)
         self.total_blocks = sum(w.identity.total_blocks for w in workers if w.identity)
+
+    def _fade(self, now: float) -> None:
+        """Of what was placed lately, 1/e is left after MEMORY_S."""
+        keep = exp(-max(now - self._faded_at, 0.0) / MEMORY_S)
+        self._faded_at = now
+        for worker in self.workers.values():
+            worker.given_s *= keep
 
     def settle(self, worker: Worker) -> None:
         """After a change of one worker's load."""

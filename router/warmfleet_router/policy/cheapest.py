@@ -59,9 +59,8 @@ class Cheapest:
         best = max(near, key=lambda c: c.nominated)
         if best.nominated:
             return Choice(best, f"ring home among {len(near)} near the cheapest of {len(candidates)}")
-        return Choice(
-            near[ask.ticket % len(near)], f"one of {len(near)} near the cheapest of {len(candidates)}"
-        )
+        rested = min(near, key=lambda c: c.worker.given_s)
+        return Choice(rested, f"least worked of {len(near)} near the cheapest of {len(candidates)}")
 
     def _lambda(self, ask: Ask) -> float:
         if self._externality is not None:

@@ -1,5 +1,6 @@
 """The books: each booking ends once and counts once."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -109,6 +110,24 @@ def test_a_new_epoch_owes_nothing_for_the_old_one() -> None:
     assert booked(worker) == (0, 0)
 
 
+def test_the_reported_queue_takes_what_its_prompts_do_and_not_what_the_mean_one_does() -> None:
+    """Where attention weighs, a long prompt costs more a token than the short ones seen before."""
+    core, (worker,) = fleet_of(1)
+    rates = core.roster.fleet.workers[worker.address].rates
+    rates.prefill.coefficients = [0.0, 1e-4, 1e-7]
+    long = tokens((1, 8000))
+    placement = core.route(ask(long), 0.0)
+    predicted = sum(t.seconds for t in placement.terms if t.name == "prefill")
+    worker.report(0.0, waiting=1, prefill_tokens=8000, bookings=[placement.booking])
+    known = core.roster.fleet.workers[worker.address]
+    assert known.wait_s(0.0) == pytest.approx(predicted)
+    worker.report(0.0, waiting=2, prefill_tokens=8100, bookings=[])
+    assert known.wait_s(0.0) == pytest.approx(predicted + rates.queue_s(100)), "another router's"
+    core.progress(rpb.ProgressRequest(booking=placement.booking), 0.0)
+    worker.report(0.0, waiting=1, prefill_tokens=8000)
+    assert known.wait_s(0.0) < 0.5 * predicted
+
+
 class Books(RuleBasedStateMachine):
     """Random order of everything that can happen to bookings, against plain counting."""
 
@@ -119,6 +138,7 @@ class Books(RuleBasedStateMachine):
         self.live: dict[int, str] = {}  # booking -> worker
         self.seen: list[int] = []
         self.loading: set[int] = set()  # not yet in a report
+        self.queued: set[int] = set()  # no first token yet
         self.ended = 0
 
     @rule(choices=st.integers(1, 3))
@@ -128,6 +148,7 @@ class Books(RuleBasedStateMachine):
         self.seen.append(placement.booking)
         self.live[placement.booking] = placement.worker
         self.loading.add(placement.booking)
+        self.queued.add(placement.booking)
 
     @precondition(lambda self: self.seen)
     @rule(data=st.data())
@@ -135,6 +156,7 @@ class Books(RuleBasedStateMachine):
         booking = data.draw(st.sampled_from(self.seen))
         self.core.progress(rpb.ProgressRequest(booking=booking, prefill_s=0.1, ttft_s=0.1), self.now)
         self.loading.discard(booking)
+        self.queued.discard(booking)
 
     @precondition(lambda self: self.seen)
     @rule(data=st.data(), outcome=st.sampled_from([1, 2, 3]))
@@ -145,6 +167,7 @@ class Books(RuleBasedStateMachine):
         self.ended += known
         self.live.pop(booking, None)
         self.loading.discard(booking)
+        self.queued.discard(booking)
 
     @precondition(lambda self: self.seen)
     @rule(data=st.data())
@@ -166,6 +189,7 @@ class Books(RuleBasedStateMachine):
             self.ended += len(self.live)
             self.live.clear()
             self.loading.clear()
+            self.queued.clear()
 
     @invariant()
     def counts_agree(self) -> None:
@@ -177,6 +201,9 @@ class Books(RuleBasedStateMachine):
             assert load.alive == sum(name == fake.name for name in self.live.values())
             assert load.count == sum(self.live[b] == fake.name for b in self.loading)
             assert (load.prefill_s > 0) == (load.count > 0)
+            assert load.ahead == sum(self.live[b] == fake.name for b in self.queued)
+            assert (load.ahead_tokens > 0) == (load.ahead > 0)
+            assert (load.ahead_s > 0) == (load.ahead > 0)
         marks = sum(len(group.prefixes) for group in self.core.roster.groups.values())
         assert bool(marks) == bool(self.live)
 

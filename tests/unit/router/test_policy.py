@@ -207,7 +207,7 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
         ((0.5, 0.5, 0.5), (0, 1, 2), 2),  # the deepest home
         ((0.5, 0.505, 0.6), (0, 1, 2), 1),  # of those near the cheapest
         ((0.5, 0.6, 0.6), (0, 1, 2), 0),
-        ((0.5, 0.5, 0.6), (0, 0, 2), 1),  # no home near: in turn
+        ((0.5, 0.5, 0.6), (0, 0, 2), 1),  # no home near: who had less to do lately
     ],
 )
 def test_near_ties_go_home(prefills: tuple[float, ...], ranks: tuple[int, ...], chosen: int) -> None:
@@ -215,6 +215,8 @@ def test_near_ties_go_home(prefills: tuple[float, ...], ranks: tuple[int, ...], 
         Candidate(worker, 0, 0.0, 0.0, prefill, 0.0, 1.0, rank, 0.0, None)
         for worker, prefill, rank in zip(WORKERS, prefills, ranks, strict=False)
     ]
+    for worker, given_s in zip(WORKERS, (3.0, 1.0, 2.0), strict=False):
+        worker.given_s = given_s
     choice = Cheapest(8.0, 1.25, pulls=True).choose(Ask((), BLOCK, 100, 10, 1, ticket=1), candidates)
     assert choice.candidate is candidates[chosen]
 
