@@ -166,7 +166,7 @@ class Runner:
         self._wake.clear()
         plan = self.scheduler.schedule(now)
         self._give_orders()
-        self._deliver()
+        self._deliver(self.scheduler.take_outputs())
         under_way = self.scheduler.under_way
         if not under_way:
             self.publish()
@@ -182,9 +182,12 @@ class Runner:
         self.scheduler.totals.step_seconds += now - self._step_began
         self._step_began = now if self.scheduler.under_way else None
         self._give_orders()
-        if self.scheduler.idle or now - self._published >= _PACE_S:
+        outputs = self.scheduler.take_outputs()
+        # Who has had an answer asks again at once, and must find what it made announced.
+        answered = any(output.started or output.ending for output in outputs)
+        if answered or self.scheduler.idle or now - self._published >= _PACE_S:
             self.publish()
-        self._deliver()
+        self._deliver(outputs)
 
     async def _wait(self) -> None:
         """For whatever can make a step possible: a request, a fetch's arrival, the time that one is given."""
@@ -256,9 +259,8 @@ class Runner:
             self.presence.publish(changes)
             self._tell_change()
 
-    def _deliver(self) -> None:
+    def _deliver(self, outputs: list[Output]) -> None:
         """One call a gateway."""
-        outputs = self.scheduler.take_outputs()
         if not outputs:
             return
         by_gateway: dict[str, list[Output]] = {}

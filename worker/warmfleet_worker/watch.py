@@ -15,7 +15,6 @@ from warmfleet_worker import wire
 from warmfleet_worker.runner import Runner
 
 _SILENCE_S = 0.8 * HEARTBEAT_S  # leaves time for the message to arrive
-_PACE_S = 0.005  # between messages: changes that follow one another more quickly share one
 
 
 class Watch:
@@ -51,7 +50,6 @@ class Watch:
                     yield self._message(batch=wire.batch(batch))
                 if not batches:
                     yield self._message()
-                await asyncio.sleep(_PACE_S)
                 await self._wait()
         finally:
             self._runner.listeners.discard(self)
