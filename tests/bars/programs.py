@@ -26,7 +26,7 @@ class Program:
     def pid(self) -> int:
         return self.process.pid
 
-    def ready(self, timeout_s: float = 60.0) -> dict[str, Any]:
+    def ready(self, timeout_s: float = 240.0) -> dict[str, Any]:
         """The JSON line that says ``"ready": true``, with its addresses. Raises RuntimeError."""
         for _ in self.polls(timeout_s):
             for line in self.log.read_text(errors="replace").splitlines():

@@ -1,6 +1,8 @@
 """Blocks pulled between workers over real sockets, with the engine that notices wrong KV."""
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,15 @@ import pytest
 from warmfleet_proto import transfer_pb2 as pb
 from warmfleet_proto.channel import connect
 from warmfleet_proto.transfer_pb2_grpc import TransferStub
+from warmfleet_proto.worker_pb2_grpc import WorkerStub
+from warmfleet_worker.transfer.frames import hello
 from warmfleet_worker.transfer.pull import Failure
 from warmfleet_worker.transfer.refusal import Refusal
 from warmfleet_worker.worker import Worker
 
-from tests.process.exchange import End, grant_of, hashes_of, pair, pull_of, root_of
-from tests.process.gateway import expected
+from tests.process.exchange import End, giving, grant_of, hashes_of, pair, pull_of, root_of
+from tests.process.gateway import expected, stream
+from tests.unit.transfer.certificates import authority, certificate
 
 PROMPT = list(range(200))  # twelve full blocks and a half
 
@@ -235,3 +240,25 @@ async def test_a_worker_without_a_key_gives_nothing(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await TransferStub(channel).Lease(pb.LeaseRequest())
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_fleet_with_tls_moves_blocks_over_tls(tmp_path: Path) -> None:
+    """Mutual TLS on every port: leases over gRPC, bytes over the data port."""
+    tls = certificate(tmp_path, "worker", authority(tmp_path, "fleet"))
+    wire = {"certificate": tls.certificate, "key": tls.key, "authority": tls.authority}
+    async with (
+        giving(tmp_path, "a", tls=wire) as a,
+        giving(tmp_path, "b", tls=wire) as b,
+        connect(a.grpc_address, tls) as to_a,
+        connect(b.grpc_address, tls) as to_b,
+        stream(WorkerStub(to_a)) as at_a,  # type: ignore[no-untyped-call]
+        stream(WorkerStub(to_b)) as at_b,  # type: ignore[no-untyped-call]
+    ):
+        await made_on(End(a, at_a))
+        pulled = await answered(End(b, at_b), PROMPT, 1, pull=pull_of(a, PROMPT))
+        assert (pulled.tokens, pulled.failure) == (192, "")
+        (offer,) = a.exchange.service.offers
+        with socket.create_connection(("127.0.0.1", offer.port), 5) as plain:
+            plain.sendall(hello(1, bytes(16)))
+            with contextlib.suppress(ConnectionResetError):
+                assert b"WFT" not in plain.recv(100), "nothing is said in the clear"
