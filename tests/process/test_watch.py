@@ -136,6 +136,20 @@ async def test_quick_steps_share_a_batch_and_the_last_one_publishes(monkeypatch:
         assert len(worker.presence) == len(worker.scheduler.cache._nodes) > 20
 
 
+async def test_an_answer_is_announced_before_it_ends_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has had an answer asks again at once: others that still run hold nothing back."""
+    monkeypatch.setattr(runner, "_PACE_S", 60.0)
+    async with sim_worker(**SLOW) as worker, stub_of(worker) as stub, stream(stub, "g") as gateway:
+        await gateway.submit(1, range(1000, 1050), ENDLESS)
+        await gateway.until(1, 5)
+        await gateway.submit(2, range(100), 20)
+        await gateway.end(2)
+        root = root_hash(worker.runner.engine.fingerprint, 16)
+        announced = {hashed for run in worker.presence.snapshot().stored for hashed in run.hashes}
+        assert announced >= set(chain(root, packed(range(100)), 16))
+        assert not worker.scheduler.idle
+
+
 async def test_replay_and_snapshot_lead_to_the_same() -> None:
     async with sim_worker(total_blocks=40) as worker, stub_of(worker) as stub:
         async with follow(stub) as follower:
