@@ -151,9 +151,10 @@ async def test_an_engine_that_connects_finds_a_subscriber_that_binds() -> None:
     context = zmq.asyncio.Context.instance()
     engine = Engine(RELEASE)
     engine.compute(PROMPTS[0])
-    with context.socket(zmq.PUB) as probe:
-        port = probe.bind_to_random_port("tcp://127.0.0.1")
-    listener = Listener(f"tcp://*:{port}")
+    with context.socket(zmq.PUB) as before:
+        port = before.bind_to_random_port("tcp://127.0.0.1", 20_000, 30_000)  # below what connections take
+        listener = Listener(f"tcp://*:{port}")
+        await asyncio.sleep(0)  # it finds its port taken
     async with closing(listener):
         with context.socket(zmq.PUB) as socket:
             socket.linger = 0

@@ -6,6 +6,7 @@ where it names a host: for those that connect, give the wildcard here.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -21,6 +22,7 @@ from warmfleet_router.events.wire import PAYLOAD_BYTES
 _log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+BIND_S = 10.0  # a port that stays taken for longer is an error
 SLICE_S = 0.5e-3  # of taking in events before others get their turn
 LIVE_MESSAGES = 64  # of up to PAYLOAD_BYTES each, read ahead
 REPLAY_MESSAGES = 512
@@ -72,7 +74,8 @@ class Subscriber:
 
     async def _listen(self) -> None:
         """Until what is heard makes no sense."""
-        with closing(self._socket(zmq.SUB, self._endpoint, LIVE_MESSAGES)) as socket:
+        with closing(self._socket(zmq.SUB, LIVE_MESSAGES)) as socket:
+            await _open(socket, self._endpoint)
             socket.subscribe(b"")
             others = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch(socket))]
             try:
@@ -85,7 +88,7 @@ class Subscriber:
                     task.cancel()
                 await asyncio.gather(*others, return_exceptions=True)
 
-    def _socket(self, kind: int, endpoint: str, messages: int) -> zmq.asyncio.Socket:
+    def _socket(self, kind: int, messages: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.rcvhwm = messages
@@ -94,14 +97,6 @@ class Subscriber:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)  # a half-open connection is found in three of them
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
-        try:
-            if "*" in endpoint:
-                socket.bind(endpoint)
-            else:
-                socket.connect(endpoint)
-        except zmq.ZMQError:
-            socket.close()
-            raise
         return socket
 
     async def _tick(self) -> None:
@@ -145,7 +140,8 @@ class Subscriber:
 
     async def _answers(self, after: int) -> None:
         log.event(_log, "event replay", worker=self._name, after=after)
-        with closing(self._socket(zmq.DEALER, self._replay, REPLAY_MESSAGES)) as socket:
+        with closing(self._socket(zmq.DEALER, REPLAY_MESSAGES)) as socket:
+            await _open(socket, self._replay)
             await socket.send_multipart([b"", after.to_bytes(8, "big")])
             for _ in range(MAX_REPLAYED):
                 seq, payload = _numbered(await socket.recv_multipart())
@@ -153,6 +149,22 @@ class Subscriber:
                     break
                 await self._take(self._follower.replayed(seq, payload, self._clock()))
         await self._take(self._follower.replay_ended(self._clock()))
+
+
+async def _open(socket: zmq.asyncio.Socket, endpoint: str) -> None:
+    """A port that was just let go is let go by ZeroMQ's own thread, a moment later: waited for."""
+    if "*" not in endpoint:
+        socket.connect(endpoint)
+        return
+    until = time.monotonic() + BIND_S
+    while True:
+        try:
+            socket.bind(endpoint)
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or time.monotonic() > until:
+                raise
+        await asyncio.sleep(TICK_S)
 
 
 def _numbered(frames: list[bytes]) -> tuple[int, bytes]:
