@@ -53,6 +53,11 @@ class WorkerStub(object):
                 request_serializer=warmfleet__proto_dot_worker__pb2.StatusRequest.SerializeToString,
                 response_deserializer=warmfleet__proto_dot_worker__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Bring = channel.unary_unary(
+                '/warmfleet.v1.Worker/Bring',
+                request_serializer=warmfleet__proto_dot_worker__pb2.BringRequest.SerializeToString,
+                response_deserializer=warmfleet__proto_dot_worker__pb2.BringResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/warmfleet.v1.Worker/Drain',
                 request_serializer=warmfleet__proto_dot_worker__pb2.DrainRequest.SerializeToString,
@@ -90,6 +95,15 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Bring(self, request, context):
+        """Brings blocks for which no request waits here: a copy of a prefix that is in demand, or what a request
+        about to come will want. Returns when all that can be had is readable; failing to bring is an answer.
+        INVALID_ARGUMENT: nonsense; RESOURCE_EXHAUSTED: as many as may be are under way, or no room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stops admitting; returns when the running requests have ended or the deadline has passed.
         """
@@ -114,6 +128,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=warmfleet__proto_dot_worker__pb2.StatusRequest.FromString,
                     response_serializer=warmfleet__proto_dot_worker__pb2.StatusResponse.SerializeToString,
+            ),
+            'Bring': grpc.unary_unary_rpc_method_handler(
+                    servicer.Bring,
+                    request_deserializer=warmfleet__proto_dot_worker__pb2.BringRequest.FromString,
+                    response_serializer=warmfleet__proto_dot_worker__pb2.BringResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -206,6 +225,33 @@ class Worker(object):
             '/warmfleet.v1.Worker/Status',
             warmfleet__proto_dot_worker__pb2.StatusRequest.SerializeToString,
             warmfleet__proto_dot_worker__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Bring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/warmfleet.v1.Worker/Bring',
+            warmfleet__proto_dot_worker__pb2.BringRequest.SerializeToString,
+            warmfleet__proto_dot_worker__pb2.BringResponse.FromString,
             options,
             channel_credentials,
             insecure,
