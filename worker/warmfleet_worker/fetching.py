@@ -17,6 +17,7 @@ from warmfleet_worker.sequence import Loaded, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
+_AHEAD_SHARE = 4  # of it is the most for one fetch that nobody waits for
 _SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
 
 
@@ -39,6 +40,7 @@ class _Flight:
     began: float
     deadline: float
     waiters: list[Sequence]
+    ahead: bool = False  # goes on though nobody waits
     arrived: int = 0
 
     @property
@@ -98,6 +100,8 @@ class Fetching:
         if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
             sequence.looked = True
         elif flight := self._coming.get(sequence.hashes[len(nodes)]):
+            if flight.ahead:
+                self._hurry(flight, now)
             self._join(flight, sequence)
         elif self._share_left() <= 0:
             return  # again when something has been admitted or has failed
@@ -133,8 +137,38 @@ class Fetching:
             if sequence in flight.waiters:
                 flight.waiters.remove(sequence)
                 sequence.waits = False
-                if not flight.waiters:
+                if not flight.waiters and not flight.ahead:
                     self._abandon(flight)
+
+    def bring(self, sequence: Sequence, room: int, now: float) -> int | None:
+        """Fetches what a sequence lacks that is not to be computed; the fetch's number. It ends by itself or
+        by ``let_go``. None where there is nothing to be had or no room."""
+        nodes = self._readable(sequence)
+        start, spare = len(nodes), self._cache.available_beside(n.block for n in nodes) - room
+        most = min(self._share_left(), self._cache.pool.total // _AHEAD_SHARE, spare)
+        if start == len(sequence.hashes) or sequence.hashes[start] in self._coming:
+            return None
+        for supply in self.supplies:
+            found = min(supply.find(sequence, start), most)
+            if found > 0:
+                flight = self._order(sequence, supply, nodes, found, now, math.inf)
+                flight.ahead = True
+                return flight.fetch.id
+        return None
+
+    def let_go(self, fetch_id: int) -> None:
+        """Of a fetch that ``bring`` has begun: only who waits for it needs it now."""
+        flight = self._flights.get(fetch_id)
+        if flight is not None and flight.ahead:
+            flight.ahead = False
+            if not flight.waiters:
+                self._abandon(flight)
+
+    def _hurry(self, flight: _Flight, now: float) -> None:
+        """Now somebody waits: no longer than computing it takes."""
+        left = len(flight.fetch.pieces) - flight.arrived
+        patience = self.pace.patience_s(flight.fetch.source, left, left * self._block_size)
+        flight.deadline = min(flight.deadline, now + patience)
 
     def _readable(self, sequence: Sequence) -> list[Node]:
         return self._cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
@@ -155,12 +189,12 @@ class Fetching:
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
                 patience = self.pace.patience_s(supply.source, found, tokens)
             if patience is not None:
-                self._order(sequence, supply, nodes, found, now, patience)
+                self._join(self._order(sequence, supply, nodes, found, now, patience), sequence)
                 return
 
     def _order(
         self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float, patience: float
-    ) -> None:
+    ) -> _Flight:
         request, start = sequence.request, len(nodes)
         self._cache.pin([node.block for node in nodes])
         blocks = self._cache.allocate(found)
@@ -174,9 +208,9 @@ class Fetching:
         flight = _Flight(fetch, supply, list(nodes), now, now + patience, [])
         self._flights[fetch.id] = flight
         self._coming.update(dict.fromkeys(hashes, flight))
-        self._join(flight, sequence)
         self.totals.fetches[supply.source] += 1
         self._orders.append(fetch)
+        return flight
 
     def _token_ids(self, sequence: Sequence, start: int, found: int) -> list[bytes]:
         size = self._block_size
@@ -195,6 +229,7 @@ class Fetching:
 
     def _dismiss(self, flight: _Flight, again: bool) -> None:
         """Nobody waits for it any more; ``again``: they may look for what comes after it."""
+        flight.ahead = False
         missing = (len(flight.fetch.pieces) - flight.arrived) * self._block_size
         for sequence in flight.waiters:
             sequence.waits, sequence.looked = False, not again
@@ -214,11 +249,11 @@ class Fetching:
         self.totals.arrived[source] += came
         if flight.waiters:
             self._deal_out(flight, came)
-        else:
+        elif not flight.ahead:
             self.totals.wasted[source] += came
         if arrival.over:
             self._end(flight, arrival.failure, now)
-        elif collided and flight.waiters:
+        elif collided and (flight.waiters or flight.ahead):
             self._abandon(flight)
 
     def _seal(self, flight: _Flight, arrived: int) -> bool:

@@ -8,7 +8,7 @@ free + cached blocks are what ``allocate`` can give.
 import heapq
 from collections.abc import Iterable, Sequence
 
-from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Appeared, Change, Tier, Vanished, Wiped
@@ -43,6 +43,7 @@ class PrefixCache:
         self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
         self._nodes: dict[bytes, Node] = {}
+        self._named: dict[bytes, Node] = {}  # by key; of two with one key the later
         self._by_block: list[Node | None] = [None] * pool.total
         self._leaves: list[tuple[int, int]] = []  # heap of (stamp, block); stale entries are skipped
         self._clock = 0  # counts releases: only the order matters
@@ -62,6 +63,18 @@ class PrefixCache:
 
     def get(self, block_hash: bytes) -> Node | None:
         return self._nodes.get(block_hash)
+
+    def named(self, root: bytes, keys: bytes, depth: int) -> list[Node]:
+        """The longest readable run, from position ``depth`` of a chain on, of blocks that go by these packed
+        8-byte keys."""
+        found: list[Node] = []
+        for start in range(0, len(keys), KEY_BYTES):
+            node = self._named.get(keys[start : start + KEY_BYTES])
+            follows = node and (node.parent is found[-1] if found else node.depth == depth)
+            if node is None or not follows or node.root != root:
+                break
+            found.append(node)
+        return found
 
     def at(self, block: int) -> Node | None:
         """What can be read in a block."""
@@ -98,7 +111,7 @@ class PrefixCache:
         node = Node(block, block_hash, root, parent, token_ids)
         if parent is not None:
             parent.children += 1
-        self._nodes[block_hash] = self._by_block[block] = node
+        self._nodes[block_hash] = self._by_block[block] = self._named[block_hash[:KEY_BYTES]] = node
         self.pool.keep(block)
         self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth, self.tier))
         return node
@@ -129,6 +142,7 @@ class PrefixCache:
             self._by_block[node.block] = None
             self.pool.drop(node.block)
         self._nodes.clear()
+        self._named.clear()
         self._leaves.clear()
         self._changes.append(Wiped())
 
@@ -169,6 +183,8 @@ class PrefixCache:
         assert node is not None, "nothing is cached"
         heapq.heappop(self._leaves)
         del self._nodes[node.hash]
+        if self._named.get(node.hash[:KEY_BYTES]) is node:
+            del self._named[node.hash[:KEY_BYTES]]
         self._by_block[node.block] = None
         self.pool.drop(node.block)
         self.evictions += 1
@@ -192,3 +208,4 @@ class PrefixCache:
             assert pinned or node.children or (node.stamp, node.block) in listed
         assert all(node.children == children.get(node.hash, 0) for node in self._nodes.values())
         assert sum(node is not None for node in self._by_block) == len(self._nodes)
+        assert all(self._nodes.get(node.hash) is node for node in self._named.values())

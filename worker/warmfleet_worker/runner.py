@@ -17,7 +17,7 @@ from warmfleet_worker.engine.base import Engine, Finish, Plan, StepResult
 from warmfleet_worker.events import Change, PresenceLog
 from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.scheduler import Scheduler
-from warmfleet_worker.sequence import Ending, Key, Output, Request
+from warmfleet_worker.sequence import Ending, Key, Output, Request, Sequence
 from warmfleet_worker.source import Source
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Runner:
         self._step_began: float | None = None
         self._published = 0.0
         self._carried: dict[int, Carrier] = {}  # by fetch under way
+        self._awaited: dict[int, asyncio.Event] = {}  # its end
 
     @staticmethod
     def now() -> float:
@@ -112,8 +113,28 @@ class Runner:
         self.scheduler.arrived(arrival, self.now())
         if arrival.over:
             del self._carried[arrival.id]
+            if awaited := self._awaited.pop(arrival.id, None):
+                awaited.set()
         self.publish()
         self._wake.set()
+
+    async def bring(self, sequence: Sequence, within_s: float) -> bool:
+        """What a sequence lacks that nobody submits, until it is there, or no longer than ``within_s``; when
+        cancelled, no longer. False where nothing can be had or there is no room."""
+        fetch_id = self.scheduler.bring(sequence, self.now())
+        if fetch_id is None:
+            return False
+        over = self._awaited[fetch_id] = asyncio.Event()
+        self._give_orders()
+        try:
+            async with asyncio.timeout(within_s):
+                await over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.scheduler.let_go(fetch_id)
+            self._give_orders()
+        return True
 
     async def warm_up(self) -> None:
         """In the engine's thread: plans of cuDNN belong to the thread that made them."""

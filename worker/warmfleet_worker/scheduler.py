@@ -99,6 +99,13 @@ class Scheduler:
         """What carriers should begin or give up; an answer is owed to every Fetch."""
         return self.batch.fetching.take_orders()
 
+    def bring(self, sequence: Sequence, now: float) -> int | None:
+        """Fetches what a sequence lacks that nobody submits (see ``Fetching.bring``)."""
+        return self.batch.fetching.bring(sequence, len(self.batch.running), now)
+
+    def let_go(self, fetch_id: int) -> None:
+        self.batch.fetching.let_go(fetch_id)
+
     def arrived(self, arrival: Arrival, now: float) -> None:
         """A carrier's word, at any time; also between ``schedule`` and ``commit``."""
         self.batch.fetching.arrived(arrival, now)

@@ -10,6 +10,8 @@ import grpc
 from warmfleet_proto.errors import BadRequest, WarmfleetError, grpc_status
 from warmfleet_proto.limits import MAX_ID_CHARS
 from warmfleet_proto.worker_pb2 import (
+    BringRequest,
+    BringResponse,
     DrainRequest,
     DrainResponse,
     Open,
@@ -39,10 +41,12 @@ class WorkerService(WorkerServicer):
         model: str,
         runner: Runner,
         drain: Callable[[float], Awaitable[int]],
+        bring: Callable[[BringRequest], Awaitable[BringResponse]],
         gives_blocks: bool = False,
     ) -> None:
         self._gives_blocks = gives_blocks
         self._drain = drain
+        self._bring = bring
         self._name = name
         self._model = model
         self._runner = runner
@@ -94,6 +98,13 @@ class WorkerService(WorkerServicer):
             vocab_size=engine.vocab_size,
             gives_blocks=self._gives_blocks,
         )
+
+    async def Bring(self, request: BringRequest, context: Any) -> BringResponse:  # noqa: N802
+        try:
+            brought = await self._bring(request)
+        except WarmfleetError as error:
+            await context.abort(grpc_status(error), str(error))
+        return brought
 
     async def Drain(self, request: DrainRequest, context: Any) -> DrainResponse:  # noqa: N802
         if not 0 <= request.deadline_s <= MAX_DRAIN_S:

@@ -9,6 +9,7 @@ from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.transfer_pb2 import Pull as WirePull
 from warmfleet_proto.worker_pb2 import Sampling as WireSampling
 from warmfleet_proto.worker_pb2 import Submit
 
@@ -35,7 +36,9 @@ class Submission:
         self.params = params(submit.sampling)
         check_fits(submit.prompt_tokens, self.params.choices, bounds, engine.total_blocks)
         _check_scores(submit)
-        self._pull = _pull(submit, engine.block_size)
+        self._pull = None
+        if submit.HasField("pull"):
+            self._pull = pull_of(submit.pull, submit.prompt_tokens, engine.block_size)
         self._submit = submit
         self._engine = engine
         self._size = submit.prompt_tokens * TOKEN_BYTES
@@ -117,16 +120,13 @@ def params(wire: WireSampling) -> Params:
     )
 
 
-def _pull(submit: Submit, block_size: int) -> Pull | None:
-    """A run of whole blocks of the prompt; what the grant says is the source's to judge."""
-    if not submit.HasField("pull"):
-        return None
-    wire = submit.pull
+def pull_of(wire: WirePull, prompt_tokens: int, block_size: int) -> Pull:
+    """A run of whole blocks of a prompt; what the grant says is the source's to judge. Raises BadRequest."""
     _check_size("pull.source", len(wire.source), limits.MAX_ID_CHARS)
     _check_size("pull.grant", len(wire.grant.claims), limits.GRANT_BYTES)
     if wire.from_tokens % block_size or wire.tokens % block_size:
         raise BadRequest(f"pull: {wire.from_tokens} and {wire.tokens} tokens are not whole blocks", "pull")
-    if wire.from_tokens + wire.tokens > submit.prompt_tokens:
+    if wire.from_tokens + wire.tokens > prompt_tokens:
         raise BadRequest("pull: more tokens than the prompt has", "pull")
     if not (math.isfinite(wire.within_s) and wire.within_s >= 0):
         raise BadRequest("pull.within_s must be a number of seconds", "pull.within_s")

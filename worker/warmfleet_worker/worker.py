@@ -42,7 +42,9 @@ class Worker:
         self.below = make_below(config, self.runner)
         self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls)
         model = config.served_name or engine.model
-        self.service = WorkerService(config.name, model, self.runner, self.drain, self.exchange.gives)
+        self.service = WorkerService(
+            config.name, model, self.runner, self.drain, self.exchange.bringer.bring, self.exchange.gives
+        )
         face = OpenAiFace(model, self.runner).routes() if config.engine == "sim" else []
         metrics = Metrics(self.runner, self.exchange, self.below)
         self._application = application(self.runner, metrics, *face)

@@ -53,6 +53,19 @@ def test_the_longest_readable_run_is_lent() -> None:
     assert [each.hash for each in gap.lent] == CHAIN[:1]
 
 
+def test_a_peer_that_knows_keys_alone_is_lent_what_they_name() -> None:
+    leases = Leases(cache_of())
+    assert leases.named(ALLOWED, 0) == CHAIN
+    assert leases.named(ALLOWED, 4) == CHAIN[4:]
+    assert leases.named(Allowed(ROOT, 2, keys(CHAIN[2:4])), 3) == CHAIN[3:4]
+    assert leases.named(Allowed(OTHER, 0, keys(CHAIN)), 0) == []
+    assert leases.named(Allowed(ROOT, 1, keys(CHAIN)), 1) == [], "they lie elsewhere in the chain"
+    for outside in (Allowed(ROOT, 2, keys(CHAIN)), Allowed(ROOT, 0, keys(CHAIN[:1]))):
+        with pytest.raises(Refused) as raised:
+            leases.named(outside, 1)
+        assert raised.value.refusal is Refusal.NOT_GRANTED
+
+
 def test_a_block_of_another_root_is_refused() -> None:
     leases = Leases(cache_of())
     with pytest.raises(Refused) as raised:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from warmfleet_worker.fetch import Fetch
-from warmfleet_worker.sequence import Ending, Reason
+from warmfleet_worker.sequence import Ending, Reason, new_sequence
 from warmfleet_worker.source import Source
 
 from tests.unit.worker.driver import Driver
@@ -200,3 +200,79 @@ def test_a_fetch_names_its_chain() -> None:
     (fetch,) = larder.begun
     assert isinstance(fetch, Fetch)
     assert b"".join(piece.token_ids for piece in fetch.pieces) == driver.request(PROMPT).prompt
+
+
+def ahead(driver: Driver, prompt: list[int] = PROMPT) -> int | None:
+    """Brings what nobody has asked for."""
+    fetch = driver.scheduler.bring(new_sequence(driver.request(prompt, 0)), driver.now)
+    driver.schedule()
+    return fetch
+
+
+def test_what_nobody_waits_for_comes_and_stays() -> None:
+    driver, larder = stocked()
+    assert ahead(driver) is not None
+    assert ahead(driver) is None, "it is on its way already"
+    driver.bring()
+    assert driver.pool.pinned == 0
+    assert ahead(driver) is None, "it is there"
+    totals = driver.scheduler.batch.fetching.totals
+    assert (totals.arrived[Source.PEER], totals.wasted[Source.PEER]) == (10, 0)
+    request = driver.finish([*PROMPT, 9], 6)
+    assert driver.started[request.key].cached_tokens == 40
+    assert len(larder.begun) == 1
+
+
+def test_who_comes_meanwhile_joins_but_waits_no_longer_than_computing_takes() -> None:
+    driver, larder = stocked()
+    ahead(driver)
+    request = driver.submit([*PROMPT, 9], 6)
+    driver.scheduler.batch.fetching.pace.token_s = 1.0
+    assert driver.step() is None
+    assert 0 < driver.scheduler.next_timer - driver.now <= 40
+    driver.now = driver.scheduler.next_timer
+    while driver.step():
+        pass
+    driver.check_exact(request)
+    assert larder.abandoned == [larder.begun[0].id]
+    driver.bring()
+    assert driver.pool.pinned == 0
+
+
+def test_who_joined_and_left_does_not_end_it() -> None:
+    driver, larder = stocked()
+    ahead(driver)
+    request = driver.submit([*PROMPT, 9], 6)
+    assert driver.step() is None
+    driver.scheduler.drop(request.key, Ending(Reason.CANCELLED))
+    driver.step()
+    assert not larder.abandoned
+    driver.bring()
+    assert driver.scheduler.batch.fetching.totals.arrived[Source.PEER] == 10
+
+
+def test_let_go_it_ends_unless_somebody_waits() -> None:
+    driver, larder = stocked()
+    first = ahead(driver)
+    assert first is not None
+    driver.scheduler.let_go(first)
+    driver.schedule()
+    assert larder.abandoned == [first]
+    driver.bring(0)
+    second = ahead(driver)
+    assert second is not None
+    request = driver.submit([*PROMPT, 9], 6)
+    assert driver.step() is None
+    driver.scheduler.let_go(second)
+    driver.schedule()
+    assert larder.abandoned == [first]
+    driver.run()
+    driver.check_exact(request)
+
+
+def test_it_leaves_room_for_others() -> None:
+    """A quarter of the pool at most, and nothing that runs is displaced."""
+    driver, larder = stocked(total_blocks=24)
+    assert ahead(driver) is not None
+    assert len(larder.begun[0].pieces) == 6
+    driver.bring()

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from warmfleet_proto.hashing import block_hash, chain
+from warmfleet_proto.hashing import block_hash, chain, keys
+from warmfleet_proto.limits import KEY_BYTES
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Appeared, PresenceLog, Vanished
 from warmfleet_worker.prefix import Node, PrefixCache
@@ -70,6 +71,9 @@ class PrefixMachine(RuleBasedStateMachine):
         known = [(root, chain_tokens[: i * SIZE]) for i in range(1, len(chain_tokens) // SIZE + 1)]
         hits = [self.readable[key] for key in known if key in self.readable]
         assert [node.block for node in nodes] == hits
+        named = keys(chain(root, packed(tokens), SIZE))
+        for depth in range(len(hits) + 1):
+            assert self.cache.named(root, named[depth * KEY_BYTES :], depth) == nodes[depth:]
         self.cache.pin(hits)
         self.users.append((root, chain_tokens[: len(hits) * SIZE], hits))
         missing = known[len(hits) :]

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from warmfleet_proto.errors import BadRequest
 from warmfleet_worker.engine.base import Sampling
 from warmfleet_worker.events import Removed, Stored
-from warmfleet_worker.sequence import Ending, Reason, Request
+from warmfleet_worker.sequence import Ending, Reason, Request, new_sequence
 
 from tests.unit.worker.driver import Driver
 
@@ -27,6 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver = Driver(blocks, chunk_tokens=chunk, max_running=running, depth=depth, vocab_size=4)
         self.requests: list[Request] = []
         self.dropped: set[int] = set()
+        self.ahead: list[int] = []
         self.present: set[bytes] = set()
         self.seq = 0
 
@@ -99,6 +100,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def bring(self, most: int, failure: str, over: bool) -> None:
         self.driver.bring(most, failure, over=over)
         self.follow()
+
+    @rule(prompt=prompts)
+    def bring_ahead(self, prompt: list[int]) -> None:
+        """Nobody waits for it; who comes may join."""
+        sequence = new_sequence(self.driver.request(prompt, 0))
+        fetch = self.driver.scheduler.bring(sequence, self.driver.now)
+        if fetch is not None:
+            self.ahead.append(fetch)
+
+    @rule()
+    def let_go(self) -> None:
+        if self.ahead:
+            self.driver.scheduler.let_go(self.ahead.pop())
 
     @rule()
     def bring_beside_a_step(self) -> None:

@@ -14,6 +14,7 @@ from warmfleet_proto.transfer_pb2_grpc import add_TransferServicer_to_server
 
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
+from warmfleet_worker.transfer.bringer import Bringer
 from warmfleet_worker.transfer.frames import PIECE_BYTES
 from warmfleet_worker.transfer.grant import Gatekeeper
 from warmfleet_worker.transfer.leases import Leases
@@ -64,7 +65,9 @@ class Exchange:
         size = max(PIECE_BYTES, runner.engine.block_bytes)
         slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size)
         target = TcpTarget(None if tls is None else target_context(tls))
-        self.puller = Puller(name, runner, Peers(tls), target, slabs, streams)
+        peers = Peers(tls)
+        self.puller = Puller(name, runner, peers, target, slabs, streams)
+        self.bringer = Bringer(name, runner, peers)
         runner.carriers[Source.PEER] = self.puller
         runner.scheduler.batch.fetching.supplies.append(PeerSupply())
         self.leases = Leases(runner.scheduler.cache)

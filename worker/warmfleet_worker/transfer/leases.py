@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from warmfleet_proto.limits import LEASE_TTL_S
+from warmfleet_proto.limits import KEY_BYTES, LEASE_TTL_S
 
 from warmfleet_worker.prefix import Node, PrefixCache
 from warmfleet_worker.transfer.grant import Allowed
@@ -79,6 +79,13 @@ class Leases:
         self._pins += len(pinned)
         lease = self._leases[id] = Lease(id, secret, target, now + LEASE_TTL_S, lent, pinned)
         return lease
+
+    def named(self, allowed: Allowed, first: int) -> list[bytes]:
+        """BlockHashes of the readable run of granted keys from depth ``first`` on."""
+        keys = allowed.keys[max(first - allowed.first, 0) * KEY_BYTES :]
+        if first < allowed.first or not keys:
+            raise Refused(Refusal.NOT_GRANTED, f"blocks from {first} on are not granted")
+        return [node.hash for node in self._cache.named(allowed.root, keys, first)]
 
     def of(self, id: int, secret: bytes, now: float) -> Lease | None:
         """The live lease that the secret opens."""

@@ -30,7 +30,7 @@ MAX_PULLS = 8  # under way at once; more wait for their turn, within their patie
 _ATTEMPTS = 2
 _LEASE_S = 2.0  # for an answer from the source
 _MAX_NAMES = 1024  # of peers that sent damaged blocks
-_FAILURES = {
+FAILURES = {
     grpc.StatusCode.PERMISSION_DENIED: Failure.REFUSED,
     grpc.StatusCode.FAILED_PRECONDITION: Failure.REFUSED,
     grpc.StatusCode.INVALID_ARGUMENT: Failure.REFUSED,
@@ -138,7 +138,7 @@ class Puller:
         try:
             lease: LeaseResponse = await self._peers.stub(pull.address).Lease(request, timeout=_LEASE_S)
         except grpc.aio.AioRpcError as error:
-            failure = _FAILURES.get(error.code(), Failure.LOST)
+            failure = FAILURES.get(error.code(), Failure.LOST)
             raise Failed(failure, error.details() or str(error.code()), failure is not Failure.LOST) from None
         if not lease.blocks:
             raise Failed(Failure.GONE, "the source holds none of the blocks any more")

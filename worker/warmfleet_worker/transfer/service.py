@@ -64,7 +64,10 @@ class TransferService(TransferServicer):
         allowed = self._gatekeeper.allowed(request.grant, request.target, now)
         if request.layout_fingerprint != engine.layout:
             raise Refused(Refusal.OTHER_LAYOUT, "the target's copies have another layout")
-        hashes = granted_hashes(allowed, request.first, request.hashes)
+        if request.hashes:
+            hashes = granted_hashes(allowed, request.first, request.hashes)
+        else:
+            hashes = self.leases.named(allowed, request.first)
         number, secret = secrets.randbits(64), secrets.token_bytes(SECRET_BYTES)
         return self.leases.open(number, secret, request.target, allowed, hashes, now)
 

@@ -1,0 +1,138 @@
+"""Brings what the router names by keys, and no request here waits for.
+
+A peer lends the blocks and says for which tokens they stand; only then does this worker know their
+BlockHashes, which must have the keys that it was told. From there on it is a pull like that of any request.
+"""
+
+import logging
+from collections.abc import Sequence as Keys
+from itertools import count
+
+import grpc
+from warmfleet_proto.errors import BadRequest, Rejected
+from warmfleet_proto.hashing import chain, keys
+from warmfleet_proto.limits import GRANT_BLOCKS, HASH_BYTES, KEY_BYTES
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse
+from warmfleet_proto.transfer_pb2 import Pulled as WirePulled
+from warmfleet_proto.worker_pb2 import BringRequest, BringResponse
+
+from warmfleet_worker.engine.base import Sampling
+from warmfleet_worker.prefix import Node
+from warmfleet_worker.runner import Runner
+from warmfleet_worker.sequence import Key, Params, Request, new_sequence
+from warmfleet_worker.submission import pull_of
+from warmfleet_worker.transfer.peers import Peers
+from warmfleet_worker.transfer.pull import Failure, Pull, Pulled
+from warmfleet_worker.transfer.puller import FAILURES
+from warmfleet_worker.transfer.trip import Failed
+
+_log = logging.getLogger(__name__)
+
+MAX_BRINGS = 4  # under way at once
+_LEASE_S = 2.0  # for an answer from the source
+
+
+class Bringer:
+    """``name`` is this worker's, as grants call it."""
+
+    def __init__(self, name: str, runner: Runner, peers: Peers) -> None:
+        self._name = name
+        self._runner = runner
+        self._peers = peers
+        self._numbers = count(1)
+        self._under_way = 0
+
+    async def bring(self, request: BringRequest) -> BringResponse:
+        """Raises BadRequest and Rejected; a pull that fails is an answer."""
+        pull = self._checked(request)
+        if self._runner.scheduler.draining:
+            raise Rejected("the worker is draining")
+        if self._under_way == MAX_BRINGS:
+            raise Rejected(f"{MAX_BRINGS} are under way: no more are brought at once")
+        self._under_way += 1
+        try:
+            before = len(self._held(request))
+            pulled = await self._bring(request, pull)
+            held = len(self._held(request))
+        finally:
+            self._under_way -= 1
+        size = self._runner.engine.block_size
+        return BringResponse(
+            held_tokens=held * size,
+            pulled=WirePulled(
+                tokens=max(held - before, 0) * size,
+                seconds=pulled.seconds,
+                bytes=pulled.bytes,
+                wasted_bytes=pulled.wasted_bytes,
+                failure=pulled.failure,
+            ),
+        )
+
+    def _checked(self, request: BringRequest) -> Pull:
+        if len(request.root) != HASH_BYTES:
+            raise BadRequest(f"root has {len(request.root)} bytes: expected {HASH_BYTES}", "root")
+        blocks, rest = divmod(len(request.keys), KEY_BYTES)
+        if rest or not 0 < blocks <= GRANT_BLOCKS:
+            raise BadRequest(f"keys has {len(request.keys)} bytes: expected 1 to {GRANT_BLOCKS} keys", "keys")
+        if not request.HasField("pull"):
+            raise BadRequest("pull is missing: nothing says where the blocks are", "pull")
+        size = self._runner.engine.block_size
+        pull = pull_of(request.pull, blocks * size, size)
+        if pull.first + pull.blocks != blocks:
+            raise BadRequest("pull: its last block is not the last of keys", "pull")
+        return pull
+
+    def _held(self, request: BringRequest) -> list[Node]:
+        return self._runner.scheduler.cache.named(request.root, request.keys, 0)
+
+    async def _bring(self, request: BringRequest, pull: Pull) -> Pulled:
+        began, held = self._runner.now(), self._held(request)
+        failure = Failure.NONE
+        try:
+            if len(held) < pull.first + pull.blocks:
+                return await self._pull(request, pull, held)
+        except Failed as error:
+            _log.info("nothing brought from %s: %s (%s)", pull.source, error, error.failure)
+            failure = error.failure
+        return Pulled(self._runner.now() - began, 0, 0, failure)
+
+    async def _pull(self, request: BringRequest, pull: Pull, held: Keys[Node]) -> Pulled:
+        """Raises Failed."""
+        if len(held) < pull.first:
+            raise Failed(Failure.GONE, "what comes before the run is not here any more")
+        lease = await self._lease(pull, len(held))
+        try:
+            wanted = self._wanted(request, pull, held, lease.token_ids)
+            if not await self._runner.bring(new_sequence(wanted), pull.within_s):
+                raise Failed(Failure.FULL, "no room, or it is on its way already")
+        finally:
+            await self._peers.release(pull.address, lease.lease, lease.secret)
+        assert wanted.pulled is not None
+        return wanted.pulled
+
+    async def _lease(self, pull: Pull, first: int) -> LeaseResponse:
+        """Of what the grant names and is not held here: it stays there until the pull has its own. Raises
+        Failed."""
+        request = LeaseRequest(
+            target=self._name, grant=pull.grant, layout_fingerprint=self._runner.engine.layout, first=first
+        )
+        try:
+            lease: LeaseResponse = await self._peers.stub(pull.address).Lease(request, timeout=_LEASE_S)
+        except grpc.aio.AioRpcError as error:
+            failure = FAILURES.get(error.code(), Failure.LOST)
+            raise Failed(failure, error.details() or str(error.code())) from None
+        if not lease.blocks:
+            raise Failed(Failure.GONE, "the source holds none of the blocks any more")
+        return lease
+
+    def _wanted(self, request: BringRequest, pull: Pull, held: Keys[Node], token_ids: bytes) -> Request:
+        """As if somebody had asked for the prefix as far as it is lent. Raises Failed where its tokens have
+        other keys than were named."""
+        prompt = b"".join([node.token_ids for node in held]) + token_ids
+        hashes = chain(request.root, prompt, self._runner.engine.block_size)
+        named, blocks = keys(hashes), len(hashes) - len(held)
+        if blocks <= 0 or named != request.keys[: len(named)]:
+            raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
+        key, params = Key("", next(self._numbers)), Params(Sampling(), max_tokens=0)
+        run = pull._replace(first=len(held), blocks=blocks)
+        return Request(key, "", request.root, prompt, hashes, params, self._runner.now(), pull=run)
