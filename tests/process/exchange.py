@@ -24,12 +24,15 @@ class End(NamedTuple):
 
 
 @asynccontextmanager
-async def pair(tmp_path: Path, **config: Any) -> AsyncIterator[tuple[End, End]]:
-    """Workers a and b, each with a gateway's stream; both give blocks."""
+async def pair(
+    tmp_path: Path, source: dict[str, Any] | None = None, **config: Any
+) -> AsyncIterator[tuple[End, End]]:
+    """Workers a and b, each with a gateway's stream; both give blocks. ``source``: what only a has."""
     async with AsyncExitStack() as stack:
         ends = []
         for name in "ab":
-            worker = await stack.enter_async_context(giving(tmp_path, name, **config))
+            own = (source or {}) if name == "a" else {}
+            worker = await stack.enter_async_context(giving(tmp_path, name, **config, **own))
             stub = await stack.enter_async_context(stub_of(worker))
             ends.append(End(worker, await stack.enter_async_context(stream(stub))))
         yield ends[0], ends[1]

@@ -27,6 +27,6 @@ async def sim_worker(**settings: Any) -> AsyncIterator[Worker]:
     try:
         yield worker
         if not worker.loop.done():
-            worker.scheduler.check_integrity(worker.exchange.leases.held)
+            worker.scheduler.check_integrity(worker.exchange.leases.held())
     finally:
         await worker.close()

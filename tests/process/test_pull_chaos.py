@@ -8,7 +8,7 @@ import asyncio
 import random
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from warmfleet_proto.worker_pb2 import Ending
@@ -78,7 +78,8 @@ async def ask(rng: random.Random, ends: tuple[End, End], handle: int) -> Asked:
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_whatever_happens_answers_are_right_and_pools_balance(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    async with pair(tmp_path, total_blocks=BLOCKS, chunk_tokens=64) as ends:
+    tiers: dict[str, Any] = {"host_bytes": BLOCKS * 128} if seed % 2 else {}
+    async with pair(tmp_path, total_blocks=BLOCKS, chunk_tokens=64, **tiers) as ends:
         for end in ends:
             end.worker.exchange.source._shelf = FaultyShelf(end.worker.exchange.shelf, Chaos(rng, end))
         handles = iter(range(1, REQUESTS + 1))

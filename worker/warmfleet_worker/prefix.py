@@ -209,3 +209,13 @@ class PrefixCache:
         assert all(node.children == children.get(node.hash, 0) for node in self._nodes.values())
         assert sum(node is not None for node in self._by_block) == len(self._nodes)
         assert all(self._nodes.get(node.hash) is node for node in self._named.values())
+
+
+def chain_to(node: Node) -> list[int]:
+    """The blocks of a chain from its first one to ``node``."""
+    blocks = []
+    at: Node | None = node
+    while at is not None:
+        blocks.append(at.block)
+        at = at.parent
+    return blocks[::-1]

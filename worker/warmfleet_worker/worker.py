@@ -40,7 +40,7 @@ class Worker:
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
         self.below = make_below(config, self.runner)
-        self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls)
+        self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls, self.below)
         model = config.served_name or engine.model
         self.service = WorkerService(
             config.name, model, self.runner, self.drain, self.exchange.bringer.bring, self.exchange.gives

@@ -6,7 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from warmfleet_proto.hashing import chain, keys
 from warmfleet_proto.limits import LEASE_TTL_S
 from warmfleet_worker.blocks import BlockPool
+from warmfleet_worker.events import Tier
 from warmfleet_worker.prefix import PrefixCache
+from warmfleet_worker.tiers.host import HostTier
 from warmfleet_worker.transfer.grant import Allowed
 from warmfleet_worker.transfer.leases import MAX_LEASES, Lease, Leases
 from warmfleet_worker.transfer.refusal import Refusal, Refused
@@ -71,7 +73,7 @@ def test_a_block_of_another_root_is_refused() -> None:
     with pytest.raises(Refused) as raised:
         leases.open(1, SECRET, "b", Allowed(OTHER, 0, keys(CHAIN)), CHAIN, 0.0)
     assert raised.value.refusal is Refusal.OTHER_TENANT
-    assert not leases.held
+    assert not leases.held()
 
 
 def test_the_secret_opens_it_until_its_time_is_over() -> None:
@@ -88,6 +90,59 @@ def test_the_secret_opens_it_until_its_time_is_over() -> None:
     assert leases.expire(LEASE_TTL_S) == 1
     assert not lease.live
     assert leases.next_expiry is None
+
+
+class OnDisk:
+    """See ``leases.Record``."""
+
+    def __init__(self, position: int, root: bytes = ROOT) -> None:
+        self.root = root
+        self.token_ids = packed(TOKENS[2 * position : 2 * position + 2])
+
+    def foretell(self) -> None: ...
+
+    def read(self, copy: memoryview) -> None: ...
+
+
+def host_of(tokens: list[int]) -> HostTier:
+    host = HostTier(20, 2)
+    for node in fill(host.cache, ROOT, tokens):
+        host.sums[node.block] = b"sum"
+    return host
+
+
+def test_each_block_is_lent_from_the_nearest_tier_that_has_it() -> None:
+    device, host = PrefixCache(BlockPool(20), 2), host_of(TOKENS[:8])
+    fill(device, ROOT, TOKENS[:4])
+    leases = Leases(device, host)
+    records = {CHAIN[i]: OnDisk(i) for i in (1, 3, 4)}
+    assert leases.reach(ROOT, CHAIN) == 4
+    lease = leases.open(1, SECRET, "b", ALLOWED, CHAIN, 0.0, records)
+    assert lease is not None
+    assert [each.tier for each in lease.lent] == [Tier.DEVICE] * 2 + [Tier.HOST] * 2 + [Tier.DISK]
+    assert b"".join(each.token_ids for each in lease.lent) == packed(TOKENS[:10])
+    assert (device.pool.pinned, host.cache.pool.pinned) == (2, 4), "whole chains, in both"
+    assert host.cache.allocate(17) is None
+    assert leases.expire(LEASE_TTL_S) == 1
+    assert (device.pool.pinned, host.cache.pool.pinned) == (0, 0)
+    assert not leases.holds(lease, 4, 1, 0.0), "nor from the disk"
+
+
+def test_a_copy_known_to_be_wrong_is_not_lent() -> None:
+    host = host_of(TOKENS)
+    leases = Leases(PrefixCache(BlockPool(20), 2), host)
+    node = host.cache.find(CHAIN[2])
+    assert node is not None
+    host.condemn(node.block)
+    assert leases.reach(ROOT, CHAIN) == 2
+    lease = leases.open(1, SECRET, "b", ALLOWED, CHAIN, 0.0, {CHAIN[2]: OnDisk(2)})
+    assert lease is not None
+    assert [each.tier for each in lease.lent][:4] == [Tier.HOST, Tier.HOST, Tier.DISK, Tier.HOST]
+
+
+def test_another_roots_record_is_not_lent() -> None:
+    leases = Leases(PrefixCache(BlockPool(20), 2))
+    assert leases.open(1, SECRET, "b", ALLOWED, CHAIN, 0.0, {CHAIN[0]: OnDisk(0, OTHER)}) is None
 
 
 def test_half_of_the_pool_at_most_is_lent() -> None:
@@ -114,21 +169,26 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = PrefixCache(BlockPool(16), 2)
-        self.leases = Leases(self.cache)
+        self.cache, self.host = PrefixCache(BlockPool(16), 2), HostTier(12, 2)
+        self.leases = Leases(self.cache, self.host)
+        self.caches = {Tier.DEVICE: self.cache, Tier.HOST: self.host.cache}
         self.now = 0.0
         self.ids = 0
         self.open: dict[int, Lease] = {}
         self.ended: list[Lease] = []
-        self.taken: list[int] = []
+        self.taken: dict[Tier, list[int]] = {tier: [] for tier in self.caches}
         self.refusals: set[Refusal] = set()
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=2, max_size=8))
-    def compute(self, tokens: list[int]) -> None:
-        if self.cache.available >= len(tokens) // 2:
-            nodes = self.cache.match(ROOT, chain(ROOT, packed(tokens), 2), packed(tokens))
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=2, max_size=8), tier=st.sampled_from([*Tier][:2]))
+    def make(self, tokens: list[int], tier: Tier) -> None:
+        cache = self.caches[tier]
+        if cache.available >= len(tokens) // 2:
+            nodes = cache.match(ROOT, chain(ROOT, packed(tokens), 2), packed(tokens))
             if not nodes:
-                fill(self.cache, ROOT, tokens)
+                made = fill(cache, ROOT, tokens)
+                if tier == Tier.HOST:
+                    for node in made:
+                        self.host.sums[node.block] = b"sum"
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=2, max_size=8), first=st.integers(0, 3))
     def lend(self, tokens: list[int], first: int) -> None:
@@ -159,23 +219,25 @@ class LeaseMachine(RuleBasedStateMachine):
         assert self.leases.expire(self.now) == len(late)
         self.ended += [self.open.pop(id) for id in late]
 
-    @rule(count=st.integers(1, 16))
-    def take(self, count: int) -> None:
-        self.taken += self.cache.allocate(min(count, self.cache.available)) or []
+    @rule(count=st.integers(1, 16), tier=st.sampled_from([*Tier][:2]))
+    def take(self, count: int, tier: Tier) -> None:
+        cache = self.caches[tier]
+        self.taken[tier] += cache.allocate(min(count, cache.available)) or []
 
     @rule()
     def give_back(self) -> None:
-        self.cache.release(self.taken)
-        self.taken = []
+        for tier, taken in self.taken.items():
+            self.caches[tier].release(taken)
+            taken.clear()
 
     @invariant()
     def what_is_lent_stays(self) -> None:
-        generation = self.cache.pool.generation
         for lease in self.open.values():
             assert self.leases.holds(lease, 0, len(lease.lent), self.now)
             for each in lease.lent:
-                assert generation(each.block) == each.generation
-                assert self.cache.find(each.hash) is not None
+                cache = self.caches[each.tier]
+                assert cache.pool.generation(each.block) == each.generation
+                assert cache.find(each.hash) is not None
 
     @invariant()
     def what_has_ended_is_told(self) -> None:
@@ -185,18 +247,19 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @invariant()
     def pins_balance(self) -> None:
-        self.cache.check_integrity()
-        pool = self.cache.pool
-        held = {*self.leases.held, *self.taken}
-        assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
+        for tier, cache in self.caches.items():
+            cache.check_integrity()
+            pool, lent = cache.pool, self.leases.held(tier)
+            held = {*lent, *self.taken[tier]}
+            assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
+            assert len(lent) <= pool.total // 2
         assert len(self.leases) == len(self.open)
         assert self.refusals <= {Refusal.FULL}
-        assert len(self.leases.held) <= pool.total // 2
 
     def teardown(self) -> None:
         self.give_back()
         self.leases.expire(self.now + LEASE_TTL_S)
-        assert self.cache.pool.pinned == 0
+        assert all(cache.pool.pinned == 0 for cache in self.caches.values())
 
 
 TestLeases = LeaseMachine.TestCase

@@ -7,10 +7,12 @@ writes from there to the disk; the steps of the engine wait for neither.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+
+from warmfleet_proto.errors import Corrupt
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.events import Change
@@ -19,7 +21,7 @@ from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.carriers import DiskCarrier, HostCarrier, neighbours
 from warmfleet_worker.tiers.complaints import Complaints
-from warmfleet_worker.tiers.disk import DiskStore, Stored
+from warmfleet_worker.tiers.disk import DiskStore, Record, Stored
 from warmfleet_worker.tiers.disk_supply import DiskSupply
 from warmfleet_worker.tiers.format import copy_sum
 from warmfleet_worker.tiers.host import HostTier
@@ -27,6 +29,7 @@ from warmfleet_worker.tiers.writeback import Saves, Spill, WriteBack
 
 _JOB_BYTES = 32 << 20
 _MAX_SPILLS = 8192  # blocks that wait for the disk
+_LOOK_S = 0.5  # for the headers of what a peer asks for
 _REST_S = 5.0  # after the disk took nothing
 
 
@@ -106,6 +109,30 @@ class Below:
         told = self.host.cache.take_changes()
         return told + self.store.take_changes() if self.store else told
 
+    # ---- for peers -------------------------------------------------------------------------------
+
+    async def records(self, root: bytes, hashes: Sequence[bytes]) -> dict[bytes, Record]:
+        """Of leading blocks of a run on disk; only what is found quickly."""
+        if self.store is None:
+            return {}
+        return await asyncio.to_thread(self.store.records, root, hashes, _LOOK_S)
+
+    def copy(self, slot: int) -> memoryview:
+        """The slot's part of the host's memory."""
+        return self._memory[slot * self._size : (slot + 1) * self._size]
+
+    def whole(self, slot: int) -> bool:
+        """Whether the copy agrees with its sum; if not, it is not read again. From any thread."""
+        if copy_sum(self.copy(slot)) == self.host.sums[slot]:
+            return True
+        self._condemn(slot)
+        return False
+
+    def complain(self, error: Exception) -> None:
+        """A block on disk could not be read, or is wrong. From any thread."""
+        self.complaints.say("corrupt" if isinstance(error, Corrupt) else "read", error)
+        self._tell(self._runner.publish)
+
     # ---- device -> host --------------------------------------------------------------------------
 
     def _save(self) -> None:
@@ -126,7 +153,7 @@ class Below:
                 blocks = [save.node.block for save in job.saves[first:end]]
                 copy = self._memory[slots[first] * self._size : (slots[end - 1] + 1) * self._size]
                 self._engine.read_blocks(blocks, copy)
-            sums = [copy_sum(self._slot(slot)) for slot in slots]
+            sums = [copy_sum(self.copy(slot)) for slot in slots]
         except Exception as error:
             self.complaints.say("copy", error)
             sums = None
@@ -136,9 +163,6 @@ class Below:
         self._saving = False
         self._spill(self.writeback.done(job, sums))
         self._runner.publish()
-
-    def _slot(self, slot: int) -> memoryview:
-        return self._memory[slot * self._size : (slot + 1) * self._size]
 
     # ---- host -> disk ----------------------------------------------------------------------------
 
@@ -172,7 +196,7 @@ class Below:
         stored, failed = [], False
         try:
             for spill in spills:
-                copy = bytes(self._slot(spill.slot))
+                copy = bytes(self.copy(spill.slot))
                 if copy_sum(copy) == spill.sum:
                     stored.append(Stored(spill.identity, spill.token_ids, copy))
             self.store.put(stored)

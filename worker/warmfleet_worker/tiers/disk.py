@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,28 @@ class Stored(NamedTuple):
     identity: Identity
     token_ids: bytes
     copy: Buffer
+
+
+class Record:
+    """A block where it was found: readable as long as somebody has this, whatever becomes of its file."""
+
+    def __init__(self, store: "DiskStore", entry: Entry, segment: Segment, token_ids: bytes) -> None:
+        self.token_ids = token_ids
+        self._store = store
+        self._entry = entry
+        self._segment = segment
+
+    @property
+    def root(self) -> bytes:
+        return self._entry.identity.root
+
+    def foretell(self) -> None:
+        """It will be read soon: the system may begin."""
+        self._segment.foretell(self._entry.offset)
+
+    def read(self, copy: memoryview) -> None:
+        """Its bytes, proven. Raises OSError, and Corrupt."""
+        self._store.read(self._entry, self._segment, self.token_ids, copy)
 
 
 class DiskStore:
@@ -88,11 +111,11 @@ class DiskStore:
     def get(self, block_hash: bytes, token_ids: bytes | None, copy: Buffer) -> format.Header | None:
         """The block's bytes into ``copy``; None when it is not there (any more). ``token_ids``: those that it
         must stand for. Raises OSError, and Corrupt when it is not what it should be: it is forgotten then."""
-        with self._changing:
-            entry = self.catalogue.get(block_hash)
-            segment = self._segments.get(entry.segment) if entry else None
-        if entry is None or segment is None:
-            return None
+        found = self._find(block_hash)
+        return None if found is None else self.read(*found, token_ids, copy)
+
+    def read(self, entry: Entry, segment: Segment, token_ids: bytes | None, copy: Buffer) -> format.Header:
+        """The same where it is known where the block lies."""
         try:
             header = segment.read(entry.offset, copy)
             format.check(header, entry.identity, token_ids, copy)
@@ -102,6 +125,28 @@ class DiskStore:
                 self._remove(entry)
             raise
         return header
+
+    def records(self, root: bytes, hashes: Sequence[bytes], within_s: float) -> dict[bytes, "Record"]:
+        """Of the leading ``hashes``, by hash: as many as are there and are found in time."""
+        records: dict[bytes, Record] = {}
+        until = time.monotonic() + within_s
+        for block_hash in hashes:
+            found = self._find(block_hash)
+            if found is None or found[0].identity.root != root or time.monotonic() >= until:
+                break
+            try:
+                header = found[1].header(found[0].offset)
+            except (Corrupt, OSError):
+                break
+            found[0].used = True
+            records[block_hash] = Record(self, *found, header.token_ids)
+        return records
+
+    def _find(self, block_hash: bytes) -> tuple[Entry, Segment] | None:
+        with self._changing:
+            entry = self.catalogue.get(block_hash)
+            segment = self._segments.get(entry.segment) if entry else None
+        return None if entry is None or segment is None else (entry, segment)
 
     # ---- writing, from one thread ----------------------------------------------------------------
 

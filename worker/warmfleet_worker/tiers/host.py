@@ -7,7 +7,7 @@ were not used for longest go first.
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Tier
 from warmfleet_worker.fetch import Fetch, Stock
-from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.prefix import Node, PrefixCache, chain_to
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
 
@@ -43,7 +43,7 @@ class HostTier:
     def give_back(self, fetch: Fetch) -> None:
         last = self.cache.at(fetch.pieces[-1].stock.slot)
         assert last is not None
-        self.cache.release(slots_to(last))
+        self.cache.release(chain_to(last))
 
     def condemn(self, slot: int) -> None:
         """Its copy is wrong: it is not read again, and goes like any that is not used."""
@@ -52,13 +52,3 @@ class HostTier:
 
     def _match(self, sequence: Sequence) -> list[Node]:
         return self.cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
-
-
-def slots_to(node: Node) -> list[int]:
-    """Of a chain from its first block to ``node``."""
-    slots = []
-    at: Node | None = node
-    while at is not None:
-        slots.append(at.block)
-        at = at.parent
-    return slots[::-1]

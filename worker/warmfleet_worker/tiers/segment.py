@@ -101,6 +101,15 @@ class Segment:
             raise Corrupt("the record is cut short")
         return format.read_header(bytes(header), self.made)
 
+    def header(self, offset: int) -> Header:
+        """Of the record at ``offset``. Raises OSError and Corrupt."""
+        return format.read_header(os.pread(self._descriptor, self._header_bytes, offset), self.made)
+
+    def foretell(self, offset: int) -> None:
+        """The record at ``offset`` will be read soon: the system may begin."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, offset, self.record_bytes, os.POSIX_FADV_WILLNEED)
+
     def _write(self, buffers: Sequence[Buffer]) -> None:
         """All or nothing, at the end."""
         at = self.size

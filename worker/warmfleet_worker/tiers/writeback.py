@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from warmfleet_worker.events import Appeared, Change, Tier
-from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.prefix import Node, PrefixCache, chain_to
 from warmfleet_worker.tiers.format import Identity
-from warmfleet_worker.tiers.host import HostTier, slots_to
+from warmfleet_worker.tiers.host import HostTier
 
 MAX_QUEUED = 8192  # blocks
 
@@ -114,7 +114,7 @@ class WriteBack:
         """Takes slots for a path, below what the host has of its chain; false where there are too few."""
         cache = self._host.cache
         before = cache.get(path[0].parent.hash) if path[0].parent else None
-        chain = slots_to(before) if before else []
+        chain = chain_to(before) if before else []
         cache.pin(chain)
         held += chain
         slots = cache.allocate(len(path))

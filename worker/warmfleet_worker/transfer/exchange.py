@@ -14,6 +14,7 @@ from warmfleet_proto.transfer_pb2_grpc import add_TransferServicer_to_server
 
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
+from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.transfer.bringer import Bringer
 from warmfleet_worker.transfer.frames import PIECE_BYTES
 from warmfleet_worker.transfer.grant import Gatekeeper
@@ -57,7 +58,9 @@ def check(config: Transfer, tls: Tls | None, insecure: bool) -> None:
 class Exchange:
     """``serve`` before the gRPC server starts, ``close`` when it has stopped."""
 
-    def __init__(self, config: Transfer, name: str, runner: Runner, tls: Tls | None) -> None:
+    def __init__(
+        self, config: Transfer, name: str, runner: Runner, tls: Tls | None, below: Below | None = None
+    ) -> None:
         """Raises ConfigError."""
         self._config = config
         self._runner = runner
@@ -70,14 +73,14 @@ class Exchange:
         self.bringer = Bringer(name, runner, peers)
         runner.carriers[Source.PEER] = self.puller
         runner.scheduler.batch.fetching.supplies.append(PeerSupply())
-        self.leases = Leases(runner.scheduler.cache)
-        self.shelf = PoolShelf(self.leases, runner.engine, runner.now)
+        self.leases = Leases(runner.scheduler.cache, below.host if below else None)
+        self.shelf = PoolShelf(self.leases, runner.engine, runner.now, below)
         self.service: TransferService | None = None
         self._ticks: asyncio.Task[None] | None = None
         if config.key_file:
             key = read_key("transfer.key_file", config.key_file)
             gatekeeper = Gatekeeper(name, runner.presence.epoch, key)
-            self.service = TransferService(runner, gatekeeper, self.leases)
+            self.service = TransferService(runner, gatekeeper, self.leases, below.records if below else None)
             throttle = Throttle(config.bytes_per_s) if config.bytes_per_s else None
             context = None if tls is None else source_context(tls)
             self.source = TcpSource(self.shelf, context, throttle)

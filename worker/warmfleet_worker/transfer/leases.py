@@ -1,31 +1,53 @@
-"""Leases: blocks that are pinned for a peer, each for at most LEASE_TTL_S.
+"""Leases: blocks that are kept for a peer where they lie, each for at most LEASE_TTL_S.
+
+On the device and in the host's memory they are pinned. A block on disk is kept by whoever has its record:
+files are only appended to, and one that is deleted can be read while it is open.
 
 Pure, and owned by the event loop; ``of`` and ``holds`` are also asked by the transports' threads, which
 send a copy only if the lease still holds after the copy was made.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from warmfleet_proto.limits import KEY_BYTES, LEASE_TTL_S
 
-from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.events import Tier
+from warmfleet_worker.prefix import Node, PrefixCache, chain_to
+from warmfleet_worker.tiers.host import HostTier
 from warmfleet_worker.transfer.grant import Allowed
 from warmfleet_worker.transfer.refusal import Refusal, Refused
 
 MAX_LEASES = 256
-_SHARE = 2  # of the pool is the most that leases may pin
+_SHARE = 2  # of a pool is the most that leases may pin
+
+
+class Record(Protocol):
+    """A block on disk."""
+
+    @property
+    def root(self) -> bytes: ...
+    @property
+    def token_ids(self) -> bytes: ...
+
+    def foretell(self) -> None:
+        """It will be read soon."""
+
+    def read(self, copy: memoryview) -> None:
+        """Its bytes, proven. Raises OSError, and Corrupt."""
 
 
 class Lent(NamedTuple):
-    """One block: its number and generation together name its content."""
+    """One block. In a pool, its number and generation together name its content."""
 
-    block: int
-    generation: int
+    tier: Tier
     hash: bytes
     token_ids: bytes
+    block: int = -1
+    generation: int = -1
+    record: Record | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -33,59 +55,71 @@ class Lease:
     id: int
     secret: bytes
     target: str
-    until: float  # never pinned longer
+    until: float  # nothing is kept longer
     lent: tuple[Lent, ...]
-    pinned: tuple[int, ...]  # the lent blocks and those before them in their chain
+    pinned: dict[Tier, list[int]]  # the lent blocks and those before them in their chain
     live: bool = True
+    foretold: int = 0  # of the lent blocks on disk: the system has been told to read them
 
 
 class Leases:
-    def __init__(self, cache: PrefixCache) -> None:
-        self._cache = cache
+    """``caches`` of the tiers that have a pool."""
+
+    def __init__(self, device: PrefixCache, host: HostTier | None = None) -> None:
+        self.caches = {Tier.DEVICE: device} | ({Tier.HOST: host.cache} if host else {})
+        self._host = host
         self._leases: dict[int, Lease] = {}
-        self._pins = 0
+        self._pins = dict.fromkeys(self.caches, 0)
 
     def __len__(self) -> int:
         return len(self._leases)
 
-    @property
-    def held(self) -> list[int]:
+    def held(self, tier: Tier = Tier.DEVICE) -> list[int]:
         """Every pin, one entry each."""
-        return [block for lease in self._leases.values() for block in lease.pinned]
+        return [block for lease in self._leases.values() for block in lease.pinned[tier]]
 
     @property
     def next_expiry(self) -> float | None:
         return min((lease.until for lease in self._leases.values()), default=None)
 
+    def reach(self, root: bytes, hashes: Sequence[bytes]) -> int:
+        """How many of ``hashes`` can be lent without any from the disk. Raises Refused."""
+        return len(self._run(root, hashes, {}))
+
     def open(
-        self, id: int, secret: bytes, target: str, allowed: Allowed, hashes: Sequence[bytes], now: float
+        self,
+        id: int,
+        secret: bytes,
+        target: str,
+        allowed: Allowed,
+        hashes: Sequence[bytes],
+        now: float,
+        records: Mapping[bytes, Record] | None = None,
     ) -> Lease | None:
-        """Pins the longest readable run of ``hashes``, which are granted; None when there is none.
+        """Keeps the longest run of ``hashes``, which are granted, each from the nearest tier that has it;
+        None when there is none. ``records``: of those on disk, by BlockHash.
 
         Raises Refused. ``id`` and ``secret`` are new and random.
         """
         assert id not in self._leases
-        nodes = self._readable(allowed.root, hashes)
-        if not nodes:
+        lent = self._run(allowed.root, hashes, records or {})
+        if not lent:
             return None
-        pinned = (*_before(nodes[0]), *(node.block for node in nodes))
-        if len(self._leases) >= MAX_LEASES or _SHARE * (self._pins + len(pinned)) > self._cache.pool.total:
-            raise Refused(
-                Refusal.FULL, f"{len(self._leases)} leases pin {self._pins} blocks: no more are lent"
-            )
-        generation = self._cache.pool.generation
-        lent = tuple([Lent(n.block, generation(n.block), n.hash, n.token_ids) for n in nodes])
-        self._cache.pin(pinned)
-        self._pins += len(pinned)
-        lease = self._leases[id] = Lease(id, secret, target, now + LEASE_TTL_S, lent, pinned)
+        pinned = {tier: self._chain(tier, lent) for tier in self.caches}
+        self._check_room(pinned)
+        for tier, blocks in pinned.items():
+            self.caches[tier].pin(blocks)
+            self._pins[tier] += len(blocks)
+        lease = self._leases[id] = Lease(id, secret, target, now + LEASE_TTL_S, tuple(lent), pinned)
         return lease
 
     def named(self, allowed: Allowed, first: int) -> list[bytes]:
-        """BlockHashes of the readable run of granted keys from depth ``first`` on."""
+        """BlockHashes of the longest run of granted keys from depth ``first`` on in any tier with a pool."""
         keys = allowed.keys[max(first - allowed.first, 0) * KEY_BYTES :]
         if first < allowed.first or not keys:
             raise Refused(Refusal.NOT_GRANTED, f"blocks from {first} on are not granted")
-        return [node.hash for node in self._cache.named(allowed.root, keys, first)]
+        runs = [cache.named(allowed.root, keys, first) for cache in self.caches.values()]
+        return [node.hash for node in max(runs, key=len)]
 
     def of(self, id: int, secret: bytes, now: float) -> Lease | None:
         """The live lease that the secret opens."""
@@ -98,8 +132,10 @@ class Leases:
         """Whether blocks ``first`` and on are still what was lent."""
         if not lease.live or now >= lease.until:
             return False
-        generation = self._cache.pool.generation
-        return all(generation(each.block) == each.generation for each in lease.lent[first : first + count])
+        return all(
+            each.record is not None or self.caches[each.tier].pool.generation(each.block) == each.generation
+            for each in lease.lent[first : first + count]
+        )
 
     def release(self, id: int, secret: bytes) -> bool:
         """False when it has ended already."""
@@ -119,26 +155,58 @@ class Leases:
     def _end(self, lease: Lease) -> None:
         lease.live = False  # before anything can take its blocks
         del self._leases[lease.id]
-        self._pins -= len(lease.pinned)
-        self._cache.release(lease.pinned)
+        for tier, blocks in lease.pinned.items():
+            self._pins[tier] -= len(blocks)
+            self.caches[tier].release(blocks)
 
-    def _readable(self, root: bytes, hashes: Sequence[bytes]) -> list[Node]:
+    def _check_room(self, pinned: dict[Tier, list[int]]) -> None:
+        """Raises Refused."""
+        full = [
+            tier
+            for tier, blocks in pinned.items()
+            if blocks and _SHARE * (self._pins[tier] + len(blocks)) > self.caches[tier].pool.total
+        ]
+        if full or len(self._leases) >= MAX_LEASES:
+            pins = " and ".join(f"{count} blocks ({tier.name.lower()})" for tier, count in self._pins.items())
+            raise Refused(Refusal.FULL, f"{len(self._leases)} leases pin {pins}: no more are lent")
+
+    def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
+        """Up to the last one that is lent from there: who pins a block pins all before it."""
+        last = next((each for each in reversed(lent) if each.tier == tier), None)
+        node = self.caches[tier].at(last.block) if last else None
+        return chain_to(node) if node else []
+
+    def _run(self, root: bytes, hashes: Sequence[bytes], records: Mapping[bytes, Record]) -> list[Lent]:
         """Raises Refused where a granted key names a block of another root."""
-        nodes: list[Node] = []
+        lent: list[Lent] = []
+        before: bytes | None = None
         for block_hash in hashes:
-            node = self._cache.find(block_hash)
-            if node is None or (nodes and node.parent is not nodes[-1]):
+            each = self._in_memory(root, block_hash, before) or _on_disk(root, block_hash, records)
+            if each is None:
                 break
+            lent.append(each)
+            before = block_hash
+        return lent
+
+    def _in_memory(self, root: bytes, block_hash: bytes, before: bytes | None) -> Lent | None:
+        for tier, cache in self.caches.items():
+            node = cache.find(block_hash)
+            if node is None or (before is not None and _parent(node) != before):
+                continue
             if node.root != root:
                 raise Refused(Refusal.OTHER_TENANT, "the grant is on another root than the block's")
-            nodes.append(node)
-        return nodes
+            if tier == Tier.HOST and self._host and not self._host.sums[node.block]:
+                continue  # found to be wrong
+            return Lent(tier, block_hash, node.token_ids, node.block, cache.pool.generation(node.block))
+        return None
 
 
-def _before(node: Node) -> list[int]:
-    """The chain before a block, from its root on: who pins a block pins all of it."""
-    blocks = []
-    while node.parent is not None:
-        node = node.parent
-        blocks.append(node.block)
-    return blocks[::-1]
+def _parent(node: Node) -> bytes:
+    return node.parent.hash if node.parent else node.root
+
+
+def _on_disk(root: bytes, block_hash: bytes, records: Mapping[bytes, Record]) -> Lent | None:
+    record = records.get(block_hash)
+    if record is None or record.root != root:
+        return None
+    return Lent(Tier.DISK, block_hash, record.token_ids, record=record)

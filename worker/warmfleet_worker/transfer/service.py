@@ -3,6 +3,7 @@
 import logging
 import secrets
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -13,10 +14,13 @@ from warmfleet_proto.transfer_pb2_grpc import TransferServicer
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.transfer.grant import Gatekeeper, granted_hashes
 from warmfleet_worker.transfer.leases import Lease as Lent
-from warmfleet_worker.transfer.leases import Leases
+from warmfleet_worker.transfer.leases import Leases, Record
 from warmfleet_worker.transfer.refusal import Refusal, Refused
 
 _log = logging.getLogger(__name__)
+
+Records = Callable[[bytes, Sequence[bytes]], Awaitable[Mapping[bytes, Record]]]
+"""Those on disk, of a root and leading hashes."""
 
 _CODES = {
     Refusal.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
@@ -28,7 +32,9 @@ _CODES = {
 class TransferService(TransferServicer):
     """``offers`` are the open data ports."""
 
-    def __init__(self, runner: Runner, gatekeeper: Gatekeeper, lent: Leases) -> None:
+    def __init__(
+        self, runner: Runner, gatekeeper: Gatekeeper, lent: Leases, records: Records | None = None
+    ) -> None:
         self.offers: list[Offer] = []
         self.lent = 0  # leases
         self.expired = 0  # of those, not released by their targets
@@ -36,10 +42,11 @@ class TransferService(TransferServicer):
         self.leases = lent
         self._runner = runner
         self._gatekeeper = gatekeeper
+        self._records = records
 
     async def Lease(self, request: LeaseRequest, context: Any) -> LeaseResponse:  # noqa: N802
         try:
-            lease = self._lease(request)
+            lease = await self._lease(request)
         except Refused as error:
             self.refused[error.refusal] += 1
             _log.warning("no lease for %.128r (%s): %s", request.target, error.refusal, error)
@@ -59,17 +66,20 @@ class TransferService(TransferServicer):
             self.expired += count
             self._runner.nudge()
 
-    def _lease(self, request: LeaseRequest) -> Lent | None:
-        engine, now = self._runner.engine, self._runner.now()
-        allowed = self._gatekeeper.allowed(request.grant, request.target, now)
-        if request.layout_fingerprint != engine.layout:
+    async def _lease(self, request: LeaseRequest) -> Lent | None:
+        runner = self._runner
+        allowed = self._gatekeeper.allowed(request.grant, request.target, runner.now())
+        if request.layout_fingerprint != runner.engine.layout:
             raise Refused(Refusal.OTHER_LAYOUT, "the target's copies have another layout")
         if request.hashes:
             hashes = granted_hashes(allowed, request.first, request.hashes)
         else:
             hashes = self.leases.named(allowed, request.first)
+        stored = hashes[self.leases.reach(allowed.root, hashes) :]
+        records = await self._records(allowed.root, stored) if self._records and stored else {}
         number, secret = secrets.randbits(64), secrets.token_bytes(SECRET_BYTES)
-        return self.leases.open(number, secret, request.target, allowed, hashes, now)
+        now = runner.now()
+        return self.leases.open(number, secret, request.target, allowed, hashes, now, records)
 
     def _response(self, lease: Lent | None) -> LeaseResponse:
         """Without a lease when nothing is readable any more."""
