@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import grpc
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.channel import connect
 from warmfleet_proto.grant import source_key
@@ -41,6 +42,7 @@ SLOW_BYTES_PER_S = 2e6  # recomputing makes about 30 MB of KV a second
 class End(NamedTuple):
     name: str
     address: str
+    channel: grpc.aio.Channel
     stub: Any
     gateway: Stream
 
@@ -97,14 +99,16 @@ async def ends(*names: str) -> AsyncIterator[list[End]]:
         finally:
             for end in made:
                 await end.gateway.close()
+                await end.channel.close()
 
 
 async def open_end(name: str, address: str) -> End:
-    stub = WorkerStub(connect(address))  # type: ignore[no-untyped-call]
+    channel = connect(address)
+    stub = WorkerStub(channel)  # type: ignore[no-untyped-call]
     gateway = Stream(stub, "bar", {})
     gateway.patience_s = PATIENCE_S
     await gateway.open()
-    return End(name, address, stub, gateway)
+    return End(name, address, channel, stub, gateway)
 
 
 def prompt(rng: random.Random) -> list[int]:
@@ -214,7 +218,8 @@ async def shared_prefixes(fleet: Fleet) -> tuple[str, list[dict[str, Any]]]:
 @asynccontextmanager
 async def busy(address: str, rng: random.Random) -> AsyncIterator[None]:
     """A worker with prompts of its own to compute, which its router hears of."""
-    gateway = Stream(WorkerStub(connect(address)), f"other-{rng.random()}", {})  # type: ignore[no-untyped-call]
+    channel = connect(address)
+    gateway = Stream(WorkerStub(channel), f"other-{rng.random()}", {})  # type: ignore[no-untyped-call]
     gateway.patience_s = PATIENCE_S
     await gateway.open()
     for handle in (1, 2):
@@ -227,6 +232,7 @@ async def busy(address: str, rng: random.Random) -> AsyncIterator[None]:
             await gateway.end(handle)
     finally:
         await gateway.close()
+        await channel.close()
 
 
 def pulls(fleet: Fleet) -> list[dict[str, Any]]:

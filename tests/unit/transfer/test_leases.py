@@ -117,6 +117,7 @@ def test_each_block_is_lent_from_the_nearest_tier_that_has_it() -> None:
     leases = Leases(device, host)
     records = {CHAIN[i]: OnDisk(i) for i in (1, 3, 4)}
     assert leases.reach(ROOT, CHAIN) == 4
+    assert leases.named(ALLOWED, 0) == CHAIN[:4], "by keys alone"
     lease = leases.open(1, SECRET, "b", ALLOWED, CHAIN, 0.0, records)
     assert lease is not None
     assert [each.tier for each in lease.lent] == [Tier.DEVICE] * 2 + [Tier.HOST] * 2 + [Tier.DISK]
