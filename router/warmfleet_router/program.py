@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from warmfleet_proto.settings import ConfigError, load, to_toml
 from warmfleet_router import demo
 from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
+from warmfleet_router.garbage import collecting
 from warmfleet_router.gateway.http import Site, application
 from warmfleet_router.gateway.service import Gateway
 from warmfleet_router.metrics import Metrics, watch_loop
@@ -86,9 +86,11 @@ async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int
     for number in numbers:
         loop.add_signal_handler(number, stop.set)
     async with running as addresses:
-        gc.freeze()  # what is there now stays: full collections, pauses for all, need not walk over it
+        garbage = asyncio.create_task(collecting())
+        await asyncio.sleep(0)  # the collector's first look, a long one, comes before the first request
         print(json.dumps({"ready": True, **addresses}), flush=True)
         await stop.wait()
+        await _cancelled(garbage)
         for number in numbers:
             loop.remove_signal_handler(number)
     return 0

@@ -5,7 +5,6 @@ cores does not blur what a call costs. Bookings are ended between the windows, u
 """
 
 import asyncio
-import gc
 import itertools
 import json
 import random
@@ -21,6 +20,7 @@ from warmfleet_proto import channel, router_pb2_grpc
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_router.client import LocalRouter
+from warmfleet_router.garbage import collecting
 from warmfleet_router.service import RouterService
 
 from tests.bars.programs import Program, programs
@@ -58,9 +58,10 @@ async def serve() -> None:
     router_pb2_grpc.add_RouterServicer_to_server(RouterService(router), server)  # type: ignore[no-untyped-call]
     port = channel.bind(server, "127.0.0.1:0", None)
     await server.start()
-    gc.freeze()  # as the router program does
+    garbage = asyncio.create_task(collecting())  # as in the router program
     print(json.dumps({"ready": True, "grpc": f"127.0.0.1:{port}"}), flush=True)
     await server.wait_for_termination()
+    garbage.cancel()
 
 
 async def compare(server: Program, address: str) -> tuple[Rate, Rate]:

@@ -1,0 +1,54 @@
+"""When the garbage collector runs: while a program is idle, instead of in the middle of a request.
+
+Reference counts free nearly everything; the collector is for cycles, which only failures leave behind.
+Python runs it whenever enough more objects have come than gone. Under a steady load as many go as come, so
+that is late, and what has come in the meantime is nearly everything that is alive: a pause of milliseconds
+within some placement. So a program lets Python's own schedule go and looks at that same count once a second:
+when idle it collects after a little of it, else only when the count could mean tens of megabytes.
+"""
+
+import asyncio
+import gc
+import time
+
+PERIOD_S = 1.0
+IDLE_SHARE = 0.05  # of a core, used over a period
+WHEN_IDLE = 1_000  # objects that may be garbage: fewer are not worth a look
+WHEN_BUSY = 200_000  # tens of megabytes
+
+
+class Collector:
+    """Python's collector, told when to run. ``now``: monotonic seconds; ``cpu_s``: used by the process."""
+
+    def __init__(self, now: float, cpu_s: float) -> None:
+        """From here on it runs only in ``turn``, and not over what is there already: that stays."""
+        self._now, self._cpu_s = now, cpu_s
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def turn(self, now: float, cpu_s: float) -> bool:
+        """To be called about every PERIOD_S; whether it collected."""
+        idle = cpu_s - self._cpu_s <= IDLE_SHARE * (now - self._now)
+        self._now, self._cpu_s = now, cpu_s
+        grown = gc.get_count()[0]  # containers made less containers freed, since the last collection
+        if grown < (WHEN_IDLE if idle else WHEN_BUSY):
+            return False
+        gc.collect()
+        return True
+
+    def close(self) -> None:
+        """Back to Python's own schedule."""
+        gc.enable()
+        gc.unfreeze()
+
+
+async def collecting() -> None:
+    """Takes its turns until it is cancelled."""
+    collector = Collector(time.monotonic(), time.process_time())
+    try:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            collector.turn(time.monotonic(), time.process_time())
+    finally:
+        collector.close()
