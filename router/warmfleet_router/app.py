@@ -22,9 +22,12 @@ from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.decisions.writer import Writer
+from warmfleet_router.discovery import Found
+from warmfleet_router.discovery.discoverer import Discoverer, sources
 from warmfleet_router.grant import Granter
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
+from warmfleet_router.servers.backend import keys_of
 from warmfleet_router.servers.watcher import ServerWatcher
 from warmfleet_router.service import RouterService
 from warmfleet_router.watcher import Watcher
@@ -49,6 +52,7 @@ examples:
   warmfleet router --config router.toml --print-config
 """
 
+SETTLE_S = 5.0  # snapshots of all workers within reach, before it says ready
 _STOP_S = 1.0  # for the last words of gateways elsewhere
 _IN_PYTHON = "no C compiler when warmfleet was installed: placements take milliseconds and far more memory"
 _log = logging.getLogger(__name__)
@@ -69,15 +73,32 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         metrics.watch(core, clock)
         connect = partial(channel.connect, tls=config.tls)
         router_id = f"router-{secrets.token_hex(8)}"
-        await stack.enter_async_context(ServerWatcher(core, config.backends, clock))
-        await stack.enter_async_context(Watcher(core, config.workers, router_id, clock, connect))
+        servers = await stack.enter_async_context(ServerWatcher(core, clock))
+        workers = await stack.enter_async_context(Watcher(core, router_id, clock, connect))
+        server_keys: dict[str, str] = {}
+
+        async def apply(found: Found) -> None:
+            server_keys.clear()
+            server_keys.update(keys_of(found.backends))
+            await workers.watch(found.workers)
+            await servers.watch(found.backends)
+
+        listed = Found(tuple(config.workers), tuple(config.backends))
+        discoverer = Discoverer(listed, sources(config.discovery), apply)
+        await stack.enter_async_context(discoverer)
+        metrics.watch_discovery(discoverer.views)
+        await workers.settled(SETTLE_S)  # a replica that knew nothing would scatter prefixes
         grpc_address = await stack.enter_async_context(_service(config, router))
         front = program.front(
             config,
             router,
             metrics,
             config.admin,
-            lambda gateway: [*admin.routes(core, clock, gateway.dry_run.asks), *metrics.routes()],
+            lambda gateway: [
+                *admin.routes(core, clock, gateway.dry_run.asks, discoverer.views),
+                *metrics.routes(),
+            ],
+            server_keys,
         )
         addresses = await stack.enter_async_context(front)
         yield {**addresses, "grpc": grpc_address}

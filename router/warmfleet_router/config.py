@@ -12,10 +12,11 @@ from warmfleet_proto.channel import Tls, check_exposure, is_loopback, split_addr
 from warmfleet_proto.limits import MAX_ID_CHARS, MAX_SALT_BYTES
 from warmfleet_proto.settings import ConfigError
 
+from warmfleet_router.discovery import Discovery, Found
+from warmfleet_router.discovery.check import check_discovery, check_found
 from warmfleet_router.gateway.intake import Key
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.routing import Routing
-from warmfleet_router.servers import backend
 from warmfleet_router.servers.backend import Backend
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,6 +51,7 @@ class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     picker: str = ""  # Envoy's external processing (gRPC): an endpoint picker for backends; empty: none
     admin: str = ""  # of the admin page and /metrics; empty: they share a loopback http address
     workers: Annotated[list[str], Meta(max_length=10_000)] = []  # HOST:PORT of their gRPC servers
+    discovery: Discovery = Discovery()  # where more workers and backends are found, and watched
     routing: Routing = Routing()
     fleet_key_file: str = ""  # made by ``warmfleet key``; empty: no worker pulls from another
     decision_log: str = ""  # a file for `warmfleet replay --trace FILE`: keys and numbers, never a prompt
@@ -70,10 +72,8 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     if not (is_loopback(config.http) or config.tenants or config.insecure):
         raise ConfigError("tenants: an address beyond loopback needs API keys, or set insecure = true")
     _check_tenants(config.tenants)
-    for number, server in enumerate(config.backends):
-        backend.check(f"backends[{number}]", server)
-    if len({server.base for server in config.backends}) < len(config.backends):
-        raise ConfigError("backends: a url is listed twice")
+    workers = config.workers if isinstance(config, RouterConfig) else ()
+    check_found(Found(tuple(workers), tuple(config.backends)))
     if isinstance(config, GatewayConfig):
         split_address(config.router)
         _check_own("metrics", config.metrics, config.insecure)
@@ -85,10 +85,7 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     _check_own("admin", config.admin, config.insecure)
     if config.decision_log and not Path(config.decision_log).parent.is_dir():
         raise ConfigError(f"decision_log: {Path(config.decision_log).parent} is no folder")
-    for number, address in enumerate(config.workers):
-        _check_worker(f"workers[{number}]", address)
-    if len(set(config.workers)) < len(config.workers):
-        raise ConfigError("workers: an address is listed twice")
+    check_discovery(config.discovery)
 
 
 def https_context(https: Https | None) -> ssl.SSLContext | None:
@@ -106,13 +103,6 @@ def https_context(https: Https | None) -> ssl.SSLContext | None:
 def _check_own(key: str, address: str, insecure: bool) -> None:
     if address:
         check_exposure(key, address, None, insecure)
-
-
-def _check_worker(key: str, address: str) -> None:
-    try:
-        split_address(address)
-    except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
 
 
 def _check_stubs() -> None:

@@ -73,6 +73,11 @@ class Cursor:
         """Over what the worker holds at ``seq``."""
         return digest_bytes(self._digest)
 
+    @property
+    def live(self) -> bool:
+        """A snapshot is in, and nothing is missing since."""
+        return self.state is State.LIVE
+
     def position(self) -> Ask:
         """Where a new watch must begin, whatever happened to the one before."""
         if self.state in (State.LIVE, State.GAP):

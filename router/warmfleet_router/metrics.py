@@ -1,11 +1,11 @@
 """Every metric of the router and its gateway. Names carry units; labels come from closed sets.
 
 What the core counts already is read from it when somebody scrapes; only what nobody else counts is
-counted here. Worker names are a closed set: the fleet is listed in the configuration.
+counted here. Worker names are those of the fleet as it is now; sources are listed in the configuration.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from warmfleet_router.discovery import SourceView
 from warmfleet_router.view import Counters, Totals, WorkerView
 
 # How a client's request ended, as the gateway tells it.
@@ -59,6 +60,10 @@ class Metrics:
     def watch(self, core: Source, clock: Callable[[], float]) -> None:
         """Adds what ``core`` knows to every scrape: once, where the router runs in this process."""
         self.registry.register(CoreCollector(core, clock))
+
+    def watch_discovery(self, views: Callable[[], Sequence[SourceView]]) -> None:
+        """The same for the sources that workers are found by."""
+        self.registry.register(DiscoveryCollector(views))
 
     def arrived(self) -> None:
         self._in_flight.inc()
@@ -191,6 +196,28 @@ class CoreCollector(Collector):
                 if value is not None:
                     family.add_metric([worker.worker], float(value))
             yield family
+
+
+class DiscoveryCollector(Collector):
+    def __init__(self, views: Callable[[], Sequence[SourceView]]) -> None:
+        self._views = views
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        labels = ["source"]
+        up = GaugeMetricFamily(
+            f"{_PREFIX}discovery_up_ratio", "1 when the source can be read.", labels=labels
+        )
+        found = GaugeMetricFamily(f"{_PREFIX}discovered_workers", "That it names.", labels=labels)
+        failures = CounterMetricFamily(
+            f"{_PREFIX}discovery_failures",
+            "Looks at it that failed: the fleet stayed as it was.",
+            labels=labels,
+        )
+        for view in self._views():
+            up.add_metric([view.source], float(view.ok))
+            found.add_metric([view.source], float(view.found))
+            failures.add_metric([view.source], float(view.failures))
+        yield from (up, found, failures)
 
 
 def _fleet(totals: Totals) -> Iterator[GaugeMetricFamily]:

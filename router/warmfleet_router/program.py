@@ -17,6 +17,7 @@ from warmfleet_proto.settings import ConfigError, load, to_toml
 from warmfleet_router import demo
 from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
+from warmfleet_router.discovery import Discovery
 from warmfleet_router.garbage import collecting
 from warmfleet_router.gateway.http import Site, application
 from warmfleet_router.gateway.service import Gateway
@@ -98,10 +99,16 @@ async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int
 
 @asynccontextmanager
 async def front(
-    config: Frontend, router: Router, metrics: Metrics, apart: str, shown: Pages
+    config: Frontend,
+    router: Router,
+    metrics: Metrics,
+    apart: str,
+    shown: Pages,
+    server_keys: Mapping[str, str],
 ) -> AsyncIterator[Addresses]:
     """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
-    address ``apart``, or shares a loopback one. Raises ConfigError."""
+    address ``apart``, or shares a loopback one. ``server_keys`` are API keys by URL, and may change.
+    Raises ConfigError."""
     encoder = PromptEncoder(_own_tokenizer(config))
     encoders = {
         model: PromptEncoder(tokenizer.load(path), typed_specials=True)
@@ -115,7 +122,7 @@ async def front(
         config.limits,
         metrics,
         config.tls,
-        backends=config.backends,
+        server_keys=server_keys,
         encoders=encoders,
     )
     async with AsyncExitStack() as stack:
@@ -148,7 +155,9 @@ def _own_tokenizer(config: Frontend) -> Tokenizer:
     try:
         return tokenizer.load(config.model or demo.weights())
     except ConfigError:
-        if config.model or not (config.backends or config.tokenizers):
+        served = config.backends or config.tokenizers
+        found = isinstance(config, RouterConfig) and config.discovery != Discovery()
+        if config.model or not (served or found):
             raise
         return tokenizer.of_no_model()
 

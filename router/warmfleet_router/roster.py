@@ -44,6 +44,10 @@ class Roster:
     def cursor(self, address: str) -> Cursor:
         return self._cursors[address]
 
+    def complete(self, address: str) -> bool:
+        """Whether all is known that it holds and announces."""
+        return self.fleet.workers[address].guess is not None or self._cursors[address].live
+
     # ---- coming and going
 
     def add(self, address: str) -> None:

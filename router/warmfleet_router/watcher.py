@@ -1,4 +1,4 @@
-"""Keeps a RouterCore true to its workers: one task an address, and the clock's tick.
+"""Keeps a RouterCore true to its workers: one task an address, and the clock's tick. Addresses come and go.
 
 Each task asks who the worker is, then follows its presence events from where the cursor stands. A
 stream that breaks or falls silent is given up together with its channel: a half-open connection
@@ -6,10 +6,11 @@ would hang the next call too.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 from warmfleet_proto import log, worker_pb2_grpc
@@ -32,38 +33,63 @@ LONGEST_WAIT_S = 1.0
 LONGEST_ASK_WAIT_S = 0.4  # while the worker is there: well under STUCK_AFTER_S
 
 
+class _Followed(NamedTuple):
+    task: asyncio.Task[None]
+    settled: asyncio.Event
+
+
 class Watcher:
-    """``async with``: watches ``addresses`` until the block is left. ``clock`` is monotonic seconds."""
+    """``async with``: follows the workers that ``watch`` names. ``clock`` is monotonic seconds."""
 
     def __init__(
         self,
         core: RouterCore,
-        addresses: Iterable[str],
         router_id: str,
         clock: Callable[[], float],
         channel: Callable[[str], grpc.aio.Channel] = connect,
     ) -> None:
         self._core = core
-        self._addresses = list(addresses)
         self._router_id = router_id
         self._clock = clock
         self._channel = channel
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ticking: asyncio.Task[None] | None = None
+        self._followed: dict[str, _Followed] = {}
 
     async def __aenter__(self) -> Self:
-        for address in self._addresses:
-            self._core.roster.add(address)
-            self._tasks.append(asyncio.create_task(self._follow(address), name=f"watch {address}"))
-        self._tasks.append(asyncio.create_task(self._tick(), name="router tick"))
+        self._ticking = asyncio.create_task(self._tick(), name="router tick")
         return self
+
+    async def watch(self, addresses: Collection[str]) -> None:
+        """These, and no others any more: who is not named gets nothing new, what runs there goes on."""
+        gone = [address for address in self._followed if address not in addresses]
+        await self._cancel([self._followed.pop(address).task for address in gone])
+        for address in gone:
+            self._core.roster.remove(address, self._clock())
+        for address in addresses:
+            if address not in self._followed:
+                self._core.roster.add(address)
+                settled = asyncio.Event()
+                task = asyncio.create_task(self._follow(address, settled), name=f"watch {address}")
+                self._followed[address] = _Followed(task, settled)
+
+    async def settled(self, within_s: float) -> None:
+        """Until all that is known of each worker has been heard, or it is known to be out of reach."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for followed in list(self._followed.values()):
+                    await followed.settled.wait()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
+        assert self._ticking is not None
+        await self._cancel([self._ticking, *(followed.task for followed in self._followed.values())])
+        self._followed.clear()
+
+    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tick(self) -> None:
         while True:
@@ -74,7 +100,7 @@ class Watcher:
                 await asyncio.sleep(0)
             await asyncio.sleep(TICK_S)
 
-    async def _follow(self, address: str) -> None:
+    async def _follow(self, address: str, settled: asyncio.Event) -> None:
         wait, known = FIRST_WAIT_S, ""
         while True:
             try:
@@ -84,7 +110,7 @@ class Watcher:
                     self._core.roster.joined(address, status, self._clock())
                     log.event(_log, "worker joined", worker=status.worker, address=address)
                     wait, known = FIRST_WAIT_S, ""
-                    await self._watch(address, stub)
+                    await self._watch(address, stub, settled)
             except (grpc.aio.AioRpcError, WarmfleetError) as error:
                 if (why := _why(error)) != known:
                     known = why
@@ -93,10 +119,11 @@ class Watcher:
                 _log.exception("following %s failed", address)  # ours to mend; the worker is tried again
             finally:
                 self._core.roster.broken(address, self._clock())
+            settled.set()
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_S)
 
-    async def _watch(self, address: str, stub: Any) -> None:
+    async def _watch(self, address: str, stub: Any, settled: asyncio.Event) -> None:
         """Returns only by an error. A stream that shows a gap is replaced by one that fills it."""
         wait = FIRST_WAIT_S
         while True:
@@ -108,7 +135,7 @@ class Watcher:
                 )
             )
             try:
-                await self._read(address, call)
+                await self._read(address, call, settled)
             finally:
                 call.cancel()
             if self._clock() - began > LONGEST_WAIT_S:
@@ -116,7 +143,7 @@ class Watcher:
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_ASK_WAIT_S)
 
-    async def _read(self, address: str, call: Any) -> None:
+    async def _read(self, address: str, call: Any, settled: asyncio.Event) -> None:
         """Until the cursor asks to watch again. Raises WorkerLost when the stream ends or falls silent."""
         while True:
             try:
@@ -128,6 +155,8 @@ class Watcher:
                 raise WorkerLost("the worker ended its presence events")
             if await self._ingest(address, message):
                 return
+            if self._core.roster.complete(address):
+                settled.set()
 
     async def _ingest(self, address: str, message: pb.WatchKvResponse) -> bool:
         """True when the cursor has asked to watch again."""

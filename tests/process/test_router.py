@@ -72,7 +72,8 @@ async def rig(*addresses: str, remote: bool = False, **routing: Any) -> AsyncIte
     clock = Clock()
     core = RouterCore(Routing(**routing), seed=1)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(Watcher(core, addresses, "test", clock))
+        watcher = await stack.enter_async_context(Watcher(core, "test", clock))
+        await watcher.watch(addresses)
         local = LocalRouter(core, clock)
         router = await stack.enter_async_context(_remote(local)) if remote else local
         await until(lambda: core.totals(clock()).healthy == len(addresses))

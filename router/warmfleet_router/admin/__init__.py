@@ -3,7 +3,7 @@
 It shows every tenant's traffic. It shares the gateway's port on loopback only.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_router.admin import figures, pages
+from warmfleet_router.discovery import SourceView
 from warmfleet_router.moves import Moves
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
@@ -40,16 +41,28 @@ def allowed(address: str) -> bool:
     return is_loopback(address)
 
 
-def routes(core: Source, clock: Callable[[], float], supposed: Supposed) -> list[web.RouteDef]:
+def routes(
+    core: Source,
+    clock: Callable[[], float],
+    supposed: Supposed,
+    sources: Callable[[], Sequence[SourceView]] = list,
+) -> list[web.RouteDef]:
     """Under /admin; ``clock`` is the monotonic clock that feeds ``core``, ``supposed`` what a request would
-    ask of it."""
+    ask of it, ``sources`` where its workers are found."""
     started = clock()
 
     async def workers(request: web.Request) -> web.Response:
         now = clock()
         views = core.workers(now)
         fleet = figures.fleet(core.totals(now), views, core.counters.placements, now - started)
-        return pages.json(request, {"fleet": fleet, "workers": [figures.worker(view) for view in views]})
+        return pages.json(
+            request,
+            {
+                "fleet": fleet,
+                "workers": [figures.worker(view) for view in views],
+                "discovery": [view._asdict() for view in sources()],
+            },
+        )
 
     async def placements(request: web.Request) -> web.Response:
         return pages.json(request, {"placements": latest()})

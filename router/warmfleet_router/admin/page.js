@@ -331,6 +331,16 @@ function showCandidates(candidates) {
   table.hidden = candidates.length === 0;
 }
 
+function showSources(sources) {
+  const list = document.getElementById("sources");
+  list.hidden = sources.length === 0;
+  const lines = sources.map((s) => {
+    const says = s.ok ? "" : `: ${s.why}. What it named before stays.`;
+    return element("li", s.ok ? "" : "bad", `${s.source}: ${count(s.found)} found${says}`);
+  });
+  list.replaceChildren(...lines);
+}
+
 // ---- the loop
 
 const workers = new Rows(document.getElementById("workers"), makeWorker, showWorker);
@@ -355,6 +365,7 @@ async function refresh() {
     const [fleet, placed, pulled] = await Promise.all([ask("workers"), ask("placements"), ask("pulls")]);
     showFleet(fleet.fleet);
     workers.show(fleet.workers, (w) => w.worker);
+    showSources(fleet.discovery);
     placements.show(placed.placements, (p) => p.booking);
     pulls.show(pulled.pulls, (p) => `${p.source} ${p.target}`);
     showLink(true);

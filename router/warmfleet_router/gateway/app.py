@@ -14,6 +14,7 @@ from warmfleet_router.config import GatewayConfig
 from warmfleet_router.gateway import processes
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
+from warmfleet_router.servers.backend import keys_of
 
 _FLAGS = {
     "router": "HOST:PORT of the router's gRPC server",
@@ -43,7 +44,12 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
     metrics = Metrics()
     async with channel.connect(config.router, config.tls, message_bytes=ROUTE_MESSAGE_BYTES) as to_router:
         front = program.front(
-            config, RemoteRouter(to_router), metrics, config.metrics, lambda _: metrics.routes()
+            config,
+            RemoteRouter(to_router),
+            metrics,
+            config.metrics,
+            lambda _: metrics.routes(),
+            keys_of(config.backends),
         )
         async with front as addresses:
             yield addresses

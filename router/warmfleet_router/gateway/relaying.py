@@ -1,7 +1,7 @@
 """Requests for models whose servers are not ours: from the body to the last byte of the answer."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from aiohttp import web
@@ -17,7 +17,6 @@ from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relay import Relay, Wanted, drained, refusal, routed
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask
-from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import Servers
 from warmfleet_router.servers.pool import ServerPool
 from warmfleet_router.servers.tokens import Tokens
@@ -29,14 +28,12 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 
 class Relays:
-    """``encoders``: prompts of the models whose tokenizer is configured here."""
+    """``keys``: of servers, by URL; ``encoders``: prompts of models whose tokenizer is configured here."""
 
-    def __init__(
-        self, fleet: Fleet, backends: Sequence[Backend], encoders: Mapping[str, PromptEncoder]
-    ) -> None:
+    def __init__(self, fleet: Fleet, keys: Mapping[str, str], encoders: Mapping[str, PromptEncoder]) -> None:
         self._fleet = fleet
         self._servers = Servers()
-        self._pool = ServerPool(tuple(backends))
+        self._pool = ServerPool(keys)
         self._tokens = Tokens(encoders, self._pool)
 
     def update(self, fleet: ListWorkersResponse) -> None:

@@ -27,7 +27,6 @@ from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.prompt.encoder import PromptEncoder
-from warmfleet_router.servers.backend import Backend
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Gateway:
         metrics: Metrics,
         tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
-        backends: Sequence[Backend] = (),
+        server_keys: Mapping[str, str] | None = None,
         encoders: Mapping[str, PromptEncoder] | None = None,
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
@@ -57,7 +56,7 @@ class Gateway:
         )
         preparer = Preparer(encoder, self._catalogue)
         tenants = self.tenants = intake.Tenants(keys)
-        self.relays = Relays(self._fleet, backends, encoders or {})
+        self.relays = Relays(self._fleet, {} if server_keys is None else server_keys, encoders or {})
         self._api = Api(
             self._fleet,
             preparer,

@@ -1,6 +1,7 @@
 """A server that is not ours, as it is configured."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -27,7 +28,16 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return bearer(self.key) if self.key else {}
+
+
+def keys_of(backends: Iterable[Backend]) -> dict[str, str]:
+    """API keys by base URL, of those that want one."""
+    return {backend.base: backend.key for backend in backends if backend.key}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 def check(key: str, backend: Backend) -> None:

@@ -1,11 +1,12 @@
 """Kept-alive HTTP connections to servers that are not ours."""
 
 import asyncio
+from collections.abc import Mapping
 
 import aiohttp
 from warmfleet_proto.errors import Rejected, WorkerLost
 
-from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.backend import bearer
 
 KEEP_ALIVE_S = 4.0  # uvicorn closes an idle connection after five
 CONNECT_S = 3.0
@@ -13,10 +14,10 @@ READ_AHEAD_BYTES = 64 << 10  # twice of it are read before a client that does no
 
 
 class ServerPool:
-    """``backends`` name the keys of those that want one. TCP_NODELAY is aiohttp's own default."""
+    """``keys`` of those that want one, by base URL; it may change. TCP_NODELAY is aiohttp's own default."""
 
-    def __init__(self, backends: tuple[Backend, ...] = ()) -> None:
-        self._headers = {backend.base: backend.headers for backend in backends}
+    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
+        self._keys = {} if keys is None else keys
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
@@ -26,7 +27,9 @@ class ServerPool:
 
         The caller limits the time, and closes the response.
         """
-        url, headers = base + path, headers | self._headers.get(base, {})
+        url = base + path
+        if key := self._keys.get(base):
+            headers = headers | bearer(key)
         try:
             return await self._open().post(url, data=body, headers=headers)
         except aiohttp.ServerDisconnectedError:

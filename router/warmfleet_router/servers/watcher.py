@@ -1,4 +1,4 @@
-"""Keeps a RouterCore true to the servers that are not ours: one task each.
+"""Keeps a RouterCore true to the servers that are not ours: one task each. They come and go.
 
 A server is asked who it is, then for its load twice a second; its KV events, where it has them, are
 followed as long as it answers. One that stops answering begins a new incarnation when it is back.
@@ -7,7 +7,7 @@ followed as long as it answers. One that stops answering begins a new incarnatio
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -32,34 +32,42 @@ LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
 
 
 class ServerWatcher:
-    """``async with``: watches ``backends`` until the block is left. ``clock`` is monotonic seconds."""
+    """``async with``: follows the servers that ``watch`` names. ``clock`` is monotonic seconds."""
 
-    def __init__(self, core: RouterCore, backends: Iterable[Backend], clock: Callable[[], float]) -> None:
+    def __init__(self, core: RouterCore, clock: Callable[[], float]) -> None:
         self._core = core
-        self._backends = list(backends)
         self._clock = clock
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        if self._backends:
-            self._session = aiohttp.ClientSession()
-            for backend in self._backends:
-                self._core.roster.add(backend.base)
-                probe = Probe(backend, self._session)
-                follow = self._follow(backend, probe)
-                self._tasks.append(asyncio.create_task(follow, name=f"watch {backend.base}"))
         return self
+
+    async def watch(self, backends: Collection[Backend]) -> None:
+        """These, and no others any more. One that is described in another way is another one."""
+        gone = [backend for backend in self._tasks if backend not in backends]
+        await self._cancel([self._tasks.pop(backend) for backend in gone])
+        for backend in gone:
+            self._core.roster.remove(backend.base, self._clock())
+        for backend in backends:
+            if backend not in self._tasks:
+                self._session = self._session or aiohttp.ClientSession()
+                self._core.roster.add(backend.base)
+                follow = self._follow(backend, Probe(backend, self._session))
+                self._tasks[backend] = asyncio.create_task(follow, name=f"watch {backend.base}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._cancel(list(self._tasks.values()))
         self._tasks.clear()
         if self._session is not None:
             await self._session.close()
+
+    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, backend: Backend, probe: Probe) -> None:
         wait, known = FIRST_WAIT_S, ""

@@ -1,0 +1,170 @@
+"""Workers that appear in a file or in DNS are taken in, those that vanish get nothing more; no restart."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from warmfleet_router.discovery import file, names
+
+from tests.process.fleet import sim_worker
+from tests.process.gateways import SIM, healthy, one_tokenizer, router
+from tests.process.name_server import name_server
+
+__all__ = ["one_tokenizer"]
+NOBODY = "127.0.0.1:9"  # the discard port: refused at once
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "LOOK_S", 0.02)
+    monkeypatch.setattr(names, "LEAST_S", 0.02)
+    monkeypatch.setattr("warmfleet_router.discovery.discoverer.RETRY_S", 0.02)
+
+
+def write(path: Path, text: str) -> None:
+    """In one go, as whoever writes such files should."""
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def listed(*workers: str) -> str:
+    return f"workers = {list(workers)}\n"
+
+
+async def admin(base: str) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session, session.get(f"{base}/admin/workers") as response:
+        shown: dict[str, Any] = await response.json()
+        return shown
+
+
+async def until(base: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        while not condition(shown := await admin(base)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return shown
+
+
+def states(shown: dict[str, Any]) -> dict[str, str]:
+    return {worker["worker"]: worker["state"] for worker in shown["workers"]}
+
+
+async def chat(base: str, text: str = "x", **more: Any) -> aiohttp.ClientResponse:
+    body = {"model": "sim", "messages": [{"role": "user", "content": text}], "max_tokens": 4, **more}
+    async with aiohttp.ClientSession() as session:
+        response = await session.post(f"{base}/v1/chat/completions", json=body)
+        await response.read()
+        return response
+
+
+async def test_workers_of_a_file_come_and_go_and_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    async with sim_worker(name="a", sim=SIM) as a, sim_worker(name="b", sim=SIM) as b:
+        path.write_text(listed(a.grpc_address))
+        async with router([], discovery={"file": str(path)}) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            assert states(await admin(base)) == {"a": "healthy"}, (
+                "ready means: heard of all that can be reached"
+            )
+            write(path, listed(a.grpc_address, b.grpc_address))
+            await until(base, lambda shown: states(shown) == {"a": "healthy", "b": "healthy"})
+
+            write(path, "workers = [")
+            shown = await until(base, lambda shown: not shown["discovery"][0]["ok"])
+            (source,) = shown["discovery"]
+            assert (source["source"], source["found"]) == (f"file {path}", 2)
+            assert "discovery.file" in source["why"]
+            assert "not TOML" in source["why"]
+            assert states(shown) == {"a": "healthy", "b": "healthy"}
+            async with aiohttp.ClientSession() as session, session.get(f"{base}/metrics") as response:
+                metrics = await response.text()
+            assert f'warmfleet_router_discovery_up_ratio{{source="file {path}"}} 0.0' in metrics
+            path.unlink()
+            await until(base, lambda shown: "No such file" in shown["discovery"][0]["why"])
+
+            write(path, listed(b.grpc_address))
+            await until(base, lambda shown: shown["discovery"][0]["ok"] and states(shown) == {"b": "healthy"})
+            for number in range(4):
+                assert (await chat(base, str(number))).headers["X-Warmfleet-Worker"] == "b"
+
+
+async def test_what_runs_on_a_worker_that_vanishes_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    slow = {"vocab_size": SIM["vocab_size"], "timing": {"step_s": 0.02}}
+    async with sim_worker(name="a", sim=slow) as a, sim_worker(name="b", sim=slow) as b:
+        path.write_text(listed(a.grpc_address))
+        async with router([], discovery={"file": str(path)}) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            answer = asyncio.create_task(chat(base, max_tokens=40))
+            await until(base, lambda shown: shown["fleet"]["bookings"] == 1)
+            write(path, listed(b.grpc_address))
+            await until(base, lambda shown: states(shown) == {"b": "healthy"})
+            assert not answer.done()
+            response = await answer
+            assert response.headers["X-Warmfleet-Worker"] == "a"
+            assert (await response.json())["usage"]["completion_tokens"] == 40
+            shown = await until(base, lambda shown: shown["fleet"]["bookings"] == 0)
+            assert states(shown) == {"b": "healthy"}
+            write(path, listed(a.grpc_address, b.grpc_address))
+            await until(base, lambda shown: states(shown) == {"a": "healthy", "b": "healthy"})
+
+
+async def test_workers_of_a_dns_name_come_and_go() -> None:
+    async with (
+        name_server() as server,
+        sim_worker(name="a", sim=SIM) as a,
+        sim_worker(name="b", sim=SIM) as b,
+    ):
+        ports = [worker.grpc_address.rpartition(":")[2] for worker in (a, b)]
+        workers = ("_warmfleet._tcp.fleet.test", "SRV")
+        discovery = {"dns": [{"name": workers[0]}], "dns_s": 0.05, "dns_server": server.address}
+        async with router([], discovery=discovery) as addresses:
+            base = f"http://{addresses['http']}"
+            shown = await until(base, lambda shown: shown["discovery"][0]["failures"] > 1)
+            assert "does not exist" in shown["discovery"][0]["why"], "a name may get its records later"
+            server.records[workers] = [f"0 0 {ports[0]} localhost."]
+            await until(base, lambda shown: states(shown) == {"a": "healthy"})
+            server.records[workers].append(f"0 0 {ports[1]} localhost.")
+            await until(base, lambda shown: states(shown) == {"a": "healthy", "b": "healthy"})
+
+            server.broken = True
+            shown = await until(base, lambda shown: not shown["discovery"][0]["ok"])
+            assert states(shown) == {"a": "healthy", "b": "healthy"}
+            server.broken = False
+            server.records[workers] = []
+            shown = await until(base, lambda shown: "does not contain" in shown["discovery"][0]["why"])
+            assert states(shown) == {"a": "healthy", "b": "healthy"}, "nobody at all is a broken answer"
+            server.records[workers] = [f"0 0 {ports[1]} localhost."]
+            await until(base, lambda shown: states(shown) == {"b": "healthy"})
+
+
+async def test_a_name_with_a_port_has_addresses() -> None:
+    async with name_server() as server, sim_worker(name="a", sim=SIM) as a:
+        server.records["workers.test", "A"] = ["127.0.0.1"]
+        name = {"name": "workers.test", "port": int(a.grpc_address.rpartition(":")[2])}
+        discovery = {"dns": [name], "dns_server": server.address}
+        async with router([], discovery=discovery) as addresses:
+            await healthy(f"http://{addresses['http']}")
+
+
+async def test_a_router_is_not_ready_before_it_knows_what_its_workers_hold() -> None:
+    """A replica that begins knows at once where a prefix is, and waits for nobody who cannot be reached."""
+    async with sim_worker(name="a", sim=SIM) as a, sim_worker(name="b", sim=SIM) as b:
+        text = "a prefix of many words " * 50
+        workers = [a.grpc_address, b.grpc_address, NOBODY]
+        async with router(workers) as addresses:
+            await healthy(f"http://{addresses['http']}")
+            first = await chat(f"http://{addresses['http']}", text)
+        async with router(workers) as addresses:
+            base = f"http://{addresses['http']}"
+            held = {worker["worker"]: worker["held_blocks"] for worker in (await admin(base))["workers"]}
+            assert held[first.headers["X-Warmfleet-Worker"]] > 10
+            again = await chat(base, text)
+            assert again.headers["X-Warmfleet-Worker"] == first.headers["X-Warmfleet-Worker"]
+            assert (await again.json())["usage"]["prompt_tokens_details"]["cached_tokens"] > 200

@@ -1,0 +1,88 @@
+"""Where workers and servers are found: settings that are wrong, answers put together."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from warmfleet_proto.settings import ConfigError
+from warmfleet_router.config import RouterConfig, check
+from warmfleet_router.discovery import Found, Name, together
+from warmfleet_router.discovery.discoverer import sources
+from warmfleet_router.discovery.file import read
+from warmfleet_router.discovery.names import found
+from warmfleet_router.servers.backend import Backend
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"dns": [{"name": "no name"}]}, "discovery.dns[0].name"),
+        ({"dns": [{"name": "a.test"}, {"name": "a.test"}]}, "discovery.dns: a name is listed twice"),
+        ({"dns": [{"name": "a.test", "events_port": 5557}]}, "discovery.dns[0].kind"),
+        ({"dns": [{"name": "a.test", "kind": "openai", "events_port": 5557}]}, "discovery.dns[0].kind"),
+        ({"dns": [{"name": "a.test", "kind": "vllm", "replay_port": 1}]}, "discovery.dns[0].replay_port"),
+        ({"dns_server": "nowhere"}, "discovery.dns_server"),
+        ({"dns_s": 0}, "dns_s"),
+        ({"dns": [{"name": "a.test", "port": 65536}]}, "dns[0].port"),
+        ({"interval": 1}, "interval"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises((ConfigError, msgspec.ValidationError)) as raised:
+        check(msgspec.convert({"discovery": wrong}, RouterConfig))
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("workers = [1]", "workers"),
+        ('workers = ["nowhere"]', "workers[0]: address 'nowhere': expected HOST:PORT"),
+        ('workers = ["a:1", "a:1"]', "workers: an address is listed twice"),
+        ('backends = [{url = "ftp://a"}]', "backends[0].url"),
+        ('worker = ["a:1"]', "worker"),
+    ],
+)
+def test_a_file_that_is_wrong_from_the_start_refuses_to_start(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    config = msgspec.convert({"discovery": {"file": str(path)}}, RouterConfig)
+    check(config)
+    with pytest.raises(ConfigError) as raised:
+        sources(config.discovery)
+    assert str(raised.value).startswith(f"discovery.file: {path}: ")
+    assert says in str(raised.value)
+
+
+def test_a_file_lists_workers_and_servers(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text('workers = ["a:1"]\n[[backends]]\nurl = "http://b:2/v1"\nkey = "k"\n')
+    assert read(str(path)) == Found(("a:1",), (Backend(url="http://b:2/v1", key="k"),))
+
+
+def test_an_address_counts_once_and_the_first_to_name_a_server_says_what_it_is() -> None:
+    vllm, plain = Backend(url="http://a:1", kind="vllm"), Backend(url="http://a:1/v1")
+    found = together([Found(("x:1", "y:1"), (vllm,)), Found(("y:1", "z:1"), (plain,))])
+    assert found == Found(("x:1", "y:1", "z:1"), (vllm,))
+
+
+def test_names_of_servers_tell_where_their_events_are() -> None:
+    name = Name(name="v.test", kind="vllm", port=8000, events_port=5557, replay_port=5558, key="k")
+    assert found(name, ["10.0.0.1:8000", "[::1]:8000"]).backends == (
+        Backend(
+            url="http://10.0.0.1:8000",
+            kind="vllm",
+            events="tcp://10.0.0.1:5557",
+            replay="tcp://10.0.0.1:5558",
+            key="k",
+        ),
+        Backend(
+            url="http://[::1]:8000",
+            kind="vllm",
+            events="tcp://[::1]:5557",
+            replay="tcp://[::1]:5558",
+            key="k",
+        ),
+    )
+    assert found(Name(name="w.test"), ["w1.test:50061"]) == Found(("w1.test:50061",))
