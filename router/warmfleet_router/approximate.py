@@ -30,15 +30,12 @@ NEVER = -1
 class _Unit:
     """Some blocks in a row, more of them the deeper they are. Known by the key of the last."""
 
-    __slots__ = ("bucket", "keys")
+    __slots__ = ("blocks", "bucket", "keys")
 
     def __init__(self, keys: bytes) -> None:
         self.bucket = NEVER  # of its last use
         self.keys = keys  # packed
-
-    @property
-    def blocks(self) -> int:
-        return len(self.keys) // KEY_BYTES
+        self.blocks = len(keys) // KEY_BYTES
 
 
 class Approximate:
@@ -90,21 +87,30 @@ class Approximate:
         answer are the keys of what it gave up, packed."""
         self._next_bucket()
         ends = grid(1, len(keys))
-        spans = list(zip((0, *ends), ends, strict=False))
         known = self._leading(keys, ends, self._held, self._ghosts)
-        if known < len(spans):
-            self._absorb(keys[slice(*spans[known])])
-        for start, end in reversed(spans):  # the root is the last to go
+        if known < len(ends):
+            self._absorb(keys[ends[known - 1] if known else 0 : ends[known]])
+        held, counts, first, clock = self._held, self._counts, self._first, self.clock
+        end = len(keys)
+        for start in (*ends[-2::-1], 0) if ends else ():  # the root is the last to go
             key = keys[end - 1]
-            unit = self._pop(key) or _Unit(packed[start * KEY_BYTES : end * KEY_BYTES])
-            unit.bucket = self.clock
-            self._held[key] = unit
-            self._held_blocks += unit.blocks
-            self._counts[-1] += unit.blocks
+            unit = held.get(key)
+            if unit is not None:
+                held.move_to_end(key)
+                counts[unit.bucket - first] -= unit.blocks
+            else:
+                unit = self._pop(key) or _Unit(packed[start * KEY_BYTES : end * KEY_BYTES])
+                held[key] = unit
+                self._held_blocks += unit.blocks
+            unit.bucket = clock
+            counts[-1] += unit.blocks
+            end = start
         return self._evict()
 
     def _leading(self, keys: Sequence[int], ends: Sequence[int], *among: Mapping[int, _Unit]) -> int:
         """How many units are known; whose parent is gone is gone too."""
+        if ends and any(keys[ends[-1] - 1] in units for units in among):
+            return len(ends)
         return bisect_left(
             range(len(ends)), True, key=lambda n: all(keys[ends[n] - 1] not in units for units in among)
         )
