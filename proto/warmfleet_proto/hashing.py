@@ -7,6 +7,7 @@ equal xxh64 are forged in seconds); it serves checksums and digests only.
 """
 
 import hashlib
+from functools import lru_cache
 from itertools import pairwise
 
 import xxhash
@@ -16,6 +17,7 @@ from warmfleet_proto.limits import HASH_BYTES, KEY_BYTES, TOKEN_BYTES
 _MASK = (1 << 128) - 1
 
 
+@lru_cache(maxsize=1024)  # tenants and kinds of workers are few
 def root_hash(fingerprint: bytes, block_size: int, adapter: bytes = b"", salt: bytes = b"") -> bytes:
     """The parent of every first block (16 bytes). Fields are length-prefixed: none can pose as another."""
     h = hashlib.sha256(b"warmfleet block root v1")
