@@ -1,7 +1,7 @@
 """How a gateway asks the router: one interface, in process or over gRPC."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -24,6 +24,7 @@ STATUS = "warmfleet-status"
 RETRY_AFTER = "warmfleet-retry-after"
 
 T = TypeVar("T")
+Report = pb.ProgressRequest | pb.FinishRequest
 
 
 class Router(Protocol):
@@ -38,6 +39,9 @@ class Router(Protocol):
     async def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse: ...
     async def list_workers(self, request: pb.ListWorkersRequest) -> pb.ListWorkersResponse: ...
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation: ...
+
+    def tell(self, report: Report) -> Coroutine[Any, Any, object] | None:
+        """Of a booking, to a router whose answer nobody wants; None: it knows it already."""
 
 
 class LocalRouter:
@@ -66,6 +70,12 @@ class LocalRouter:
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
         await self._hash(request)
         return self._core.explain(request, self._clock())
+
+    def tell(self, report: Report) -> None:
+        if isinstance(report, pb.ProgressRequest):
+            self._core.progress(report, self._clock())
+        else:
+            self._core.finish(report, self._clock())
 
     async def _hash(self, request: pb.RouteRequest) -> None:
         """A long prompt; the core does a short one at once."""
@@ -113,6 +123,9 @@ class RemoteRouter:
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
         await self._hash(request)
         return await _translated(self._stub.Explain(request, timeout=self._timeout_s))
+
+    def tell(self, report: Report) -> Coroutine[Any, Any, object]:
+        return self.progress(report) if isinstance(report, pb.ProgressRequest) else self.finish(report)
 
     async def _hash(self, request: pb.RouteRequest) -> None:
         kinds = self._kinds.get(request.model, ())

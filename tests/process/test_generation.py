@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from warmfleet_proto import router_pb2 as pb
@@ -11,6 +12,7 @@ from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 from warmfleet_proto.transfer_pb2 import Grant, Pull, Pulled
 from warmfleet_proto.worker_pb2 import Ending, Sampling
 from warmfleet_router.backends.worker import WorkerPool
+from warmfleet_router.client import Report
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
 from warmfleet_router.gateway.intake import ANONYMOUS
 from warmfleet_router.gateway.reports import Reports
@@ -50,6 +52,9 @@ class Placing:
     async def finish(self, request: pb.FinishRequest) -> pb.FinishResponse:
         self.said.append(request)
         return pb.FinishResponse(known=True)
+
+    def tell(self, report: Report) -> Coroutine[Any, Any, object]:
+        return self.progress(report) if isinstance(report, pb.ProgressRequest) else self.finish(report)
 
 
 class Bench:
