@@ -1,6 +1,6 @@
 """One HTTP request as Envoy tells of it, message by message, and what it is answered."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Container, Sequence
 from typing import Any
 
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
@@ -14,11 +14,12 @@ from warmfleet_router.servers import sse
 
 _PATHS = ("/v1/chat/completions", "/v1/completions")
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
+_READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
 _FALLBACKS = 2  # endpoints named behind the choice
 
 
 class Exchange:
-    """``take`` answers a message; ``ended`` when Envoy has closed the stream, however it did."""
+    """``take`` answers a message, ``ended`` when Envoy has closed the stream, however it did."""
 
     def __init__(self, relays: Relays, tenants: intake.Tenants, body_bytes: int) -> None:
         self._relays = relays
@@ -33,42 +34,31 @@ class Exchange:
         self._status = 0
         self._usage = sse.Stream(hide=False)
 
-    async def take(self, message: Any) -> AsyncIterator[replies.Reply]:
+    async def take(self, message: Any) -> Sequence[replies.Reply]:
         kind = message.WhichOneof("request")
         try:
             match kind:
                 case "request_headers":
-                    for reply in self._begin(message):
-                        yield reply
+                    return self._begin(message)
                 case "request_body":
-                    async for reply in self._body(
-                        message.request_body.body, message.request_body.end_of_stream
-                    ):
-                        yield reply
+                    return await self._body(message.request_body.body, message.request_body.end_of_stream)
                 case "response_headers":
                     self._answered(message.response_headers)
-                    yield replies.goes_on(kind)
                 case "response_body":
-                    yield self._passed(message.response_body)
+                    return [self._passed(message.response_body)]
                 case "request_trailers" if self._duplex and self._pick is None:
-                    async for reply in self._body(b"", True):
-                        yield reply
-                    yield replies.goes_on(kind)
-                case str():
-                    yield replies.goes_on(kind)
+                    return [*await self._body(b"", True), replies.goes_on(kind)]
+            return [replies.goes_on(kind)] if kind else []
         except WarmfleetError as error:
             self.ended(error)
-            yield replies.refused(error)
+            return [replies.refused(error)]
 
     def ended(self, error: BaseException | None = None) -> None:
         if self._pick is not None:
             self._pick.ended(self._status, self._usage.usage, error)
 
-    def _begin(self, message: Any) -> list[replies.Reply]:
-        self._headers = {
-            header.key: (header.raw_value or header.value.encode()).decode(errors="replace")
-            for header in message.request_headers.headers.headers
-        }
+    def _begin(self, message: Any) -> Sequence[replies.Reply]:
+        self._headers = _values(message.request_headers, _READ)
         self._duplex = message.protocol_config.request_body_mode == _DUPLEX
         self._echo = message.protocol_config.response_body_mode == _DUPLEX
         self._subset = _subset(message.metadata_context)
@@ -76,13 +66,13 @@ class Exchange:
             return []  # answered with the body: only then is the endpoint known
         return [replies.goes_on("request_headers")]
 
-    async def _body(self, part: bytes, last: bool) -> AsyncIterator[replies.Reply]:
+    async def _body(self, part: bytes, last: bool) -> Sequence[replies.Reply]:
         self._parts.append(part)
         self._size += len(part)
         if self._size > self._most:
             raise BadRequest(f"body: more than {self._most} bytes", "body", 413)
         if not last:
-            return
+            return []
         body = b"".join(self._parts)
         self._parts.clear()
         path = self._headers.get(":path", "").partition("?")[0]
@@ -93,15 +83,12 @@ class Exchange:
         self._pick = await self._relays.pick(request_id, body, tenant, path, self._subset, _FALLBACKS)
         outgoing, endpoints = self._pick.body, self._pick.endpoints
         if self._duplex:
-            for reply in replies.picked_duplex(endpoints, outgoing, outgoing != body):
-                yield reply
-        else:
-            yield replies.picked(endpoints, None if outgoing == body else outgoing)
+            return list(replies.picked_duplex(endpoints, outgoing, outgoing != body))
+        return [replies.picked(endpoints, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
-        values = {header.key: header.raw_value or header.value.encode() for header in headers.headers.headers}
-        status = values.get(":status", b"")
-        self._status = int(status) if status.isdigit() and len(status) == 3 else 0
+        status = _values(headers, (":status",)).get(":status", "")
+        self._status = int(status) if status.isdecimal() and len(status) == 3 else 0
         if self._pick is not None and self._status == 200:
             self._pick.answering()
 
@@ -115,6 +102,15 @@ class Exchange:
         if self._echo:
             return replies.passed_on("response_body", part.body, part.end_of_stream)
         return replies.goes_on("response_body")
+
+
+def _values(headers: Any, names: Container[str]) -> dict[str, str]:
+    """Of an HTTP message's headers those with these names."""
+    return {
+        header.key: (header.raw_value or header.value.encode()).decode(errors="replace")
+        for header in headers.headers.headers
+        if header.key in names
+    }
 
 
 def _subset(metadata: Any) -> frozenset[str]:

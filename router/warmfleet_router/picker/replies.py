@@ -5,6 +5,7 @@ it: ``x-gateway-destination-endpoint``, in the namespace ``envoy.lb``.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -26,8 +27,9 @@ Reply = Any  # ext.ProcessingResponse: the stubs have no types
 _REPLACE = HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
+@cache
 def goes_on(kind: str) -> Reply:
-    """Nothing is changed; ``kind`` is the field that the message came in."""
+    """Nothing is changed; ``kind`` is the field that the message came in. To be read only."""
     if kind.endswith("trailers"):
         return ext.ProcessingResponse(**{kind: ext.TrailersResponse()})
     make = ext.HeadersResponse if kind.endswith("headers") else ext.BodyResponse
@@ -37,11 +39,22 @@ def goes_on(kind: str) -> Reply:
 def picked(endpoints: Sequence[str], body: bytes | None) -> Reply:
     """To a buffered body; the first endpoint is the choice, the others for when it fails.
 
-    ``body`` replaces the client's; None: it stays as it is.
+    ``body`` replaces the client's; None: it stays as it is. To be read only.
     """
+    if body is None:
+        return _untouched(tuple(endpoints))
+    reply = _picked(endpoints, body)
+    reply.request_body.response.body_mutation.body = body
+    return reply
+
+
+@lru_cache(maxsize=4096)  # of a fleet there are few
+def _untouched(endpoints: Sequence[str]) -> Reply:
+    return _picked(endpoints, None)
+
+
+def _picked(endpoints: Sequence[str], body: bytes | None) -> Reply:
     common = ext.CommonResponse(clear_route_cache=True, header_mutation=_header(endpoints, body))
-    if body is not None:
-        common.body_mutation.body = body
     return ext.ProcessingResponse(
         request_body=ext.BodyResponse(response=common), dynamic_metadata=_metadata(endpoints)
     )
