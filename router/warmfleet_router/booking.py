@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from warmfleet_proto.errors import Rejected
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKINGS
 
-from warmfleet_router.fleet import Booked, Worker
+from warmfleet_router.fleet import Worker
+from warmfleet_router.pricing import Prefills
 from warmfleet_router.view import PlacementView
 
 
@@ -22,7 +23,6 @@ class Booking:
     epoch: int  # the worker's, when it was made
     made_at: float
     slots: int
-    prefill_s: float  # predicted, of its uncached tokens
     context_tokens: int
     alone: bool  # the worker had nothing else to do
     record: PlacementView
@@ -34,15 +34,12 @@ class Booking:
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
     queued: bool = True
-    queued_s: float = field(init=False)  # its prefill as predicted
+    coming: bool = True  # counted, its prefill as well
 
-    def __post_init__(self) -> None:
-        self.queued_s = self.prefill_s
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Expected to need computing."""
-        return self.record.prompt_tokens - self.record.expected
+    def prefill(self, sums: Prefills, sign: int) -> None:
+        """Counts what it is expected to need computing."""
+        expected = self.record.expected
+        sums.count(self.record.prompt_tokens - expected, expected, sign)
 
 
 @dataclass(slots=True)
@@ -82,8 +79,9 @@ class Ledger:
         gateway.seen_at = booking.made_at
         gateway.bookings[booking.id] = booking
         booking.worker.booked.alive += 1
-        _queue(booking.worker.booked, booking, 1)
-        _count(booking.worker.booked, booking, 1)
+        booking.prefill(booking.worker.booked.ahead, 1)
+        booking.prefill(booking.worker.booked.coming, 1)
+        _count(booking, 1)
 
     def included(self, worker: Worker, ids: Iterable[int]) -> None:
         """The worker's report includes these; a worker speaks for its own bookings only."""
@@ -103,7 +101,7 @@ class Ledger:
         booking.started = True
         _reached(booking)
         identity = booking.worker.identity
-        if identity is not None and identity.anonymous:
+        if identity is not None and identity.anonymous:  # no report will ever name it
             _prefilled(booking)
         else:
             _discount(booking)
@@ -172,36 +170,27 @@ class Ledger:
 
 
 def _prefilled(booking: Booking) -> None:
-    """No report will ever name it: it goes on counting as a sequence."""
-    if booking.counted:
-        booked = booking.worker.booked
-        booked.prefill_s = max(booked.prefill_s - booking.prefill_s, 0.0)
-        booking.prefill_s = 0.0
+    """No longer to be computed, though it may go on counting as a sequence."""
+    if booking.coming:
+        booking.coming = False
+        booking.prefill(booking.worker.booked.coming, -1)
 
 
 def _reached(booking: Booking) -> None:
     """No longer queued: its first token has been seen, or will never be."""
     if booking.queued:
         booking.queued = False
-        _queue(booking.worker.booked, booking, -1)
-
-
-def _queue(booked: Booked, booking: Booking, sign: int) -> None:
-    booked.ahead += sign
-    booked.ahead_tokens += sign * booking.prefill_tokens
-    booked.ahead_s = booked.ahead_s + sign * booking.queued_s if booked.ahead else 0.0
+        booking.prefill(booking.worker.booked.ahead, -1)
 
 
 def _discount(booking: Booking) -> None:
+    _prefilled(booking)
     if booking.counted:
         booking.counted = False
-        _count(booking.worker.booked, booking, -1)
+        _count(booking, -1)
 
 
-def _count(booked: Booked, booking: Booking, sign: int) -> None:
-    booked.count += sign
+def _count(booking: Booking, sign: int) -> None:
+    booked = booking.worker.booked
     booked.slots += sign * booking.slots
     booked.context_tokens += sign * booking.context_tokens
-    booked.prefill_tokens += sign * booking.prefill_tokens
-    # Sums of floats drift; with nothing booked the sum is nothing.
-    booked.prefill_s = booked.prefill_s + sign * booking.prefill_s if booked.count else 0.0

@@ -173,7 +173,6 @@ class RouterCore:
             epoch=worker.epoch,
             made_at=now,
             slots=wanted.slots,
-            prefill_s=chosen.prefill_s,
             context_tokens=wanted.prompt_tokens,
             alone=not worker.flying,
             record=_record(wanted, decision, id_, self.policy.name, now),

@@ -14,7 +14,7 @@ from warmfleet_proto.limits import STUCK_AFTER_S
 
 from warmfleet_router.agreement import Agreement
 from warmfleet_router.approximate import Approximate
-from warmfleet_router.pricing import Rates
+from warmfleet_router.pricing import Prefills, Rates
 from warmfleet_router.view import Counters
 from warmfleet_router.window import HitHistory, Recent, Rolling
 
@@ -80,23 +80,18 @@ class Report:
     prompt_tokens: int = 0
     evictions: int = 0
     late_hits: int = 0
-    queue_s: float = 0.0  # what prefill_tokens took at ``at``, less what the step under way had done
+    step_age_s: float = 0.0  # the step under way had run
 
 
 @dataclass(slots=True)
 class Booked:
     """Load of one worker's bookings that its report does not include yet."""
 
-    count: int = 0
     slots: int = 0  # sequences to decode
-    prefill_s: float = 0.0  # as predicted
-    prefill_tokens: int = 0
+    coming: Prefills = field(default_factory=Prefills)  # as expected
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
-    # Of those alive, included ones too, whose first token has not been seen.
-    ahead: int = 0
-    ahead_tokens: int = 0
-    ahead_s: float = 0.0
+    ahead: Prefills = field(default_factory=Prefills)  # of all alive whose first token has not been seen
 
 
 @dataclass(slots=True, eq=False)
@@ -160,14 +155,24 @@ class Worker:
         """After a change of report or booked."""
         report, booked = self.report, self.booked
         self.flying = report.running + report.waiting + booked.slots
-        self.queue_until = report.at + report.queue_s
-        self.rest_s = booked.prefill_s + self._slot_s()
+        self.queue_until = report.at + self._queue_s()
+        self.rest_s = self.rates.all_s(booked.coming) + self._slot_s()
         _, sequence, token = self.rates.step.coefficients
         batch, context = report.running + booked.slots, report.context_tokens + booked.context_tokens
         self.crowd_s = batch * sequence + context * token
 
     def wait_s(self, now: float) -> float:
         return max(self.queue_until - now, 0.0) + self.rest_s
+
+    def _queue_s(self) -> float:
+        """What the reported tokens take. How long the prompts are only the books know: where attention
+        weighs, half of one long prompt is more than two short ones. What the books do not know is of mean
+        length. Tokens leave the report when their step ends: the step's age counts against them."""
+        ahead, tokens = self.booked.ahead, self.report.prefill_tokens
+        known = min(tokens, ahead.tokens)
+        seconds = self.rates.all_s(ahead) * known / ahead.tokens if known else 0.0
+        seconds += self.rates.queue_s(tokens - known)
+        return max(seconds - self.report.step_age_s, 0.0)
 
     def _slot_s(self) -> float:
         """Until a sequence ends, where one more would be above what it runs at once."""
@@ -238,7 +243,7 @@ class Fleet:
             prompt_tokens=load.prompt_tokens_total,
             evictions=load.evictions_total,
             late_hits=load.late_hits_total,
-            queue_s=_queue_s(worker, load),
+            step_age_s=load.step_age_s,
         )
         worker.draining = load.draining
         worker.clock_ahead_s = load.clock_s - now
@@ -293,17 +298,6 @@ def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
         return healthy, False
     reachable = (State.HEALTHY, State.STUCK, State.EJECTED)
     return [worker for worker, state in states if state in reachable], True
-
-
-def _queue_s(worker: Worker, load: pb.WorkerLoad) -> float:
-    """What the reported tokens take. How long the prompts are only the books know: where attention weighs,
-    half of one long prompt is more than two short ones. What the books do not know is of mean length. Tokens
-    leave the report when their step ends: the step's age counts against them."""
-    booked, tokens = worker.booked, load.prefill_tokens
-    known = min(tokens, booked.ahead_tokens)
-    seconds = booked.ahead_s * known / booked.ahead_tokens if known else 0.0
-    seconds += worker.rates.queue_s(tokens - known)
-    return max(seconds - max(load.step_age_s, 0.0), 0.0)
 
 
 def _learn_step(rates: Rates, before: Report, after: Report) -> None:

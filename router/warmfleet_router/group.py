@@ -126,4 +126,4 @@ def _context(worker: Worker) -> int:
 
 
 def _load_s(worker: Worker) -> float:
-    return worker.report.queue_s + worker.rest_s + FLYING_S * worker.flying
+    return worker.queue_until - worker.report.at + worker.rest_s + FLYING_S * worker.flying

@@ -6,6 +6,7 @@ guesses that a few requests correct.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import median
 
 from warmfleet_router.rates import Line
@@ -18,6 +19,21 @@ STEP_SPREAD = (5e-2, 1e-3, 1e-6)
 COMPLETION_GUESS = 128.0
 BESIDE_OTHERS = 0.25  # weight of a prefill measured while the worker had other work
 FORGET = 0.05
+
+
+@dataclass(slots=True)
+class Prefills:
+    """Prompts to compute, summed by what their price depends on: rates learned later price them anew."""
+
+    prompts: int = 0
+    tokens: int = 0  # uncached
+    pairs: int = 0  # twice the sum of each prompt's uncached tokens x mean context of them
+
+    def count(self, uncached: int, context: int, sign: int) -> None:
+        """``sign`` more prompts, each of ``uncached`` tokens after ``context`` cached ones."""
+        self.prompts += sign
+        self.tokens += sign * uncached
+        self.pairs += sign * uncached * (2 * context + uncached)
 
 
 class Rates:
@@ -46,6 +62,11 @@ class Rates:
         """Seconds to compute ``uncached`` tokens that follow ``context`` cached ones."""
         base, token, pair = self.prefill.coefficients
         return base + uncached * (token + pair * (context + 0.5 * uncached))
+
+    def all_s(self, prefills: Prefills) -> float:
+        """Seconds to compute all of them, one after another."""
+        base, token, pair = self.prefill.coefficients
+        return base * prefills.prompts + token * prefills.tokens + 0.5 * pair * prefills.pairs
 
     def queue_s(self, tokens: float) -> float:
         """Seconds to compute ``tokens`` of waiting prompts; how many prompts and how long is not known."""

@@ -30,7 +30,7 @@ class DynamoCost:
 
     def _cost(self, ask: Ask, candidate: Candidate) -> float:
         uncached = ask.prompt_tokens - candidate.overlap
-        queued = candidate.worker.report.prefill_tokens + candidate.worker.booked.prefill_tokens
+        queued = candidate.worker.report.prefill_tokens + candidate.worker.booked.coming.tokens
         prefill = (queued + uncached) / ask.block_size
         active = _active_blocks(candidate.worker, ask.block_size)
         # What is in use already is not counted again; of the overlap that is as much as can be.

@@ -48,4 +48,4 @@ class SglangThreshold:
 def _tree_tokens(worker: Worker) -> int:
     """With what is on its way there: a prompt enters the tree when it is placed."""
     asked = worker.hits.total
-    return asked.asked - asked.hit + worker.report.prefill_tokens + worker.booked.prefill_tokens
+    return asked.asked - asked.hit + worker.report.prefill_tokens + worker.booked.coming.tokens

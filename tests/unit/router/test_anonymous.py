@@ -48,10 +48,10 @@ def test_our_own_requests_count_once_and_until_they_end() -> None:
     assert worker.flying == 2
     made.report(100.2, running=2, waiting=1)  # one of them is a stranger's
     assert worker.flying == 3
-    assert worker.booked.prefill_s > 0
+    assert worker.booked.coming.prompts == 1
     for placed in (first, second):
         core.finish(pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK), 100.3)
-    assert (worker.flying, worker.booked.prefill_s) == (1, 0.0)
+    assert (worker.flying, worker.booked.coming.prompts) == (1, 0)
 
 
 def test_what_it_had_cached_is_learned_with_the_end() -> None:

@@ -199,11 +199,9 @@ class Books(RuleBasedStateMachine):
         for fake in self.workers:
             load = self.core.roster.fleet.workers[fake.address].booked
             assert load.alive == sum(name == fake.name for name in self.live.values())
-            assert load.count == sum(self.live[b] == fake.name for b in self.loading)
-            assert (load.prefill_s > 0) == (load.count > 0)
-            assert load.ahead == sum(self.live[b] == fake.name for b in self.queued)
-            assert (load.ahead_tokens > 0) == (load.ahead > 0)
-            assert (load.ahead_s > 0) == (load.ahead > 0)
+            for sums, ids in ((load.coming, self.loading), (load.ahead, self.queued)):
+                assert sums.prompts == sum(self.live[b] == fake.name for b in ids)
+                assert (sums.tokens > 0) == (sums.pairs > 0) == (sums.prompts > 0)
         marks = sum(len(group.prefixes) for group in self.core.roster.groups.values())
         assert bool(marks) == bool(self.live)
 

@@ -133,6 +133,18 @@ def test_a_worker_not_measured_yet_is_no_bargain() -> None:
     assert followed.expected_tokens == 160
 
 
+def test_what_is_booked_costs_what_has_been_learned_since() -> None:
+    core, workers = fleet_of(2)
+    request = rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((1, 1600)), max_tokens=1)
+    placed = {core.route(request, 20.0).worker: None for request.exclude[:] in ([], ["w1"], ["w2"])}
+    first = core.route(rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((9, 400))), 20.0)
+    states = core.roster.fleet.workers.values()
+    guessed = {w.name: w.wait_s(20.0) for w in states}
+    core.progress(rpb.ProgressRequest(booking=first.booking, prefill_s=4.0, ttft_s=4.0), 20.5)
+    assert len(placed) == len(workers)
+    assert all(w.wait_s(20.5) > 5 * guessed[w.name] for w in states)
+
+
 def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
     """A first request that warmed an engine up must not price the others away for good."""
     core, _ = fleet_of(2)

@@ -102,4 +102,4 @@ def test_dynamo_counts_what_it_has_placed_before_it_is_reported() -> None:
     first = place(core, tokens((1, 1600)))[0]
     assert place(core, tokens((200_000, 1600)))[0] != first
     state = core.roster.fleet.workers
-    assert {w.booked.prefill_tokens for w in state.values()} == {1600}
+    assert {w.booked.coming.tokens for w in state.values()} == {1600}
