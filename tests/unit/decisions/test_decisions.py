@@ -249,7 +249,18 @@ def test_a_model_that_two_kinds_of_workers_serve() -> None:
         (
             Roster,
             RecordingRoster,
-            {"group_of", "cursor", "unmark", "computed", "answered", "tick", "measured", "changed", "failed"},
+            {
+                "group_of",
+                "cursor",
+                "complete",
+                "unmark",
+                "computed",
+                "answered",
+                "tick",
+                "measured",
+                "changed",
+                "failed",
+            },
         ),
     ],
 )
