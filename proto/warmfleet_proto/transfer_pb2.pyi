@@ -95,12 +95,16 @@ class LeaseResponse(_message.Message):
     def __init__(self, lease: _Optional[int] = ..., secret: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., blocks: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("transport", "port")
+    __slots__ = ("transport", "port", "host", "socket")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
     transport: str
     port: int
-    def __init__(self, transport: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+    host: str
+    socket: str
+    def __init__(self, transport: _Optional[str] = ..., port: _Optional[int] = ..., host: _Optional[str] = ..., socket: _Optional[str] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("lease", "secret")

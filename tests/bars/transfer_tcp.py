@@ -21,11 +21,12 @@ from threading import Thread
 from typing import NamedTuple
 
 import grpc
+from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.transfer.frames import PIECE_BYTES, block_sum
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.tcp_source import TcpSource
 from warmfleet_worker.transfer.tcp_target import TcpTarget
-from warmfleet_worker.transfer.transport import Address, Parcel
+from warmfleet_worker.transfer.transport import Parcel
 
 from tests.bars.peers import free_port
 from tests.bars.rows import Row
@@ -110,8 +111,7 @@ def running() -> Iterator[tuple[list[int], Callable[[], float]]]:
 
 def by_tcp(port: int) -> float:
     haul = Collected(BLOCKS, BLOCK_BYTES, Slabs(8, PIECE_BYTES), keep=False)
-    address = Address("127.0.0.1", port)
-    pulling = (address, LEASE, SECRET, haul)
+    pulling = ("127.0.0.1", Offer(port=port), LEASE, SECRET, haul)
     threads = [Thread(target=TcpTarget().pull, args=pulling) for _ in range(STREAMS)]
     began = time.perf_counter()
     for thread in threads:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from warmfleet_worker.transfer.refusal import Refusal
 from warmfleet_worker.worker import Worker
 
 from tests.process.exchange import End, giving, grant_of, hashes_of, pair, pull_of, root_of
-from tests.process.gateway import expected, stream
+from tests.process.gateway import Stream, expected, stream, stub_of
 from tests.unit.transfer.certificates import authority, certificate
 
 PROMPT = list(range(200))  # twelve full blocks and a half
@@ -245,10 +245,11 @@ async def test_a_worker_without_a_key_gives_nothing(tmp_path: Path) -> None:
 async def test_a_fleet_with_tls_moves_blocks_over_tls(tmp_path: Path) -> None:
     """Mutual TLS on every port: leases over gRPC, bytes over the data port."""
     tls = certificate(tmp_path, "worker", authority(tmp_path, "fleet"))
+    over = {"transports": ["tcp"]}
     wire = {"certificate": tls.certificate, "key": tls.key, "authority": tls.authority}
     async with (
-        giving(tmp_path, "a", tls=wire) as a,
-        giving(tmp_path, "b", tls=wire) as b,
+        giving(tmp_path, "a", tls=wire, transfer=over) as a,
+        giving(tmp_path, "b", tls=wire, transfer=over) as b,
         connect(a.grpc_address, tls) as to_a,
         connect(b.grpc_address, tls) as to_b,
         stream(WorkerStub(to_a)) as at_a,  # type: ignore[no-untyped-call]
@@ -262,3 +263,41 @@ async def test_a_fleet_with_tls_moves_blocks_over_tls(tmp_path: Path) -> None:
             plain.sendall(hello(1, bytes(16)))
             with contextlib.suppress(ConnectionResetError):
                 assert b"WFT" not in plain.recv(100), "nothing is said in the clear"
+
+
+async def test_workers_of_one_host_share_memory(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (a, b):
+        await made_on(a)
+        pulled = await answered(b, PROMPT, 1, pull=pull_of(a.worker, PROMPT))
+        assert pulled.tokens == 192
+        assert b.worker.exchange.puller.carried == {"shm": pulled.bytes}
+
+
+async def test_where_memory_cannot_be_shared_the_next_attempt_takes_the_network(tmp_path: Path) -> None:
+    """As between two containers: the host is the same, the socket is not found."""
+    async with pair(tmp_path) as (a, b):
+        assert a.worker.exchange.service is not None
+        (shared,) = [o for o in a.worker.exchange.service.offers if o.transport == "shm"]
+        shared.socket = "warmfleet-nobody"
+        await made_on(a)
+        pulled = await answered(b, PROMPT, 1, pull=pull_of(a.worker, PROMPT))
+        assert (pulled.tokens, pulled.failure) == (192, "")
+        assert +b.worker.exchange.puller.carried == {"tcp": pulled.bytes}
+
+
+async def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
+    async with (
+        giving(tmp_path, "a", transfer={"transports": ["tcp"]}) as a,
+        giving(tmp_path, "b", transfer={"transports": ["shm"]}) as b,
+        stream_of(a) as at_a,
+        stream_of(b) as at_b,
+    ):
+        await made_on(End(a, at_a))
+        pulled = await answered(End(b, at_b), PROMPT, 1, pull=pull_of(a, PROMPT))
+        assert (pulled.tokens, pulled.failure) == (0, Failure.REFUSED)
+
+
+@contextlib.asynccontextmanager
+async def stream_of(worker: Worker) -> AsyncIterator[Stream]:
+    async with stub_of(worker) as stub, stream(stub) as opened:
+        yield opened

@@ -16,7 +16,7 @@ from warmfleet_worker.transfer.transport import Parcel
 
 from tests.process.exchange import End, pair, pull_of
 from tests.process.gateway import expected
-from tests.process.test_pull_faults import FaultyShelf, at_rest, flipped, swapped, truncated
+from tests.process.test_pull_faults import at_rest, flipped, spoil, swapped, truncated
 
 SEEDS = 20
 REQUESTS, TOKENS = 40, 3
@@ -78,10 +78,11 @@ async def ask(rng: random.Random, ends: tuple[End, End], handle: int) -> Asked:
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_whatever_happens_answers_are_right_and_pools_balance(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    tiers: dict[str, Any] = {"host_bytes": BLOCKS * 128} if seed % 2 else {}
-    async with pair(tmp_path, total_blocks=BLOCKS, chunk_tokens=64, **tiers) as ends:
+    settings: dict[str, Any] = {"host_bytes": BLOCKS * 128} if seed % 2 else {}
+    settings["transfer"] = {"transports": [["tcp"], ["shm"], ["tcp", "shm"]][seed % 3]}
+    async with pair(tmp_path, total_blocks=BLOCKS, chunk_tokens=64, **settings) as ends:
         for end in ends:
-            end.worker.exchange.source._shelf = FaultyShelf(end.worker.exchange.shelf, Chaos(rng, end))
+            spoil(end.worker, Chaos(rng, end))
         handles = iter(range(1, REQUESTS + 1))
         while batch := [await ask(rng, ends, handle) for handle in islice(handles, rng.randrange(1, 6))]:
             await asyncio.gather(*(asked.answered() for asked in batch))

@@ -4,13 +4,15 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from warmfleet_proto.transfer_pb2 import LeaseResponse
 from warmfleet_worker.transfer.leases import Lease
 from warmfleet_worker.transfer.pull import Failure
+from warmfleet_worker.transfer.shared_memory import SharedLane, SharedMemory
 from warmfleet_worker.transfer.shelf import PoolShelf
-from warmfleet_worker.transfer.transport import Lot, Parcel
+from warmfleet_worker.transfer.transport import Fill, Lot, Parcel
 from warmfleet_worker.worker import Worker
 
 from tests.process.exchange import End, pair, pull_of
@@ -36,6 +38,8 @@ class FaultyShelf:
 
 
 class FaultyLot:
+    """Over a data port."""
+
     def __init__(self, lot: Lot, fault: Fault) -> None:
         self.block_bytes, self.blocks = lot.block_bytes, lot.blocks
         self._lot = lot
@@ -44,6 +48,9 @@ class FaultyLot:
     def fetch(self, first: int, count: int, slab: memoryview) -> Parcel | None:
         parcel = self._lot.fetch(first, count, slab)
         return None if parcel is None else self._fault(self.block_bytes, parcel)
+
+    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+        raise NotImplementedError
 
 
 def flipped(size: int, parcel: Parcel) -> Parcel:
@@ -82,8 +89,44 @@ class Replayed:
         return self._old
 
 
+class FaultyLane(SharedLane):
+    """What befalls a slab after the sums of its blocks were made."""
+
+    fault: Fault
+
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+        sums, size = super().fill(slab, lot, first, count), lot.block_bytes
+        if sums is None:
+            return None
+        memory = self._memory[slab * self.shape.slab_bytes :][: count * size]
+        parcel = self.fault(size, Parcel([memoryview(bytes(memory))], sums))
+        if parcel is None:
+            return None
+        memory[:] = b"".join(parcel.parts)
+        return parcel.sums
+
+
+class FaultyMemory(SharedMemory):
+    def __init__(self, source: Worker, fault: Fault) -> None:
+        super().__init__(source.runner.engine, 1)
+        self._fault = fault
+
+    def make(self) -> FaultyLane:
+        lane = FaultyLane(self._engine, self._shape)
+        lane.fault = self._fault
+        return lane
+
+
 def spoil(source: Worker, fault: Fault) -> None:
     source.exchange.source._shelf = FaultyShelf(source.exchange.shelf, fault)
+    for each in source.exchange.lane_sources:
+        each._lanes = FaultyMemory(source, fault)
+
+
+@pytest.fixture(params=["tcp", "shm"])
+def config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of workers that have one transport."""
+    return {"transfer": {"transports": [request.param]}}
 
 
 def prompt_of(number: int) -> list[int]:
@@ -104,8 +147,10 @@ async def at_rest(*ends: End) -> None:
 
 
 @pytest.mark.parametrize("damage", [flipped, swapped, truncated], ids=lambda d: d.__name__)
-async def test_a_thousand_damaged_blocks_are_never_served(tmp_path: Path, damage: Fault) -> None:
-    async with pair(tmp_path, total_blocks=4096) as (a, b):
+async def test_a_thousand_damaged_blocks_are_never_served(
+    tmp_path: Path, config: dict[str, Any], damage: Fault
+) -> None:
+    async with pair(tmp_path, **config, total_blocks=4096) as (a, b):
         spoil(a.worker, damage)
         for number in range(1, ROUNDS + 1):
             prompt = prompt_of(number)
@@ -123,9 +168,9 @@ async def test_a_thousand_damaged_blocks_are_never_served(tmp_path: Path, damage
         await at_rest(a, b)
 
 
-async def test_replayed_answers_are_never_served(tmp_path: Path) -> None:
+async def test_replayed_answers_are_never_served(tmp_path: Path, config: dict[str, Any]) -> None:
     """What was right once is wrong for every other block."""
-    async with pair(tmp_path, total_blocks=4096) as (a, b):
+    async with pair(tmp_path, **config, total_blocks=4096) as (a, b):
         spoil(a.worker, Replayed())
         for number in range(ROUNDS + 1):
             prompt = prompt_of(number)
@@ -137,14 +182,14 @@ async def test_replayed_answers_are_never_served(tmp_path: Path) -> None:
         await at_rest(a, b)
 
 
-async def test_one_damaged_attempt_is_made_good_by_the_next(tmp_path: Path) -> None:
+async def test_one_damaged_attempt_is_made_good_by_the_next(tmp_path: Path, config: dict[str, Any]) -> None:
     attempts = iter([flipped])
 
     def once(size: int, parcel: Parcel) -> Parcel:
         damage = next(attempts, None)
         return damage(size, parcel) if damage else parcel
 
-    async with pair(tmp_path) as (a, b):
+    async with pair(tmp_path, **config) as (a, b):
         spoil(a.worker, once)
         prompt = prompt_of(1)
         await made_on(a, prompt, 1)
@@ -156,9 +201,9 @@ async def test_one_damaged_attempt_is_made_good_by_the_next(tmp_path: Path) -> N
         await at_rest(a, b)
 
 
-async def test_blocks_that_stand_for_other_tokens_are_refused(tmp_path: Path) -> None:
+async def test_blocks_that_stand_for_other_tokens_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     """The token check: a hash that agrees is not enough."""
-    async with pair(tmp_path) as (a, b):
+    async with pair(tmp_path, **config) as (a, b):
         service = a.worker.exchange.service
         assert service is not None
         honest = service._response
@@ -178,8 +223,10 @@ async def test_blocks_that_stand_for_other_tokens_are_refused(tmp_path: Path) ->
         await at_rest(a, b)
 
 
-async def test_a_lease_that_ends_under_way_is_taken_up_once_more(tmp_path: Path) -> None:
-    async with pair(tmp_path) as (a, b):
+async def test_a_lease_that_ends_under_way_is_taken_up_once_more(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    async with pair(tmp_path, **config) as (a, b):
         leases, ended = a.worker.exchange.leases, []
 
         def end_first(size: int, parcel: Parcel) -> Parcel | None:
@@ -197,9 +244,9 @@ async def test_a_lease_that_ends_under_way_is_taken_up_once_more(tmp_path: Path)
         await at_rest(a, b)
 
 
-async def test_a_block_reused_while_it_is_read_never_leaves(tmp_path: Path) -> None:
+async def test_a_block_reused_while_it_is_read_never_leaves(tmp_path: Path, config: dict[str, Any]) -> None:
     """The lease ends and its blocks are overwritten between the first look and the copy."""
-    async with pair(tmp_path, total_blocks=120) as (a, b):
+    async with pair(tmp_path, **config, total_blocks=120) as (a, b):
         prompt = prompt_of(1)
         await made_on(a, prompt, 1)
         engine, leases, cache = a.worker.runner.engine, a.worker.exchange.leases, a.worker.scheduler.cache
@@ -222,11 +269,11 @@ async def test_a_block_reused_while_it_is_read_never_leaves(tmp_path: Path) -> N
 
 
 async def test_a_target_that_dies_costs_a_lease_no_more_than_its_ttl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never releases; the source's pool balances when the TTL is over."""
     monkeypatch.setattr("warmfleet_worker.transfer.leases.LEASE_TTL_S", 2.0)
-    async with pair(tmp_path) as (a, b):
+    async with pair(tmp_path, **config) as (a, b):
         prompt = prompt_of(1)
         await made_on(a, prompt, 1)
 

@@ -1,8 +1,7 @@
 """Every metric of a worker. Counts are read from the scheduler when somebody asks, never kept twice."""
 
 from collections import Counter
-from collections.abc import Iterator
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -95,6 +94,8 @@ class _Exchange(Collector):
         puller, service = self._exchange.puller, self._exchange.service
         yield _by("pulls", "Pulls ended, by what went wrong", "failure", Failure, puller.pulls)
         yield _counter("pulled_bytes", "Bytes of blocks received from peers", puller.received_bytes)
+        carried = "Bytes of blocks received, by transport"
+        yield _by("carried_bytes", carried, "transport", puller.transports, puller.carried)
         yield _counter("pulled_wasted_bytes", "Of those, for nothing", puller.wasted_bytes)
         yield _counter("pulled_corrupt_blocks", "Blocks that were damaged on the way", puller.corrupt.total())
         yield _counter("given_bytes", "Bytes of blocks sent to peers", self._exchange.shelf.given_bytes)
@@ -107,10 +108,10 @@ class _Exchange(Collector):
             yield _by("leases_refused", "Leases refused, by reason", "reason", Refusal, service.refused)
 
 
-def _by(name: str, says: str, label: str, kinds: type[StrEnum], counts: Counter[Any]) -> Metric:
+def _by(name: str, says: str, label: str, kinds: Iterable[str], counts: Counter[Any]) -> Metric:
     family = CounterMetricFamily(f"warmfleet_worker_{name}", says, labels=[label])
     for kind in kinds:
-        family.add_metric([kind.value or "none"], counts[kind])
+        family.add_metric([str(kind) or "none"], counts[kind])
     return family
 
 

@@ -2,12 +2,12 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
-from warmfleet_worker.transfer.frames import block_sum, piece_blocks
+from warmfleet_worker.transfer.frames import block_sum
 from warmfleet_worker.transfer.slabs import Slabs
-from warmfleet_worker.transfer.transport import Parcel, Piece
+from warmfleet_worker.transfer.transport import Fill, Parcel, Piece
 
 LEASE, SECRET = 7, bytes(range(16))
 
@@ -30,6 +30,11 @@ class Blocks:
             return None
         return Parcel(self.memory[first : first + count], self.sums[first : first + count])
 
+    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+        """Its blocks are those of an engine's pool with the same numbers."""
+        numbers = range(first, first + count)
+        return fill(numbers, numbers) if self.live else None
+
 
 def random_blocks(count: int, size: int) -> list[bytes]:
     return [os.urandom(size) for _ in range(count)]
@@ -45,24 +50,29 @@ class Collected:
         self.over = False
         self._slabs = slabs
         self._keep = keep
-        self._pieces = deque(_pieces(blocks, piece_blocks(block_bytes)))
+        self._wanted = deque([(0, blocks)])
+        self._most = blocks
         self._lock = Lock()
         assert slabs.join(self)
 
-    def take(self, wait: bool) -> Piece | None:
+    def take(self, wait: bool, most: int) -> Piece | None:
         slab = self._slabs.take(self, wait)
         if slab is None:
             return None
-        try:
-            first, count = self._pieces.popleft()
-        except IndexError:
-            self._slabs.give_back(self, slab)
-            return None
-        return Piece(first, range(first, first + count), slab)
+        with self._lock:
+            if self._wanted:
+                first, left = self._wanted.popleft()
+                count = min(left, most, self._most)
+                if left > count:
+                    self._wanted.appendleft((first + count, left - count))
+                numbers = range(first, first + count)
+                return Piece(first, numbers, numbers, slab)
+        self._slabs.give_back(self, slab)
+        return None
 
     def one_by_one(self) -> None:
         """Each block a piece of its own."""
-        self._pieces = deque(_pieces(self.blocks, 1))
+        self._most = 1
 
     def received(self, count: int) -> None:
         self.received_bytes += count
@@ -85,8 +95,3 @@ class Collected:
     def stop(self) -> None:
         self.over = True
         self._slabs.leave(self)
-
-
-def _pieces(blocks: int, most: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, blocks, most):
-        yield first, min(most, blocks - first)

@@ -9,6 +9,7 @@ from threading import Thread
 
 import pytest
 from warmfleet_proto.errors import Corrupt, WorkerLost
+from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.transfer import frames
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.tcp_source import TcpSource
@@ -40,7 +41,7 @@ def pull(address: Address, haul: Collected, streams: int = 1, secret: bytes = SE
 
     def stream() -> None:
         try:
-            TcpTarget().pull(address, LEASE, secret, haul)
+            TcpTarget().pull(address.host, Offer(port=address.port), LEASE, secret, haul)
         except (WorkerLost, Corrupt) as error:
             errors.append(error)
 

@@ -6,6 +6,7 @@ import pytest
 from warmfleet_proto.channel import Tls
 from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.transfer.frames import PIECE_BYTES
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.tcp_source import TcpSource
@@ -38,7 +39,7 @@ def pull(source: TcpSource, target: TcpTarget) -> Collected:
     address = Address("127.0.0.1", source.listen("127.0.0.1", 0))
     haul = Collected(COUNT, SIZE, Slabs(2, PIECE_BYTES))
     try:
-        target.pull(address, LEASE, SECRET, haul)
+        target.pull(address.host, Offer(port=address.port), LEASE, SECRET, haul)
     finally:
         source.close()
     return haul

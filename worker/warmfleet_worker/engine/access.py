@@ -1,6 +1,7 @@
 """The bytes of a torch pool's blocks, from threads beside the one that computes."""
 
 from collections.abc import Sequence
+from threading import local
 from typing import Protocol
 
 import numpy as np
@@ -46,25 +47,34 @@ class HostAccess:
 
 
 class CudaAccess:
-    """On a stream of its own. Readable blocks were finished before they became readable, and nobody waits
-    for written ones before this returns: so no event is needed."""
+    """On a stream of each thread's own. Readable blocks were finished before they became readable, and nobody
+    waits for written ones before this returns: so no event is needed."""
 
     def __init__(self, words: Tensor) -> None:
         self._words = words
-        self._stream = torch.cuda.Stream(words.device)  # type: ignore[no-untyped-call]
+        self._own = local()
 
     @torch.inference_mode()
     def read(self, blocks: Sequence[int], copy: memoryview) -> None:
-        with torch.cuda.stream(self._stream):
-            self._host(blocks, copy).copy_(self._words.index_select(0, self._index(blocks)))
-            self._stream.synchronize()
+        stream = self._stream()
+        with torch.cuda.stream(stream):
+            gathered = self._words.index_select(0, self._index(blocks))
+            self._host(blocks, copy).copy_(gathered, non_blocking=True)
+            stream.synchronize()
 
     @torch.inference_mode()
     def write(self, blocks: Sequence[int], copy: memoryview) -> None:
-        with torch.cuda.stream(self._stream):
-            arrived = self._host(blocks, copy).to(self._words.device)
+        stream = self._stream()
+        with torch.cuda.stream(stream):
+            arrived = self._host(blocks, copy).to(self._words.device, non_blocking=True)
             self._words.index_copy_(0, self._index(blocks), arrived)
-            self._stream.synchronize()
+            stream.synchronize()
+
+    def _stream(self) -> torch.cuda.Stream:
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self._words.device)  # type: ignore[no-untyped-call]
+        stream: torch.cuda.Stream = self._own.stream
+        return stream
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
         return torch.tensor(blocks, device=self._words.device)

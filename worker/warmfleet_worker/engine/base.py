@@ -6,7 +6,7 @@ requests, caching or the network, and never allocates or frees a block.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Run(NamedTuple):
@@ -145,6 +145,10 @@ class Engine(Protocol):
     def launch(self, plan: Plan) -> Finish:
         """Hand a step to the device, behind those launched before, which finish first. One thread launches
         and finishes all of them."""
+
+    @property
+    def cuda_pool(self) -> Any:
+        """The pool, a ``torch.Tensor`` [blocks, ...], if it lies on a CUDA device; else None."""
 
     def host_memory(self, size: int) -> memoryview:
         """So many bytes that blocks are copied from and to at the link's full rate."""

@@ -100,6 +100,8 @@ class SimEngine:
             return work
         return replace(work, token_ids=(self._drawn[work.follows],))
 
+    cuda_pool = None
+
     def host_memory(self, size: int) -> memoryview:
         """See ``engine.base.Engine``."""
         return np.zeros(size, np.uint8).data

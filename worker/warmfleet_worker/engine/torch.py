@@ -152,6 +152,11 @@ class TorchEngine:
         """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
         return StepResult(read(plan.works, draw_works(plan.works, hidden, self.llama.logits)))
 
+    @property
+    def cuda_pool(self) -> Tensor | None:
+        """See ``engine.base.Engine``."""
+        return self.pool if self.pool.is_cuda else None
+
     def host_memory(self, size: int) -> memoryview:
         """See ``engine.base.Engine``. Pinned for a GPU; on a CPU untouched pages cost nothing."""
         return host_memory(size, pinned=self.pool.is_cuda)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import grpc
 import msgspec
@@ -12,16 +12,22 @@ from warmfleet_proto.channel import Tls, check_exposure, split_address
 from warmfleet_proto.settings import ConfigError, read_key
 from warmfleet_proto.transfer_pb2_grpc import add_TransferServicer_to_server
 
+from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.transfer.bringer import Bringer
 from warmfleet_worker.transfer.frames import PIECE_BYTES
 from warmfleet_worker.transfer.grant import Gatekeeper
+from warmfleet_worker.transfer.here import here
+from warmfleet_worker.transfer.lane import Lanes
+from warmfleet_worker.transfer.lane_source import LaneSource
+from warmfleet_worker.transfer.lane_target import LaneTarget
 from warmfleet_worker.transfer.leases import Leases
 from warmfleet_worker.transfer.peers import Peers
 from warmfleet_worker.transfer.puller import MAX_PULLS, Puller
 from warmfleet_worker.transfer.service import TransferService
+from warmfleet_worker.transfer.shared_memory import SharedMemory
 from warmfleet_worker.transfer.shelf import PoolShelf
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.supply import PeerSupply
@@ -29,11 +35,13 @@ from warmfleet_worker.transfer.tcp_source import TcpSource
 from warmfleet_worker.transfer.tcp_target import TcpTarget
 from warmfleet_worker.transfer.throttle import Throttle
 from warmfleet_worker.transfer.tls import source_context, target_context
+from warmfleet_worker.transfer.transport import Transport
 
 DESCRIPTOR = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
 
 _TICK_S = 0.25  # between looks at the leases' time
 _MOST_STREAMS = 8
+_MOST_LANES = 8  # of a kind
 
 
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,13 +49,17 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key_file: str = ""  # made by ``warmfleet key --worker NAME``; empty: this worker gives no blocks
     listen: str = ""  # HOST:PORT of the data port; empty: a free one beside the gRPC port
+    transports: tuple[Literal["cuda", "shm", "tcp"], ...] = ("cuda", "shm", "tcp")  # offered and taken, where
+    # they can be; the fastest of a pair is used
     streams: Annotated[int, Meta(ge=0, le=64)] = 0  # connections a pull; 0: one a core, at most eight
     memory_bytes: Annotated[int, Meta(ge=MAX_PULLS * PIECE_BYTES)] = 256 << 20  # of blocks on their way here
-    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0  # that peers get at most; 0: no bound
+    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0  # that peers get at most, by tcp alone; 0: no bound
 
 
 def check(config: Transfer, tls: Tls | None, insecure: bool) -> None:
     """Raises ConfigError."""
+    if not config.transports:
+        raise ConfigError("transfer.transports: blocks cannot move without any")
     if config.listen:
         split_address(config.listen)
         check_exposure("transfer.listen", config.listen, tls, insecure)
@@ -64,18 +76,23 @@ class Exchange:
         """Raises ConfigError."""
         self._config = config
         self._runner = runner
+        engine = runner.engine
         streams = config.streams or min(os.cpu_count() or 1, _MOST_STREAMS)
-        size = max(PIECE_BYTES, runner.engine.block_bytes)
-        slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size)
-        target = TcpTarget(None if tls is None else target_context(tls))
+        size = max(PIECE_BYTES, engine.block_bytes)
+        slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size, engine.host_memory)
+        self._lanes = _lanes(config, engine, streams)
+        targets: list[Transport] = [LaneTarget(each) for each in self._lanes]
+        if "tcp" in config.transports:
+            targets.append(TcpTarget(None if tls is None else target_context(tls), streams))
         peers = Peers(tls)
-        self.puller = Puller(name, runner, peers, target, slabs, streams)
+        self.puller = Puller(name, runner, peers, targets, slabs)
         self.bringer = Bringer(name, runner, peers)
         runner.carriers[Source.PEER] = self.puller
         runner.scheduler.batch.fetching.supplies.append(PeerSupply())
         self.leases = Leases(runner.scheduler.cache, below.host if below else None)
         self.shelf = PoolShelf(self.leases, runner.engine, runner.now, below)
         self.service: TransferService | None = None
+        self.lane_sources: list[LaneSource] = []
         self._ticks: asyncio.Task[None] | None = None
         if config.key_file:
             key = read_key("transfer.key_file", config.key_file)
@@ -83,7 +100,9 @@ class Exchange:
             self.service = TransferService(runner, gatekeeper, self.leases, below.records if below else None)
             throttle = Throttle(config.bytes_per_s) if config.bytes_per_s else None
             context = None if tls is None else source_context(tls)
-            self.source = TcpSource(self.shelf, context, throttle)
+            self.source = TcpSource(self.shelf, context, throttle, engine.host_memory)
+            if not throttle:
+                self.lane_sources = [LaneSource(self.shelf, each, _MOST_LANES) for each in self._lanes]
 
     @property
     def gives(self) -> bool:
@@ -94,13 +113,11 @@ class Exchange:
         """``host`` of the gRPC server. Raises ConfigError when the data port cannot be had."""
         if self.service is None:
             return
-        address = self._config.listen or f"[{host}]:0"
-        where, wanted = split_address(address)
-        try:
-            port = self.source.listen(where, wanted)
-        except OSError as error:
-            raise ConfigError(f"transfer.listen: cannot listen on {address}: {error.strerror}") from None
-        self.service.offers.append(transfer_pb2.Offer(transport="tcp", port=port))
+        if "tcp" in self._config.transports:
+            self.service.offers.append(self._serve_tcp(host))
+        for source in self.lane_sources:
+            offer = transfer_pb2.Offer(transport=source.name, host=here(), socket=source.listen_here())
+            self.service.offers.append(offer)
         add_TransferServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
         self._ticks = asyncio.create_task(self._expire(self.service))
 
@@ -109,9 +126,31 @@ class Exchange:
         if self._ticks is not None:
             self._ticks.cancel()
             await asyncio.gather(self._ticks, return_exceptions=True)
-            await asyncio.to_thread(self.source.close)
+            for source in (self.source, *self.lane_sources):
+                await asyncio.to_thread(source.close)
+
+    def _serve_tcp(self, host: str) -> transfer_pb2.Offer:
+        address = self._config.listen or f"[{host}]:0"
+        where, wanted = split_address(address)
+        try:
+            port = self.source.listen(where, wanted)
+        except OSError as error:
+            raise ConfigError(f"transfer.listen: cannot listen on {address}: {error.strerror}") from None
+        return transfer_pb2.Offer(transport="tcp", port=port)
 
     async def _expire(self, service: TransferService) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             service.expire()
+
+
+def _lanes(config: Transfer, engine: Engine, streams: int) -> list[Lanes]:
+    """The kinds that this worker can have."""
+    made: list[Lanes] = []
+    if "cuda" in config.transports and engine.cuda_pool is not None:
+        from warmfleet_worker.transfer.device_lanes import DeviceLanes
+
+        made.append(DeviceLanes.of_cuda(engine.cuda_pool))
+    if "shm" in config.transports:
+        made.append(SharedMemory(engine, streams))
+    return made

@@ -9,6 +9,7 @@ Blocks are numbered from the lease's first. Sums are xxh3-128 of each block's by
 BlockHash: a block that is whole but another one, or comes again in another's place, does not agree either.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 
 import xxhash
@@ -36,6 +37,11 @@ def seed(block_hash: bytes) -> int:
 
 def block_sum(block: bytes | memoryview, seed: int) -> bytes:
     return xxhash.xxh3_128_digest(block, seed)
+
+
+def block_sums(slab: memoryview, size: int, seeds: Sequence[int]) -> list[bytes]:
+    """Of the slab's first blocks, one for each seed."""
+    return [block_sum(slab[i * size : (i + 1) * size], each) for i, each in enumerate(seeds)]
 
 
 def piece_blocks(block_bytes: int) -> int:

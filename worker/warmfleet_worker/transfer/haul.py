@@ -1,7 +1,7 @@
 """One pull as the transports' threads see it: which pieces are wanted, and into which blocks they go.
 
-Blocks are written into the pool as they are verified, in whatever order the streams bring them; only a run
-from the front counts as arrived. Once ``over``, and when no thread holds a piece, nothing more is written.
+Blocks come in whatever order the streams bring them; only a run from the front counts as arrived. Once
+``over``, and when no thread holds a piece, nothing more is written.
 """
 
 from collections import deque
@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 
 from warmfleet_worker.engine.base import Engine
-from warmfleet_worker.transfer.frames import piece_blocks
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.transport import Piece
+
+_NO_SLAB = memoryview(b"")
 
 
 class PoolHaul:
@@ -20,13 +21,14 @@ class PoolHaul:
     def __init__(
         self,
         engine: Engine,
-        slabs: Slabs,
+        slabs: Slabs | None,
         blocks: Sequence[int],
         seeds: Sequence[int],
         on_arrival: Callable[[], None],
     ) -> None:
-        """``blocks`` of the pool, where the lease's go; ``seeds`` of their sums. Raises BlockingIOError when
-        as many pulls are under way as there are slabs."""
+        """``blocks`` of the pool, where the lease's go; ``seeds`` of their sums; no ``slabs`` for a transport
+        that writes into the pool itself. Raises BlockingIOError when as many pulls are under way as there
+        are slabs."""
         self.block_bytes = engine.block_bytes
         self.blocks = len(blocks)
         self.received_bytes = 0
@@ -40,8 +42,8 @@ class PoolHaul:
         self._lock = Lock()
         self._whole = bytearray(self.blocks)
         self._front = 0
-        self._wanted = deque(_pieces(self.blocks, piece_blocks(engine.block_bytes)))
-        if not slabs.join(self):
+        self._wanted = deque([(0, self.blocks)])  # runs of blocks: first and count
+        if slabs is not None and not slabs.join(self):
             raise BlockingIOError("too many pulls at once")
 
     @property
@@ -54,21 +56,17 @@ class PoolHaul:
         """Blocks that are in the pool, wherever."""
         return sum(self._whole)
 
-    @property
-    def pieces(self) -> int:
-        return len(self._wanted)
-
-    def take(self, wait: bool) -> Piece | None:
+    def take(self, wait: bool, most: int) -> Piece | None:
         if not self._wanted:
             return None
-        slab = self._slabs.take(self, wait)
+        slab = _NO_SLAB if self._slabs is None else self._slabs.take(self, wait)
         if slab is None:
             return None
         with self._lock:
             if self._wanted and not self.over:
-                first, count = self._wanted.popleft()
-                return Piece(first, self._seeds[first : first + count], slab)
-        self._slabs.give_back(self, slab)
+                first, end = self._next(most)
+                return Piece(first, self._seeds[first:end], self._targets[first:end], slab)
+        self._give_back(slab)
         return None
 
     def received(self, count: int) -> None:
@@ -77,20 +75,33 @@ class PoolHaul:
 
     def landed(self, piece: Piece, good: int) -> None:
         if not self.over:
-            self._engine.write_blocks(self._targets[piece.first : piece.first + good], piece.buffer)
+            if self._slabs is not None:
+                self._engine.write_blocks(piece.targets[:good], piece.buffer)
             self._count(piece, good)
             self._on_arrival()
-        self._slabs.give_back(self, piece.buffer)
+        self._give_back(piece.buffer)
 
     def lost(self, piece: Piece) -> None:
         with self._lock:
             self._wanted.appendleft((piece.first, piece.blocks))
-        self._slabs.give_back(self, piece.buffer)
+        self._give_back(piece.buffer)
 
     def stop(self) -> None:
         """Nothing more is wanted; who waits for a slab goes."""
         self.over = True
-        self._slabs.leave(self)
+        if self._slabs is not None:
+            self._slabs.leave(self)
+
+    def _next(self, most: int) -> tuple[int, int]:
+        """First block and end of the next piece. Under the lock."""
+        first, count = self._wanted.popleft()
+        if count > most:
+            self._wanted.appendleft((first + most, count - most))
+        return first, first + min(count, most)
+
+    def _give_back(self, slab: memoryview) -> None:
+        if self._slabs is not None:
+            self._slabs.give_back(self, slab)
 
     def _count(self, piece: Piece, good: int) -> None:
         with self._lock:
@@ -100,7 +111,3 @@ class PoolHaul:
                 self._front += 1
             if self.bad:
                 self.over = True
-
-
-def _pieces(blocks: int, most: int) -> list[tuple[int, int]]:
-    return [(first, min(most, blocks - first)) for first in range(0, blocks, most)]

@@ -61,6 +61,11 @@ class Lease:
     live: bool = True
     foretold: int = 0  # of the lent blocks on disk: the system has been told to read them
 
+    @property
+    def on_device(self) -> bool:
+        """All of it."""
+        return all(each.tier == Tier.DEVICE for each in self.lent)
+
 
 class Leases:
     """``caches`` of the tiers that have a pool."""

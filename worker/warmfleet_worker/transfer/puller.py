@@ -6,22 +6,24 @@ Whatever goes wrong, what has arrived counts and the rest is computed: a pull ca
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from warmfleet_proto.channel import split_address
 from warmfleet_proto.errors import Corrupt, WorkerLost
-from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, Offer
 
 from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.runner import Runner
+from warmfleet_worker.transfer.choice import Choice
+from warmfleet_worker.transfer.frames import PIECE_BYTES
 from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.peers import Peers
 from warmfleet_worker.transfer.pull import Failure, Pulled
 from warmfleet_worker.transfer.slabs import Slabs
-from warmfleet_worker.transfer.transport import Address, Transport
+from warmfleet_worker.transfer.transport import Transport
 from warmfleet_worker.transfer.trip import Failed, Trip
 
 _log = logging.getLogger(__name__)
@@ -43,22 +45,30 @@ class Puller:
     """See ``runner.Carrier``. ``name`` is this worker's, as grants call it."""
 
     def __init__(
-        self, name: str, runner: Runner, peers: Peers, transport: Transport, slabs: Slabs, streams: int
+        self, name: str, runner: Runner, peers: Peers, transports: Sequence[Transport], slabs: Slabs
     ) -> None:
         self.pulls: Counter[Failure] = Counter()  # ended, by what went wrong
         self.received_bytes = 0
+        self.carried: Counter[str] = Counter()  # bytes, by the transport that brought them
         self.wasted_bytes = 0
         self.corrupt: Counter[str] = Counter()  # blocks, by the peer that sent them
         self._name = name
         self._runner = runner
         self._peers = peers
-        self._transport = transport
+        self._transports = {each.name: each for each in transports}
+        self._choice = Choice()
         self._slabs = slabs
-        self._streams = streams
         self._turns = asyncio.Semaphore(MAX_PULLS)
-        self._threads = ThreadPoolExecutor(MAX_PULLS * streams, thread_name_prefix="transfer")
+        self._threads = ThreadPoolExecutor(
+            MAX_PULLS * max(each.streams for each in transports), thread_name_prefix="transfer"
+        )
         self._under_way: dict[int, Trip] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def transports(self) -> list[str]:
+        """Their names."""
+        return list(self._transports)
 
     def begin(self, fetch: Fetch) -> None:
         self._under_way[fetch.id] = trip = Trip(fetch, self._runner.now())
@@ -145,27 +155,48 @@ class Puller:
         return lease
 
     async def _transfer(self, trip: Trip, lease: LeaseResponse) -> None:
-        port = next((each.port for each in lease.offers if each.transport == self._transport.name), None)
-        if port is None:
-            raise Failed(Failure.REFUSED, f"the source does not offer {self._transport.name}")
-        address = Address(split_address(trip.pull.address)[0], port)
+        transport, offer = self._chosen(trip.pull.source, lease.offers)
+        host = split_address(trip.pull.address)[0]
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
             loop.call_soon_threadsafe(self._tell, trip)
 
-        haul = trip.begin(self._runner.engine, self._slabs, lease.blocks, tell)
+        slabs = self._slabs if transport.staged else None
+        haul = trip.begin(self._runner.engine, slabs, lease.blocks, tell)
+        began = self._runner.now()
         try:
             streams = [
                 loop.run_in_executor(
-                    self._threads, self._transport.pull, address, lease.lease, lease.secret, haul
+                    self._threads, transport.pull, host, offer, lease.lease, lease.secret, haul
                 )
-                for _ in range(min(self._streams, haul.pieces))
+                for _ in range(min(transport.streams, -(-haul.blocks * haul.block_bytes // PIECE_BYTES)))
             ]
             ends = await asyncio.gather(*streams, return_exceptions=True)
         finally:
             trip.stop()
+        self._learn(trip, transport.name, haul, began)
         self._judge(trip, haul, [end for end in ends if isinstance(end, BaseException)])
+
+    def _chosen(self, source: str, offers: Iterable[Offer]) -> tuple[Transport, Offer]:
+        """Raises Failed."""
+        reached = {
+            each.transport: each
+            for each in offers
+            if each.transport in self._transports and self._transports[each.transport].reaches(each)
+        }
+        name = self._choice.best(source, reached, self._runner.now())
+        if name is None:
+            raise Failed(Failure.REFUSED, f"the source offers none of {', '.join(self._transports)}")
+        return self._transports[name], reached[name]
+
+    def _learn(self, trip: Trip, name: str, haul: PoolHaul, began: float) -> None:
+        now, source = self._runner.now(), trip.pull.source
+        self.carried[name] += haul.received_bytes
+        if haul.received_bytes:
+            self._choice.moved(source, name, haul.received_bytes, now - began, now)
+        elif not trip.abandoned:
+            self._choice.failed(source, name, now)
 
     def _judge(self, trip: Trip, haul: PoolHaul, errors: list[BaseException]) -> None:
         if haul.bad:

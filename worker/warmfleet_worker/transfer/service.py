@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 Records = Callable[[bytes, Sequence[bytes]], Awaitable[Mapping[bytes, Record]]]
 """Those on disk, of a root and leading hashes."""
 
+_BY_DEVICE = ("cuda",)  # transports that read nothing but the pool
 _CODES = {
     Refusal.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.OTHER_LAYOUT: grpc.StatusCode.FAILED_PRECONDITION,
@@ -93,5 +94,5 @@ class TransferService(TransferServicer):
             blocks=len(lease.lent),
             token_ids=b"".join([each.token_ids for each in lease.lent]),
             block_bytes=self._runner.engine.block_bytes,
-            offers=self.offers,
+            offers=[each for each in self.offers if lease.on_device or each.transport not in _BY_DEVICE],
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from warmfleet_proto.errors import WorkerLost
 
 STALL_S = 2.0  # without a byte: the peer is stuck
+_FILE = b"F"  # goes with a descriptor
 _PARTS = 512  # of one sendmsg; Linux takes 1,024
 
 
@@ -21,7 +22,8 @@ class TcpStream:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._secure = isinstance(connected, ssl.SSLSocket)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connected.family != socket.AF_UNIX:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.patience(STALL_S)
 
     def patience(self, seconds: float) -> None:
@@ -61,6 +63,30 @@ class TcpStream:
             if not count:
                 raise WorkerLost("the peer closed the connection")
             view = view[count:]
+
+    @property
+    def is_local(self) -> bool:
+        return self._socket.family == socket.AF_UNIX
+
+    def option(self, level: int, name: int, size: int) -> bytes:
+        return self._socket.getsockopt(level, name, size)
+
+    def send_file(self, descriptor: int) -> None:
+        """To a process of this host, over a Unix socket."""
+        try:
+            socket.send_fds(self._socket, [_FILE], [descriptor])
+        except OSError as error:
+            raise WorkerLost(f"the connection failed: {_why(error)}") from None
+
+    def receive_file(self) -> int:
+        """The caller closes it."""
+        try:
+            data, files, _, _ = socket.recv_fds(self._socket, len(_FILE), 1)
+        except OSError as error:
+            raise WorkerLost(f"the connection failed: {_why(error)}") from None
+        if data != _FILE or len(files) != 1:
+            raise WorkerLost("the peer sent no file")
+        return files[0]
 
     def stop(self) -> None:
         """From any thread: whoever waits in it finds it ended."""

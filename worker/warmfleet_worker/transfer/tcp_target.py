@@ -5,6 +5,7 @@ import ssl
 from collections import deque
 
 from warmfleet_proto.errors import WorkerLost
+from warmfleet_proto.transfer_pb2 import Offer
 
 from warmfleet_worker.transfer import frames
 from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
@@ -17,12 +18,17 @@ class TcpTarget:
     """See ``transport.Transport``."""
 
     name = "tcp"
+    staged = True
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, streams: int = 1) -> None:
+        self.streams = streams
         self._tls = tls
 
-    def pull(self, address: Address, lease: int, secret: bytes, haul: Haul) -> None:
-        stream = self._connect(address)
+    def reaches(self, offer: Offer) -> bool:
+        return True
+
+    def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
+        stream = self._connect(Address(host, offer.port))
         try:
             stream.send([frames.hello(lease, secret)])
             frames.check_welcome(stream.receive(frames.WELCOME_BYTES), haul.block_bytes, haul.blocks)
@@ -42,9 +48,10 @@ class TcpTarget:
 
 def _receive_all(stream: TcpStream, haul: Haul) -> None:
     asked: deque[Piece] = deque()
+    most = frames.piece_blocks(haul.block_bytes)
     try:
         while True:
-            while len(asked) < _UNDER_WAY and (piece := haul.take(wait=not asked)) is not None:
+            while len(asked) < _UNDER_WAY and (piece := haul.take(not asked, most)) is not None:
                 asked.append(piece)
                 stream.send([frames.ask(piece.first, piece.blocks)])
             if not asked or haul.over:

@@ -4,8 +4,13 @@ A transport knows nothing of prefixes, grants or schedulers. It asks the source'
 lease, and fills the target's Haul from the front. Both are called in the transport's own threads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
+
+from warmfleet_proto.transfer_pb2 import Offer
+
+Fill = Callable[[Sequence[int], Sequence[int]], list[bytes]]
+"""Copies these blocks of the pool to where they can be sent from; the sums, made with these seeds."""
 
 
 class Lot(Protocol):
@@ -19,6 +24,9 @@ class Lot(Protocol):
     def fetch(self, first: int, count: int, slab: memoryview) -> "Parcel | None":
         """``count`` blocks from ``first`` on, as they lie in memory or copied into ``slab``; None once the
         lease has ended. What is returned stays valid until the next call."""
+
+    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+        """The same with a copy of the transport's own, of blocks that all lie on the device; the sums."""
 
 
 class Parcel(NamedTuple):
@@ -36,7 +44,8 @@ class Piece(NamedTuple):
 
     first: int
     seeds: Sequence[int]  # of their sums, one a block
-    buffer: memoryview
+    targets: Sequence[int]  # blocks of the pool
+    buffer: memoryview  # empty for a transport that writes into the pool itself
 
     @property
     def blocks(self) -> int:
@@ -54,15 +63,16 @@ class Haul(Protocol):
     def over(self) -> bool:
         """Nothing more is wanted: all is asked for, or the pull was given up."""
 
-    def take(self, wait: bool) -> Piece | None:
-        """The next piece, from the front; None when nothing is left, or when no slab is free and ``wait``
-        is false."""
+    def take(self, wait: bool, most: int) -> Piece | None:
+        """The next piece of at most so many blocks, from the front; None when nothing is left, or when no
+        slab is free and ``wait`` is false."""
 
     def received(self, count: int) -> None:
         """So many bytes of blocks have come, whatever becomes of them."""
 
     def landed(self, piece: Piece, good: int) -> None:
-        """The piece's bytes are in its buffer, and the leading ``good`` blocks agree with their sums."""
+        """The piece's bytes are in its buffer, or in the pool where it has none, and the leading ``good``
+        blocks agree with their sums."""
 
     def lost(self, piece: Piece) -> None:
         """Its bytes will not come."""
@@ -79,6 +89,18 @@ class Transport(Protocol):
     @property
     def name(self) -> str: ...
 
-    def pull(self, address: Address, lease: int, secret: bytes, haul: Haul) -> None:
-        """One stream: until the haul is over. Several streams may share a haul. Raises WorkerLost when the
-        connection fails or the lease has ended, Corrupt when bytes are not what was asked for."""
+    @property
+    def staged(self) -> bool:
+        """Whether its bytes pass through the haul's slabs; else it writes into the pool itself."""
+
+    @property
+    def streams(self) -> int:
+        """How many threads a pull is worth, at most."""
+
+    def reaches(self, offer: Offer) -> bool:
+        """Whether what a source offers can be tried from here."""
+
+    def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
+        """One stream: until the haul is over. Several streams may share a haul. ``host`` is that of the
+        source's gRPC server. Raises WorkerLost when the connection fails or the lease has ended, Corrupt
+        when bytes are not what was asked for."""

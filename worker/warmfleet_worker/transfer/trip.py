@@ -53,8 +53,8 @@ class Trip:
         if lease.blocks > len(self.fetch.pieces) - self.arrived or lease.token_ids != wanted:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
 
-    def begin(self, engine: Engine, slabs: Slabs, blocks: int, tell: Callable[[], None]) -> PoolHaul:
-        """Of the ``blocks`` that were lent. Raises Failed."""
+    def begin(self, engine: Engine, slabs: Slabs | None, blocks: int, tell: Callable[[], None]) -> PoolHaul:
+        """Of the ``blocks`` that were lent; ``slabs`` where they pass through some. Raises Failed."""
         self._before, self._bytes_before, self._haul = self.arrived, self.received_bytes, None
         pieces = self.fetch.pieces[self._before : self._before + blocks]
         targets = [piece.block for piece in pieces]

@@ -1,0 +1,111 @@
+"""Both kinds of lanes without a GPU: pools in memory, and memory of the host in the place of a device's."""
+
+import ctypes
+import mmap
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from warmfleet_worker.engine.access import HostAccess
+from warmfleet_worker.transfer.device_lanes import DeviceLanes
+from warmfleet_worker.transfer.lane import Lane, Lanes, Shape, Window
+from warmfleet_worker.transfer.shared_memory import SharedMemory
+from warmfleet_worker.transfer.tcp_stream import TcpStream
+
+SLABS = 3
+
+
+class Pool:
+    """As much of an Engine as moving its blocks takes."""
+
+    def __init__(self, words: Tensor) -> None:
+        """``words`` int32 [blocks, words]."""
+        self.words = words
+        self.block_bytes = words[0].nbytes
+        self._access = HostAccess(words.view(torch.uint8))
+
+    @classmethod
+    def random(cls, blocks: int, words: int, seed: int = 0) -> "Pool":
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            torch.randint(-(2**31), 2**31 - 1, (blocks, words), dtype=torch.int32, generator=generator)
+        )
+
+    @classmethod
+    def empty(cls, like: "Pool") -> "Pool":
+        return cls(torch.zeros_like(like.words))
+
+    def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        self._access.read(blocks, copy)
+
+    def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
+        self._access.write(blocks, copy)
+
+
+class HostMemory:
+    """See ``device_lanes.DeviceMemory``: what processes of a host can share without a device."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, int] = {}
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def allocate(self, size: int) -> int:
+        file = os.memfd_create("test")
+        os.ftruncate(file, size)
+        address = self._map(file, size)
+        self._files[address] = file
+        return address
+
+    def free(self, address: int) -> None:
+        os.close(self._files.pop(address))
+        del self._maps[address]
+
+    def show(self, stream: TcpStream, address: int) -> None:
+        stream.send_file(self._files[address])
+
+    def open(self, stream: TcpStream, size: int) -> int:
+        file = stream.receive_file()
+        address = self._map(file, size)
+        os.close(file)
+        return address
+
+    def leave(self, address: int) -> None:
+        del self._maps[address]
+
+    def _map(self, file: int, size: int) -> int:
+        mapped = mmap.mmap(file, size)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        self._maps[address] = mapped
+        return address
+
+
+def shared(pool: Pool, shape: Shape) -> Lanes:
+    engine: Any = pool
+    return SharedMemory(engine, 2, shape)
+
+
+def device(pool: Pool, shape: Shape) -> Lanes:
+    return DeviceLanes(pool.words, HostMemory(), shape)
+
+
+KINDS: dict[str, Callable[[Pool, Shape], Lanes]] = {"shm": shared, "device": device}
+
+
+def shape_of(pool: Pool, blocks: int) -> Shape:
+    """Slabs of so many blocks."""
+    return Shape(SLABS, -(-blocks * pool.block_bytes // 256) * 256)
+
+
+def opened(source: Lanes, target: Lanes) -> tuple[Lane, Window]:
+    """Both ends of a lane."""
+    lane = source.make()
+    ours, theirs = (TcpStream(each) for each in socket.socketpair(socket.AF_UNIX))
+    try:
+        lane.show(ours)
+        return lane, target.open(theirs, lane.shape)
+    finally:
+        ours.close()
+        theirs.close()

@@ -1,0 +1,318 @@
+"""Transports over lanes: what arrives is what was leased, and whatever is not is noticed."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from warmfleet_proto.errors import Corrupt, WorkerLost
+from warmfleet_proto.transfer_pb2 import Offer
+from warmfleet_worker.transfer import frames, lane
+from warmfleet_worker.transfer.haul import PoolHaul
+from warmfleet_worker.transfer.here import here
+from warmfleet_worker.transfer.lane import Lanes, Shape
+from warmfleet_worker.transfer.lane_source import LaneSource
+from warmfleet_worker.transfer.lane_target import LaneTarget
+from warmfleet_worker.transfer.shared_memory import SharedLane
+from warmfleet_worker.transfer.tcp_stream import TcpStream
+from warmfleet_worker.transfer.transport import Parcel
+
+from tests.unit.transfer.hauls import LEASE, SECRET, Blocks
+from tests.unit.transfer.lanes import KINDS, Pool, opened, shape_of
+
+Serve = Callable[[Lanes, Blocks], Offer]
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    sources = []
+
+    def start(lanes: Lanes, blocks: Blocks, most: int = 4) -> Offer:
+        sources.append(LaneSource(blocks, lanes, most))
+        return Offer(transport=lanes.name, host=here(), socket=sources[-1].listen_here())
+
+    yield start
+    for source in sources:
+        source.close()
+        assert not source.connections
+
+
+def leased(pool: Pool) -> Blocks:
+    """All blocks of a pool, seeded with their numbers."""
+    return Blocks([memoryview(block.numpy()).cast("B") for block in pool.words])
+
+
+def haul_of(pool: Pool, targets: Sequence[int]) -> PoolHaul:
+    engine: Any = pool
+    return PoolHaul(engine, None, targets, range(len(targets)), lambda: None)
+
+
+def pull(
+    target: LaneTarget, offer: Offer, haul: PoolHaul, streams: int = 1, secret: bytes = SECRET
+) -> list[Exception]:
+    """All streams to their end; what they raised."""
+    errors: list[Exception] = []
+
+    def stream() -> None:
+        try:
+            target.pull("", offer, LEASE, secret, haul)
+        except (WorkerLost, Corrupt) as error:
+            errors.append(error)
+
+    threads = [Thread(target=stream) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(15)
+        assert not thread.is_alive()
+    return errors
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("blocks", "words", "streams"), [(1, 4, 1), (25, 1100, 1), (40, 1024, 2), (7, 5001, 3)]
+)
+def test_everything_arrives_where_it_belongs(
+    serve: Serve, kind: str, blocks: int, words: int, streams: int
+) -> None:
+    source = Pool.random(blocks, words)
+    target, shape = Pool.empty(source), shape_of(source, 3)
+    targets = random.Random(1).sample(range(blocks), blocks)
+    haul = haul_of(target, targets)
+    offer = serve(KINDS[kind](source, shape), leased(source))
+    assert pull(LaneTarget(KINDS[kind](target, shape)), offer, haul, streams) == []
+    assert (haul.arrived, haul.bad, haul.received_bytes) == (blocks, 0, source.words.nbytes)
+    assert (target.words[targets] == source.words).all()
+
+
+DAMAGES = ("flipped", "swapped", "replayed", "torn")
+
+
+@kinds
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damaged_block_is_noticed(kind: str, damage: str) -> None:
+    """Each in its slab after its sum was made, as a source that goes wrong would have it."""
+    count, words = (1001 if kind == "shm" or torch.cuda.is_available() else 41), 64
+    source = Pool.random(count, words)
+    sound, target = source.words.clone(), Pool.empty(source)
+    shape = shape_of(source, count)
+    giving, looking = opened(KINDS[kind](source, shape), KINDS[kind](target, shape))
+    wanted = giving.fill(0, leased(source), 0, count)
+    assert wanted is not None
+    assert looking.start(0, range(count), range(count))() == wanted
+    chance = random.Random(4)
+    for i in range(1, count):
+        match damage:
+            case "flipped":
+                source.words[i, chance.randrange(words)] ^= 1 << chance.randrange(31)
+            case "swapped":
+                source.words[i] = sound[i ^ 1 if i < count - 1 else 1]
+            case "replayed":
+                source.words[i] = sound[0]
+            case "torn":
+                source.words[i, words // 2 :] = sound[i - 1, words // 2 :]
+    theirs = giving.fill(0, leased(source), 0, count)  # the damage is in the slab now
+    got = looking.start(0, range(count), range(count))()
+    assert got == theirs
+    assert [i for i in range(count) if got[i] == wanted[i]] == [0]
+    looking.close()
+    giving.close()
+
+
+@kinds
+def test_a_whole_block_in_anothers_place_does_not_agree(kind: str) -> None:
+    """With the sum that it had in its own: sums are seeded."""
+    source = Pool.random(2, 64)
+    shape = shape_of(source, 2)
+    giving, looking = opened(KINDS[kind](source, shape), KINDS[kind](Pool.empty(source), shape))
+    moved = giving.fill(0, leased(source), 0, 2)
+    assert moved is not None
+    got = looking.start(0, [0, 1], [1, 0])()
+    assert not set(moved) & set(got)
+    looking.close()
+    giving.close()
+
+
+@kinds
+def test_a_damaged_piece_ends_the_pull_and_counts(serve: Serve, kind: str) -> None:
+    source = Pool.random(9, 64)
+    target, shape = Pool.empty(source), shape_of(source, 3)
+    blocks = leased(source)
+    blocks.sums = [b"no such sum here"] * 9
+    blocks.give = lambda first, count, fill: blocks.sums[:count]  # type: ignore[method-assign]
+    haul = haul_of(target, range(9))
+    assert pull(LaneTarget(KINDS[kind](target, shape)), serve(KINDS[kind](source, shape), blocks), haul) == []
+    assert haul.bad == 3
+    assert haul.arrived == 0
+
+
+@kinds
+def test_a_lease_that_ends_is_told(serve: Serve, kind: str) -> None:
+    source = Pool.random(3, 64)
+    blocks, shape = leased(source), shape_of(source, 1)
+    blocks.live = False
+    haul = haul_of(Pool.empty(source), range(3))
+    (error,) = pull(LaneTarget(KINDS[kind](source, shape)), serve(KINDS[kind](source, shape), blocks), haul)
+    assert "lease has ended" in str(error)
+    assert haul.take(False, 3) is not None, "what was asked for is wanted again"
+
+
+def test_a_wrong_secret_opens_nothing(serve: Serve) -> None:
+    source = Pool.random(1, 64)
+    lanes = KINDS["shm"](source, shape_of(source, 1))
+    haul = haul_of(Pool.empty(source), [0])
+    (error,) = pull(LaneTarget(lanes), serve(lanes, leased(source)), haul, secret=bytes(16))
+    assert isinstance(error, WorkerLost)
+
+
+def test_other_blocks_are_corrupt(serve: Serve) -> None:
+    source, other = Pool.random(1, 64), Pool.random(1, 65)
+    lanes = KINDS["shm"](source, shape_of(source, 1))
+    (error,) = pull(LaneTarget(lanes), serve(lanes, leased(source)), haul_of(other, [0]))
+    assert isinstance(error, Corrupt)
+
+
+def test_lanes_are_bounded_and_used_again(serve: Serve) -> None:
+    source = Pool.random(4, 64)
+    target, lanes = Pool.empty(source), KINDS["shm"](source, shape_of(source, 1))
+    offer = serve(lanes, leased(source), 1)  # type: ignore[call-arg]
+    taking = LaneTarget(KINDS["shm"](target, shape_of(source, 1)))
+    with socket.socket(socket.AF_UNIX) as held:
+        held.connect(f"\0{offer.socket}")
+        stream = TcpStream(held)
+        stream.send([frames.hello(LEASE, SECRET)])
+        lane.receive_welcome(stream, source.block_bytes, 4)
+        os.close(stream.receive_file())
+        (error,) = pull(taking, offer, haul_of(target, range(4)))
+        assert "no lane to spare" in str(error)
+        stream.send([lane.ask(0, 1, 0)])
+        stream.receive(frames.RANGE_BYTES + frames.SUM_BYTES)
+    while True:  # the source's thread sees the end of the connection a moment later
+        haul = haul_of(target, range(4))
+        if not pull(taking, offer, haul):
+            break
+    assert haul.arrived == 4
+
+
+def test_a_lane_that_cannot_be_had_is_no_lane(serve: Serve) -> None:
+    class Full:
+        name, streams = "shm", 1
+
+        def make(self) -> Any:
+            raise MemoryError("no room")
+
+    source = Pool.random(1, 64)
+    full: Any = Full()
+    taking = LaneTarget(KINDS["shm"](source, shape_of(source, 1)))
+    for _ in range(6):  # more often than there may be lanes: a failure takes none of them
+        (error,) = pull(taking, serve(full, leased(source)), haul_of(source, [0]))
+        assert "no lane to spare" in str(error)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b" " * 64,
+        frames.hello(LEASE + 1, SECRET),
+        frames.hello(LEASE, SECRET) + lane.ask(0, 0, 0),
+        frames.hello(LEASE, SECRET) + lane.ask(0, 3, 0),
+        frames.hello(LEASE, SECRET) + lane.ask(9, 2, 0),
+        frames.hello(LEASE, SECRET) + lane.ask(2**32 - 1, 1, 0),
+        frames.hello(LEASE, SECRET) + lane.ask(0, 1, 3),
+    ],
+    ids=["http", "other lease", "nothing", "more than a slab", "past the end", "far", "no such slab"],
+)
+def test_nonsense_ends_the_connection_and_is_counted(sent: bytes) -> None:
+    pool = Pool.random(10, 64)
+    source = LaneSource(leased(pool), KINDS["shm"](pool, shape_of(pool, 2)), 1)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(f"\0{source.listen_here()}")
+        peer.settimeout(5)
+        peer.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):  # it left without reading all
+            while peer.recv(4096):
+                pass
+    source.close()
+    assert source.refused == 1
+
+
+def test_memory_that_could_shrink_is_not_looked_into() -> None:
+    """Reading what a file has lost would kill the target."""
+    pool = Pool.random(1, 64)
+    lanes = KINDS["shm"](pool, shape_of(pool, 1))
+
+    class Unsealed(SharedLane):
+        def show(self, stream: TcpStream) -> None:
+            file = os.memfd_create("unsealed")
+            os.ftruncate(file, self.shape.slabs * self.shape.slab_bytes)
+            stream.send_file(file)
+            os.close(file)
+
+    class Unsealing:
+        def make(self) -> SharedLane:
+            engine: Any = pool
+            return Unsealed(engine, shape_of(pool, 1))
+
+    unsealing: Any = Unsealing()
+    with pytest.raises(WorkerLost, match="could shrink"):
+        opened(unsealing, lanes)
+
+
+def test_only_the_own_host_is_reached() -> None:
+    pool = Pool.random(1, 64)
+    target = LaneTarget(KINDS["shm"](pool, shape_of(pool, 1)))
+    assert target.reaches(Offer(transport="shm", host=here(), socket="x"))
+    assert not target.reaches(Offer(transport="shm", host="another", socket="x"))
+    assert not target.reaches(Offer(transport="shm"))
+    (error,) = pull(target, Offer(host=here(), socket="warmfleet-nobody"), haul_of(pool, [0]))
+    assert isinstance(error, WorkerLost)
+
+
+BLOCKS, WORDS = 64, 1024
+
+
+def _giving(ready: Connection) -> None:
+    """A source's process, which fills one slab and is then stuck."""
+    pool = Pool.random(BLOCKS, WORDS, seed=3)
+    blocks = leased(pool)
+    fetch = blocks.fetch
+
+    def once(first: int, count: int, slab: memoryview) -> Parcel | None:
+        if first >= 16:
+            ready.send("stuck")
+            signal.pause()
+        return fetch(first, count, slab)
+
+    blocks.fetch = once  # type: ignore[method-assign]
+    source = LaneSource(blocks, KINDS["shm"](pool, Shape(2, 8 * pool.block_bytes)), 1)
+    ready.send(source.listen_here())
+    ready.recv()
+
+
+def test_a_source_killed_on_the_way_loses_only_what_had_not_come() -> None:
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_giving, args=(theirs,), daemon=True)
+    process.start()
+    offer = Offer(host=here(), socket=ours.recv())
+    pool = Pool(Pool.random(BLOCKS, WORDS).words.zero_())
+    haul = haul_of(pool, range(BLOCKS))
+    errors: list[list[Exception]] = []
+    taking = LaneTarget(KINDS["shm"](pool, Shape(2, 8 * pool.block_bytes)))
+    thread = Thread(target=lambda: errors.append(pull(taking, offer, haul)))
+    thread.start()
+    assert ours.recv() == "stuck"
+    process.kill()
+    thread.join(10)
+    process.join(5)
+    assert isinstance(errors[0][0], WorkerLost)
+    assert haul.arrived == 16
+    assert (pool.words[:16] == Pool.random(BLOCKS, WORDS, seed=3).words[:16]).all()

@@ -1,0 +1,133 @@
+"""Lanes of device memory: GPUs of one host, whose processes map each other's slabs.
+
+The source gathers blocks into a slab, the target's kernel reads that over the link between the two devices
+and scatters it into its pool at once. Each sums the words that pass through its registers: no copy of a
+block is trusted that was not read from the very bytes that were summed.
+
+A pool is not mapped itself: a peer then could read blocks that it was not granted.
+"""
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from warmfleet_worker.engine.mover import Mover, Sums, sum_constants
+from warmfleet_worker.transfer.cuda_memory import CudaMemory
+from warmfleet_worker.transfer.lane import Landing, Shape
+from warmfleet_worker.transfer.tcp_stream import TcpStream
+from warmfleet_worker.transfer.transport import Lot
+
+SLABS = 3
+SLAB_BYTES = 128 << 20
+_ALIGNED = 256
+
+
+class DeviceMemory(Protocol):
+    """Memory outside torch's allocator, whose parts cannot be shared by themselves."""
+
+    def allocate(self, size: int) -> int:
+        """Its address. Raises MemoryError, OSError."""
+
+    def free(self, address: int) -> None: ...
+
+    def show(self, stream: TcpStream, address: int) -> None:
+        """Sends what opens it in another process."""
+
+    def open(self, stream: TcpStream, size: int) -> int:
+        """The address of what a peer shows. Raises WorkerLost when it cannot be had."""
+
+    def leave(self, address: int) -> None:
+        """What was opened is not used any more."""
+
+
+class DeviceLanes:
+    """See ``lane.Lanes``. ``pool`` [blocks, ...] lies where ``memory`` does."""
+
+    name = "cuda"
+    streams = 1  # one thread keeps the link busy
+
+    def __init__(self, pool: Tensor, memory: DeviceMemory, shape: Shape | None = None) -> None:
+        self._pool = pool
+        self._memory = memory
+        self._shape = shape or _shape(pool[0].nbytes)
+        self._constants = sum_constants(pool[0].nbytes, pool.device)
+        self._movers: list[Mover] = []
+        self._lock = Lock()
+
+    @classmethod
+    def of_cuda(cls, pool: Tensor) -> "DeviceLanes":
+        return cls(pool, CudaMemory(pool.device.index or 0))
+
+    def make(self) -> "DeviceLane":
+        return DeviceLane(self, self._memory, self._shape)
+
+    def open(self, stream: TcpStream, shape: Shape) -> "DeviceWindow":
+        address = self._memory.open(stream, shape.slabs * shape.slab_bytes)
+        return DeviceWindow(self, self._memory, address, shape)
+
+    def take_mover(self) -> Mover:
+        """To be given back."""
+        with self._lock:
+            if self._movers:
+                return self._movers.pop()
+        return Mover(self._pool, self._constants)
+
+    def give_back(self, mover: Mover) -> None:
+        with self._lock:
+            self._movers.append(mover)
+
+
+class DeviceLane:
+    """See ``lane.Lane``."""
+
+    def __init__(self, lanes: DeviceLanes, memory: DeviceMemory, shape: Shape) -> None:
+        self.shape = shape
+        self._memory = memory
+        self._address = memory.allocate(shape.slabs * shape.slab_bytes)
+        self._mover = lanes.take_mover()
+
+    def show(self, stream: TcpStream) -> None:
+        self._memory.show(stream, self._address)
+
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+        address = self._address + slab * self.shape.slab_bytes
+        return lot.give(
+            first, count, lambda blocks, seeds: seeded(self._mover.gather(blocks, address)(), seeds)
+        )
+
+    def close(self) -> None:
+        self._memory.free(self._address)
+
+
+class DeviceWindow:
+    """See ``lane.Window``."""
+
+    def __init__(self, lanes: DeviceLanes, memory: DeviceMemory, address: int, shape: Shape) -> None:
+        self._lanes = lanes
+        self._memory = memory
+        self._address = address
+        self._shape = shape
+        self._mover = lanes.take_mover()
+
+    def start(self, slab: int, targets: Sequence[int], seeds: Sequence[int]) -> Landing:
+        moving = self._mover.scatter(self._address + slab * self._shape.slab_bytes, targets)
+        return lambda: seeded(moving(), seeds)
+
+    def close(self) -> None:
+        """Every landing has been waited for."""
+        self._lanes.give_back(self._mover)
+        self._memory.leave(self._address)
+
+
+def seeded(sums: Sums, seeds: Sequence[int]) -> list[bytes]:
+    """With a block's seed in its sum, a block that is whole but another one does not agree either."""
+    both = sums ^ np.array(seeds, np.uint64)[:, None]
+    return [each.tobytes() for each in both.astype("<u8")]
+
+
+def _shape(block_bytes: int) -> Shape:
+    blocks = max(1, SLAB_BYTES // block_bytes)
+    return Shape(SLABS, -(-blocks * block_bytes // _ALIGNED) * _ALIGNED)

@@ -1,0 +1,105 @@
+"""Lanes: how blocks move between processes of one host without a socket for their bytes.
+
+A lane is a few slabs that the source fills and the target looks into. A connection, a Unix socket, carries
+questions, sums and what opens the lane, never blocks:
+
+    target: HELLO   as on a data port
+    source: WELCOME magic, bytes of a block, blocks of the lease, slabs, bytes of each; then the handle
+    target: ASK     first, count, slab             as many under way as there are slabs
+    source: ANSWER  first, count, sums             in the order of the questions; count 0: the lease has ended
+
+A slab is the target's from its answer until it is asked for again, so nothing is overwritten that is still
+read. What a lane is made of is its driver's: shared memory, device memory that peers map, or memory that a
+network card reads.
+"""
+
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import NamedTuple, Protocol
+
+from warmfleet_proto.errors import Corrupt, WorkerLost
+
+from warmfleet_worker.transfer.tcp_stream import TcpStream
+from warmfleet_worker.transfer.transport import Lot
+
+_MAGIC = b"WFL1"
+_WELCOME = Struct("<4sQIIQ")
+_ASK = Struct("<III")
+
+ASK_BYTES = _ASK.size
+
+Landing = Callable[[], list[bytes]]
+"""Waits until the blocks are in the pool; the sums of what was written."""
+
+
+class Shape(NamedTuple):
+    slabs: int
+    slab_bytes: int
+
+
+class Lane(Protocol):
+    """The source's end: filled by one thread at a time."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def show(self, stream: TcpStream) -> None:
+        """Sends what opens it."""
+
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+        """Blocks into a slab, readable by the target when this returns; their sums. None once the lease has
+        ended."""
+
+    def close(self) -> None: ...
+
+
+class Window(Protocol):
+    """The target's end of a lane."""
+
+    def start(self, slab: int, targets: Sequence[int], seeds: Sequence[int]) -> Landing:
+        """The slab's first blocks into these of the pool."""
+
+    def close(self) -> None: ...
+
+
+class Lanes(Protocol):
+    """A kind of lane, between pools of one layout."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def streams(self) -> int:
+        """How many threads a pull is worth, at most."""
+
+    def make(self) -> Lane:
+        """Raises MemoryError."""
+
+    def open(self, stream: TcpStream, shape: Shape) -> Window:
+        """What ``show`` sent. Raises WorkerLost when it cannot be opened from here."""
+
+
+def send_welcome(stream: TcpStream, block_bytes: int, blocks: int, shape: Shape) -> None:
+    stream.send([_WELCOME.pack(_MAGIC, block_bytes, blocks, *shape)])
+
+
+def receive_welcome(stream: TcpStream, block_bytes: int, blocks: int) -> Shape:
+    """Raises Corrupt when the source means other blocks, WorkerLost when it has no lane to spare."""
+    magic, its_bytes, its_blocks, slabs, slab_bytes = _WELCOME.unpack(stream.receive(_WELCOME.size))
+    if magic != _MAGIC or its_bytes != block_bytes or its_blocks < blocks:
+        raise Corrupt(f"the source offers {its_blocks} blocks of {its_bytes} bytes")
+    if not slabs or slab_bytes < block_bytes:
+        raise WorkerLost("the source has no lane to spare")
+    return Shape(slabs, slab_bytes)
+
+
+def ask(first: int, count: int, slab: int) -> bytes:
+    return _ASK.pack(first, count, slab)
+
+
+def read_ask(data: bytes, blocks: int, most: int, slabs: int) -> tuple[int, int, int]:
+    """First, count and slab. Raises Corrupt for what is not in the lease or the lane."""
+    first, count, slab = _ASK.unpack(data)
+    if not 0 < count <= most or first + count > blocks or slab >= slabs:
+        raise Corrupt(f"blocks {first} and {count} more in slab {slab}: the lease has {blocks}")
+    return first, count, slab

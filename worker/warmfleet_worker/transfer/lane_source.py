@@ -1,0 +1,89 @@
+"""The source's end of a transport over lanes: fills slabs for the peers of this host."""
+
+import logging
+import os
+import socket
+from struct import Struct
+from threading import Lock
+
+from warmfleet_proto.errors import Corrupt
+from warmfleet_proto.limits import LEASE_TTL_S
+
+from warmfleet_worker.transfer import frames, lane
+from warmfleet_worker.transfer.data_port import DataPort
+from warmfleet_worker.transfer.lane import Lane, Lanes, Shape
+from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
+from warmfleet_worker.transfer.transport import Lot, Shelf
+
+_log = logging.getLogger(__name__)
+
+_CREDENTIALS = Struct("@iII")  # of a Unix socket's peer: process, user, group
+_NONE = Shape(0, 0)
+
+
+class LaneSource(DataPort):
+    """At most ``most`` lanes, made when they are first needed and kept for the next pull."""
+
+    def __init__(self, shelf: Shelf, lanes: Lanes, most: int) -> None:
+        super().__init__(shelf)
+        self._lanes = lanes
+        self._left = most
+        self._spare: list[Lane] = []
+        self._lock = Lock()
+
+    @property
+    def name(self) -> str:
+        return self._lanes.name
+
+    def close(self) -> None:
+        super().close()
+        while self._spare:
+            self._spare.pop().close()
+
+    def _answer(self, stream: TcpStream) -> None:
+        if stream.is_local and _user_of(stream) != os.getuid():
+            raise Corrupt("the target is another user's")
+        lot = self._opened(stream)
+        taken = self._take()
+        shape = _NONE if taken is None else taken.shape
+        lane.send_welcome(stream, lot.block_bytes, lot.blocks, shape)
+        if taken is None:
+            return
+        try:
+            taken.show(stream)
+            self._serve_lot(stream, lot, taken)
+        finally:
+            with self._lock:
+                self._spare.append(taken)
+
+    def _serve_lot(self, stream: TcpStream, lot: Lot, taken: Lane) -> None:
+        slabs, most = taken.shape.slabs, taken.shape.slab_bytes // lot.block_bytes
+        while True:
+            stream.patience(LEASE_TTL_S)  # a target asks again when it has landed what it has
+            question = stream.receive(lane.ASK_BYTES)
+            first, count, slab = lane.read_ask(question, lot.blocks, most, slabs)
+            stream.patience(STALL_S)
+            sums = taken.fill(slab, lot, first, count)
+            stream.send([frames.answer(first, sums or [])])
+
+    def _take(self) -> Lane | None:
+        """None when as many pulls are under way as there may be lanes, or memory is short."""
+        with self._lock:
+            if self._spare:
+                return self._spare.pop()
+            if not self._left:
+                return None
+            self._left -= 1
+        try:
+            return self._lanes.make()
+        except (MemoryError, OSError) as error:
+            _log.warning("no lane for %s: %s", self.name, error)
+            with self._lock:
+                self._left += 1
+            return None
+
+
+def _user_of(stream: TcpStream) -> int:
+    data = stream.option(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(data)[1]
+    return user

@@ -1,0 +1,126 @@
+"""The target's end of a transport over lanes: asks for slabs to be filled, and lands them in the pool."""
+
+import socket
+from collections import deque
+from typing import NamedTuple
+
+from warmfleet_proto.errors import WorkerLost
+from warmfleet_proto.transfer_pb2 import Offer
+
+from warmfleet_worker.transfer import frames, lane
+from warmfleet_worker.transfer.here import here
+from warmfleet_worker.transfer.lane import Landing, Lanes, Window
+from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
+from warmfleet_worker.transfer.transport import Haul, Piece
+
+
+class LaneTarget:
+    """See ``transport.Transport``."""
+
+    staged = False
+
+    def __init__(self, lanes: Lanes) -> None:
+        self.name = lanes.name
+        self.streams = lanes.streams
+        self._lanes = lanes
+
+    def reaches(self, offer: Offer) -> bool:
+        return bool(offer.host) and offer.host == here()
+
+    def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
+        stream = _connect(offer.socket)
+        try:
+            stream.send([frames.hello(lease, secret)])
+            shape = lane.receive_welcome(stream, haul.block_bytes, haul.blocks)
+            window = self._lanes.open(stream, shape)
+            try:
+                _Drain(stream, window, haul, shape).run()
+            finally:
+                window.close()
+        finally:
+            stream.close()
+
+
+class _Asked(NamedTuple):
+    piece: Piece
+    slab: int
+
+
+class _Landing(NamedTuple):
+    piece: Piece
+    slab: int
+    sums: list[bytes]  # as the source made them
+    landed: Landing
+
+
+class _Drain:
+    """One stream's loop: slabs are asked for, landing, or free, and one lands while the next is filled."""
+
+    def __init__(self, stream: TcpStream, window: Window, haul: Haul, shape: lane.Shape) -> None:
+        self._stream = stream
+        self._window = window
+        self._haul = haul
+        self._most = shape.slab_bytes // haul.block_bytes
+        self._free = deque(range(shape.slabs))
+        self._asked: deque[_Asked] = deque()
+        self._landing: deque[_Landing] = deque()
+
+    def run(self) -> None:
+        try:
+            while not self._haul.over:
+                self._ask()
+                if self._asked:
+                    self._start()
+                if len(self._landing) > bool(self._asked):
+                    self._land()
+                if not self._asked and not self._landing:
+                    return
+        finally:
+            self._give_up()
+
+    def _ask(self) -> None:
+        idle = not self._asked and not self._landing
+        while self._free and (piece := self._haul.take(idle, self._most)) is not None:
+            slab = self._free.popleft()
+            self._asked.append(_Asked(piece, slab))
+            self._stream.send([lane.ask(piece.first, piece.blocks, slab)])
+            idle = False
+
+    def _start(self) -> None:
+        piece, slab = self._asked[0]
+        if not frames.is_answer(self._stream.receive(frames.RANGE_BYTES), piece.first, piece.blocks):
+            raise WorkerLost("the lease has ended")
+        data, size = self._stream.receive(piece.blocks * frames.SUM_BYTES), frames.SUM_BYTES
+        sums = [data[at : at + size] for at in range(0, len(data), size)]
+        landed = self._window.start(slab, piece.targets, piece.seeds)
+        self._asked.popleft()
+        self._landing.append(_Landing(piece, slab, sums, landed))
+
+    def _land(self) -> None:
+        piece, slab, wanted, landed = self._landing[0]
+        sums = landed()
+        self._landing.popleft()
+        self._free.append(slab)
+        self._haul.received(piece.blocks * self._haul.block_bytes)
+        good = 0
+        while good < piece.blocks and sums[good] == wanted[good]:
+            good += 1
+        self._haul.landed(piece, good)
+
+    def _give_up(self) -> None:
+        """What has begun to land ends before anybody else may have its blocks."""
+        while self._landing:
+            self._land()
+        for piece, _ in self._asked:
+            self._haul.lost(piece)
+
+
+def _connect(name: str) -> TcpStream:
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.settimeout(STALL_S)
+        peer.connect(f"\0{name}")
+        return TcpStream(peer)
+    except OSError as error:
+        peer.close()
+        raise WorkerLost(f"no source behind {name}: {error.strerror}") from None
