@@ -41,7 +41,7 @@ async def test_a_prefix_is_brought_before_anyone_asks_for_it(tmp_path: Path) -> 
         assert brought.pulled.bytes == 12 * b.worker.runner.engine.block_bytes
         assert len(b.worker.presence) == 12, "announced"
         assert a.worker.exchange.service is not None
-        await until(lambda: not a.worker.exchange.leases.held)
+        await until(lambda: not a.worker.exchange.leases.held())
         assert a.worker.exchange.service.expired == 0
         await at_rest(a, b)
         pulled = await answered(b, PROMPT, 1, salt=b"t")
