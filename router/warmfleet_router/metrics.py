@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from warmfleet_router.discovery import SourceView
+from warmfleet_router.tally import Tokens
 from warmfleet_router.view import Counters, Totals, WorkerView
 
 # How a client's request ended, as the gateway tells it.
@@ -44,12 +45,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests by how they ended.", ["outcome"])
         self._prompt = self._counter("gateway_prompt_tokens", "Prompt tokens of placed requests.")
-        self._completion = self._counter("gateway_completion_tokens", "Tokens sent to clients.")
         self._in_flight = Gauge(
             f"{_PREFIX}in_flight_requests", "Requests between first byte and ending.", registry=self.registry
         )
         self._ttft = self._histogram("ttft_seconds", "First byte in to first token out.", _TTFT_BUCKETS)
-        self._itl = self._histogram("itl_seconds", "Between the tokens of one stream.", _ITL_BUCKETS)
+        self._tokens = Tokens(_PREFIX, _ITL_BUCKETS)
+        self.registry.register(self._tokens)
         self._e2e = self._histogram("e2e_seconds", "First byte in to last byte out.", _E2E_BUCKETS)
         self._prepare = self._histogram(
             "prepare_seconds", "Rendering, tokenising and hashing one prompt.", _COST_BUCKETS
@@ -84,9 +85,7 @@ class Metrics:
 
     def tokens(self, count: int, gap_s: float | None = None) -> None:
         """``count`` more tokens sent; ``gap_s`` since the stream's last ones, None for the first."""
-        self._completion.inc(count)
-        if gap_s is not None:
-            self._itl.observe(gap_s)
+        self._tokens.sent(count, gap_s)
 
     def lagged(self, seconds: float) -> None:
         self._lag.observe(seconds)

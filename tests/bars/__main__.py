@@ -35,6 +35,7 @@ BARS = {
     "transfer_tcp": "5.2: blocks over loopback beside iperf3 and a gRPC stream",
     "staleness": "3.7: hit rate against the delay and loss of presence events",
     "replay_speed": "3.8: the replay's own CPU, 8 and 1,000 workers",
+    "relay": "6.4: streams relayed from other servers: gateway and Envoy beside sglang-router",
     "picks": "6.2: CPU of an endpoint pick for Envoy",
     "vllm": "6.1: a real vLLM behind the gateway: predicted against reported cached tokens; minutes",
     "tiers": "5.3: TTFT by the tier that a prefix lies in, and with a disk in trouble",

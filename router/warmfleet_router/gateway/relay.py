@@ -1,12 +1,10 @@
 """One request relayed to a server that is not ours: placed, sent on, its answer passed on as it comes."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-import aiohttp
 from warmfleet_proto.errors import BadRequest, WorkerLost
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
@@ -14,11 +12,12 @@ from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequ
 from warmfleet_router.backends.attempt import past_deadline
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import Tenant
+from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.placing import Fleet, Placed
 from warmfleet_router.servers import sse, text
 from warmfleet_router.servers.ask import Ask
 from warmfleet_router.servers.catalogue import Servers
-from warmfleet_router.servers.discovery import read_at_most
+from warmfleet_router.servers.connection import Reply
 from warmfleet_router.servers.pool import ServerPool, refused
 
 MAX_BODY_BYTES = 64 << 20  # of an answer that is not streamed
@@ -68,7 +67,7 @@ def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
 
 
 class Relay(Placed):
-    """After ``start``: ``answer``, and for a stream ``pieces``."""
+    """After ``start``: ``answer``, and for a stream ``pour``."""
 
     def __init__(self, fleet: Fleet, servers: Servers, pool: ServerPool, wanted: Wanted) -> None:
         super().__init__(fleet, wanted.deadline)
@@ -80,7 +79,7 @@ class Relay(Placed):
         self._pool = pool
         self._route_request = routed(wanted, servers, fleet.gateway_id)
         self._tokens = self._route_request.prompt_tokens
-        self._response: aiohttp.ClientResponse | None = None
+        self._reply: Reply | None = None
         self._first = b""
         self._ttft_s = 0.0
 
@@ -124,89 +123,79 @@ class Relay(Placed):
         self.stream = sse.Stream(hide=not self.wanted.ask.wants_usage)
         body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts)
         headers = {"Content-Type": "application/json", "X-Request-Id": self.wanted.request_id}
-        with _failures():
-            async with asyncio.timeout(max(self._deadline - now, 0.001)):
-                self._response = await self._pool.post(server.url, self.wanted.path, body, headers)
-                await self._begin(self._response)
+        async with self._in_time():
+            self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
+            await self._begin(self._reply)
         self._ttft_s = self._fleet.clock() - now
         if self.answer.status == 200:
             progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
             self._fleet.reports.progress(progress)
 
-    async def _begin(self, response: aiohttp.ClientResponse) -> None:
+    async def _begin(self, reply: Reply) -> None:
         """As far as the request could still go to another server."""
-        if response.status in _BUSY:
-            raise refused(response.status, response.headers.get("Retry-After"))
-        if response.status >= 500 or 300 <= response.status < 400 or response.status < 200:
-            raise WorkerLost(f"the server answered {response.status}")
-        if response.status != 200:
-            body = await read_at_most(response.content, MAX_ERROR_BYTES)
-            self.answer = Answer(response.status, response.content_type, body)
+        if reply.status in _BUSY:
+            raise refused(reply.status, reply.retry_after)
+        if reply.status >= 500 or 300 <= reply.status < 400:
+            raise WorkerLost(f"the server answered {reply.status}")
+        if reply.status != 200:
+            self.answer = Answer(reply.status, reply.content_type, await reply.whole(MAX_ERROR_BYTES))
         elif self.wanted.ask.stream:
-            if response.content_type != _EVENTS:
-                raise WorkerLost(f"the server answered {response.content_type[:80]}, not a stream of events")
-            self._first = await self._piece(response)
+            if reply.content_type != _EVENTS:
+                raise WorkerLost(f"the server answered {reply.content_type[:80]}, not a stream of events")
+            self._first = await self._piece(reply)
             if self.stream.failed:
                 raise WorkerLost("the server answered 200 with an error")
             self.answer = Answer(200, _EVENTS, b"")
         else:
-            body = await read_at_most(response.content, MAX_BODY_BYTES)
+            body = await reply.whole(MAX_BODY_BYTES)
             self.usage = sse.read_body(body)
-            self.answer = Answer(200, response.content_type, body)
+            self.answer = Answer(200, reply.content_type, body)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The stream's events as they come, the first of them known already. Raises the four exceptions."""
-        assert self._response is not None
-        yield self._first
-        while not self.stream.done and not self.stream.failed:
-            with _failures():
-                async with asyncio.timeout(max(self._deadline - self._fleet.clock(), 0.001)):
-                    piece = await self._piece(self._response)
-            yield piece
-        self.usage = self.stream.usage
-        if self.stream.failed:
-            raise WorkerLost("the server's stream ended with an error")
-
-    async def _piece(self, response: aiohttp.ClientResponse) -> bytes:
-        """The next whole events that are for the client; b"" only at the end of the stream."""
-        while True:
-            data = await response.content.readany()
-            if not data:
-                raise WorkerLost("the server's stream ended before its end")
+    async def _piece(self, reply: Reply) -> bytes:
+        """The first whole events that are for the client; b"" only at the end of the stream."""
+        while data := await reply.part():
             piece = self.stream.feed(data)
             if piece or self.stream.done:
                 return piece
+        raise WorkerLost("the server's stream ended before its end")
+
+    async def pour(self, outlet: Outlet) -> None:
+        """The stream's events as they come, the first of them known already. Raises the four exceptions."""
+        reply, stream = self._reply, self.stream
+        assert reply is not None
+
+        def passed(data: bytes) -> bool:
+            piece = stream.feed(data)
+            if piece:
+                outlet.take(piece)
+            return not (stream.done or stream.failed or outlet.behind)
+
+        outlet.take(self._first)
+        async with self._in_time():
+            while not stream.done and not stream.failed:
+                await outlet.drained()
+                await reply.pour(passed)
+                if reply.complete and not stream.done and not stream.failed:
+                    raise WorkerLost("the server's stream ended before its end")
+        self.usage = stream.usage
+        if stream.failed:
+            raise WorkerLost("the server's stream ended with an error")
 
     def _let_go(self) -> None:
         """A connection that is not at its end is closed: that cancels the request there."""
-        response, self._response = self._response, None
-        if response is not None:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.release(over=self.stream.done)
 
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """What aiohttp raises, as what it means."""
-    try:
-        yield
-    except TimeoutError:
-        raise past_deadline() from None
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise WorkerLost(f"the server's answer broke off: {str(error)[:200]}") from None
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(max(self._deadline - self._fleet.clock(), 0.001)):
+                yield
+        except TimeoutError:
+            raise past_deadline() from None
 
 
 def refusal(answer: Answer) -> BadRequest:
     """How an answer of 4xx is counted; the client gets it as the server gave it."""
     return BadRequest("refused by the server", None, answer.status)
-
-
-async def drained(relay: Relay) -> None:
-    """After the end of a stream: whatever little is left, so that the connection can be used again."""
-    response = relay._response
-    if response is not None and not response.content.at_eof():
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(0.1):
-                await response.content.readany()

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from aiohttp import web
-from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError
+from warmfleet_proto.errors import Rejected, WarmfleetError
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.answer import error_event
 from warmfleet_router.gateway.http import REQUEST_ID
+from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.pick import Pick
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
-from warmfleet_router.gateway.relay import Relay, Wanted, drained, refusal, routed
+from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask
 from warmfleet_router.servers.catalogue import Servers
@@ -22,7 +23,6 @@ from warmfleet_router.servers.pool import ServerPool
 from warmfleet_router.servers.tokens import Tokens
 
 INLINE_BYTES = 1 << 20  # of a body; looked through in a few ms
-WRITE_S = 30.0  # a client that takes nothing for so long is given up
 
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
@@ -116,8 +116,10 @@ class Relays:
         headers = {"X-Warmfleet-Worker": relay.placement.worker}
         if relay.streaming:
             response = web.StreamResponse(headers=_EVENTS | headers)
-            await response.prepare(request)
-            return response, await self._stream(request, response, relay, record)
+            writer = await response.prepare(request)
+            assert writer is not None
+            outlet = Outlet(request, writer, record, self._fleet.clock)
+            return response, await self._stream(response, relay, outlet, record)
         whole = web.Response(
             status=answer.status, body=answer.body, content_type=answer.content_type, headers=headers
         )
@@ -131,22 +133,17 @@ class Relays:
         return whole, None
 
     async def _stream(
-        self, request: web.Request, response: web.StreamResponse, relay: Relay, record: Record
+        self, response: web.StreamResponse, relay: Relay, outlet: Outlet, record: Record
     ) -> Exception | None:
         """Raises ConnectionError when the client has left."""
         try:
-            async for piece in relay.pieces():
-                await _written(request, response, piece)
-                record.tokens(piece.count(b"data:"), self._fleet.clock())
-        except ConnectionError:
-            raise
+            await relay.pour(outlet)
         except WarmfleetError as error:
             relay.finish(error)
             response.force_close()
             if not relay.stream.failed:  # else the server has told it by itself
                 await response.write(error_event(error))
             return error
-        await drained(relay)
         usage = relay.usage
         tokens = usage.completion_tokens if usage and usage.completion_tokens is not None else None
         if tokens is not None:
@@ -177,14 +174,3 @@ class Asked:
     @property
     def prompt_tokens(self) -> int:
         return self._relay.prompt_tokens
-
-
-async def _written(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
-    """Raises BadRequest (408) for a client that has stopped reading."""
-    try:
-        async with asyncio.timeout(WRITE_S):
-            await response.write(piece)
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise BadRequest("cancelled: the client stopped reading", status=408) from None

@@ -1,69 +1,131 @@
 """Kept-alive HTTP connections to servers that are not ours."""
 
 import asyncio
+import ssl
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-import aiohttp
 from warmfleet_proto.errors import Rejected, WorkerLost
 
 from warmfleet_router.servers.backend import bearer
+from warmfleet_router.servers.connection import Connection, Reply
 
 KEEP_ALIVE_S = 4.0  # uvicorn closes an idle connection after five
 CONNECT_S = 3.0
-READ_AHEAD_BYTES = 64 << 10  # twice of it are read before a client that does not keep up stops us
+MAX_IDLE = 256  # connections to one server
+
+
+class _Place(NamedTuple):
+    host: str
+    port: int
+    tls: bool
+    authority: str  # as the Host header has it
+    prefix: str  # of all paths
 
 
 class ServerPool:
-    """``keys`` of those that want one, by base URL; it may change. TCP_NODELAY is aiohttp's own default."""
+    """``keys`` of those that want one, by base URL; it may change. Event loops set TCP_NODELAY themselves."""
 
     def __init__(self, keys: Mapping[str, str] | None = None) -> None:
         self._keys = {} if keys is None else keys
-        self._session: aiohttp.ClientSession | None = None
+        self._idle: dict[_Place, list[Connection]] = {}
+        self._all: set[Connection] = set()
+        self._tls: ssl.SSLContext | None = None
 
-    async def post(
-        self, base: str, path: str, body: bytes, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
-        """The response with its headers read, whatever its status. Raises WorkerLost.
+    async def post(self, base: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
+        """The answer with its headers read, whatever its status. Raises WorkerLost.
 
-        The caller limits the time, and closes the response.
+        The caller limits the time, and releases the answer.
         """
-        url = base + path
+        place = _place(base)
         if key := self._keys.get(base):
             headers = headers | bearer(key)
-        try:
-            return await self._open().post(url, data=body, headers=headers)
-        except aiohttp.ServerDisconnectedError:
-            pass  # a kept-alive connection that was just being closed; nothing has been answered
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _lost(error) from None
-        try:
-            return await self._open().post(url, data=body, headers=headers)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _lost(error) from None
+        request = _request(place, path, body, headers)
+        while True:
+            connection = self._kept(place) or await self._connect(place)
+            reply = connection.ask(request)
+            try:
+                await reply.head()
+            except WorkerLost:
+                if connection.requests > 1 and not reply.began:
+                    continue  # it was just being closed; nothing has been answered
+                raise
+            except BaseException:
+                reply.release(over=False)
+                raise
+            return reply
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-                auto_decompress=False,
-                read_bufsize=READ_AHEAD_BYTES,
-                skip_auto_headers=("User-Agent",),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+    def _kept(self, place: _Place) -> Connection | None:
+        """The one that was used last: it is the least likely to be closed soon."""
+        idle, now = self._idle.get(place, []), asyncio.get_running_loop().time()
+        while idle:
+            connection = idle.pop()
+            if connection.free and now - connection.idle_since < KEEP_ALIVE_S:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, place: _Place) -> Connection:
+        loop = asyncio.get_running_loop()
+        tls = self._context() if place.tls else None
+
+        def over(connection: Connection) -> None:
+            idle = self._idle.setdefault(place, [])
+            if not connection.open:
+                self._all.discard(connection)
+                if connection in idle:
+                    idle.remove(connection)
+                if not idle:
+                    del self._idle[place]
+            elif len(idle) < MAX_IDLE:
+                connection.idle_since = loop.time()
+                idle.append(connection)
+            else:
+                connection.close()
+
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(over), place.host, place.port, ssl=tls
+                )
+        except (OSError, ValueError) as error:  # TimeoutError and ssl's are OSErrors
+            why = str(error)[:200] or type(error).__name__
+            raise WorkerLost(f"the server cannot be reached: {why}") from None
+        self._all.add(connection)
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for connection in list(self._all):
+            connection.close()
+        while self._all:  # noqa: ASYNC110 - each goes with the loop's next turn
             await asyncio.sleep(0)
 
 
-def _lost(error: Exception) -> WorkerLost:
-    return WorkerLost(f"the server cannot be reached: {str(error)[:200] or type(error).__name__}")
+@lru_cache(1024)
+def _place(base: str) -> _Place:
+    parts = urlsplit(base)
+    tls = parts.scheme == "https"
+    return _Place(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.netloc, parts.path)
 
 
-def refused(status: int, retry_after: str | None) -> Rejected:
+def _request(place: _Place, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    lines = [
+        f"POST {place.prefix}{path} HTTP/1.1",
+        f"Host: {place.authority}",
+        f"Content-Length: {len(body)}",
+    ]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body
+
+
+def refused(status: int, retry_after: str) -> Rejected:
     """A server that has too much to do: another may take the request."""
-    seconds = float(retry_after) if retry_after and retry_after.isdecimal() and len(retry_after) < 6 else 1.0
+    seconds = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else 1.0
     return Rejected(f"the server answered {status}", seconds, status)

@@ -14,7 +14,6 @@ from warmfleet_router.gateway.messages import NULL, Message, Tool, for_template,
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers.ask import Ask
 from warmfleet_router.servers.catalogue import Server
-from warmfleet_router.servers.discovery import read_at_most
 from warmfleet_router.servers.pool import ServerPool
 
 ASK_S = 5.0
@@ -87,13 +86,13 @@ class Tokens:
         headers = {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(ASK_S):
-                response = await self._pool.post(
-                    server.url, "/tokenize", msgspec.json.encode(fields), headers
-                )
-                async with response:
-                    if response.status != 200:
+                reply = await self._pool.post(server.url, "/tokenize", msgspec.json.encode(fields), headers)
+                try:
+                    if reply.status != 200:
                         return b""
-                    told = _told.decode(await read_at_most(response.content, 16 * _MOST))
+                    told = _told.decode(await reply.whole(16 * _MOST))
+                finally:
+                    reply.release(over=False)
         except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
             return b""
         return array("I", told.tokens).tobytes()

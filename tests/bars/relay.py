@@ -1,0 +1,184 @@
+"""Bar 6.4: streams of a token every 20 ms relayed from servers that are not ours, beside sglang-router.
+
+The same servers stand behind the embedded gateway, behind Envoy with the router as its picker, and
+behind sglang-router; each way in turn relays the same streams, round after round. Chunks a second of
+one core are chunks over the CPU seconds of all processes of the way. Added time to the first token is
+against the servers asked directly, all ways taking turns.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from statistics import median
+from typing import NamedTuple
+
+import aiohttp
+import msgspec
+import uvloop
+
+from loadtest.client import session
+from tests.bars.fleet import base, get
+from tests.bars.paced_server import MODEL
+from tests.bars.peers import free_port, sglang
+from tests.bars.programs import LOGS, Program, Starter, programs
+from tests.bars.rows import Row
+from tests.process.data_plane import binary
+
+SERVERS, STREAMS, TOKENS, ROUNDS = 2, 128, 250, 3
+TIMES_ONE, AT_ONCE, TIMES = 200, 16, 100  # first tokens one at a time; AT_ONCE at a time
+GATEWAY, ENVOY, ADDED_MS = 0.6, 1.0, 1.0
+PROMPT_WORDS = 400
+
+
+class Way(NamedTuple):
+    name: str
+    url: str
+    programs: list[Program]
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(program.cpu_s() for program in self.programs)
+
+
+def main() -> list[Row]:
+    with programs() as starter:
+        command = [sys.executable, "-m", "tests.bars.paced_server"]
+        servers = [starter.start(f"relay-server-{n}", command) for n in range(SERVERS)]
+        urls = [base(server.ready()["http"]) for server in servers]
+        ways = [Way("direct", urls[0], []), *embedded(starter, urls)]
+        peer, peer_url = sglang(starter, urls)
+        ways.append(Way("sglang-router", peer_url, [peer]))
+        return uvloop.run(rows(ways))
+
+
+def embedded(starter: Starter, urls: list[str]) -> list[Way]:
+    """The router with its gateway, and Envoy with the router as its picker: one process of ours for both."""
+    config, envoy_config = LOGS / "relay-router.toml", LOGS / "relay-envoy.json"
+    config.write_text("\n".join(f'[[backends]]\nurl = "{url}"' for url in urls))
+    picker, listen = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    places = ["http=127.0.0.1:0", "listen=127.0.0.1:0", f"picker={picker}"]
+    flags = ["--config", str(config), *(part for place in places for part in ("--set", place))]
+    router = starter.start("relay-router", [sys.executable, "-m", "warmfleet_router", *flags])
+    url = base(router.ready()["http"])
+    for _ in router.polls(30):
+        if json.loads(get(f"{url}/admin/workers"))["fleet"]["healthy"] == len(urls):
+            break
+    write = [sys.executable, "-m", "warmfleet_router.cli", "envoy-config", "--listen", listen, *flags]
+    made = starter.start("relay-envoy-config", write)
+    made.process.wait(60)
+    envoy_config.write_bytes(made.log.read_bytes())
+    command = [str(binary()), "-c", str(envoy_config), "--use-dynamic-base-id", "--concurrency", "1"]
+    envoy = starter.start("relay-envoy", [*command, "--log-level", "error"])
+    return [Way("gateway", url, [router]), Way("Envoy", f"http://{listen}", [envoy, router])]
+
+
+async def rows(ways: list[Way]) -> list[Row]:
+    async with AsyncExitStack() as stack:
+        https = {way.name: await stack.enter_async_context(session(way.url)) for way in ways}
+        for way in ways:
+            await ready(https[way.name])
+        rates = await chunks_a_core(ways[1:], https)
+        alone, together = await first_tokens(https, 1, TIMES_ONE), await first_tokens(https, AT_ONCE, TIMES)
+    return [*relayed(rates), *added(alone, together)]
+
+
+async def ready(http: aiohttp.ClientSession) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with http.post("/v1/chat/completions", data=body(1), headers=JSON) as response:
+                    if response.status == 200:
+                        await response.read()
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def chunks_a_core(ways: list[Way], https: dict[str, aiohttp.ClientSession]) -> dict[str, list[float]]:
+    """Of each way, in each round."""
+    rates: dict[str, list[float]] = {way.name: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way in ways:
+            cpu = way.cpu_s
+            counts = await asyncio.gather(*(stream(https[way.name], n) for n in range(STREAMS)))
+            cut = sorted(count for count in counts if count < TOKENS)
+            if cut:
+                print(f"   {way.name}: cut {len(cut)} of {STREAMS} streams short, at events {cut}")
+            rates[way.name].append(sum(counts) / (way.cpu_s - cpu))
+    return rates
+
+
+async def stream(http: aiohttp.ClientSession, number: int) -> int:
+    """Events of one answer; streams begin spread over a second."""
+    await asyncio.sleep(number / STREAMS)
+    events = 0
+    async with http.post("/v1/chat/completions", data=body(TOKENS), headers=JSON) as response:
+        assert response.status == 200, await response.text()
+        async for data in response.content.iter_any():
+            events += data.count(b"data: ")
+    return events
+
+
+async def first_tokens(
+    https: dict[str, aiohttp.ClientSession], at_once: int, times: int
+) -> dict[str, list[float]]:
+    """Seconds of each way; the ways take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in https}
+
+    async def one_after_another(http: aiohttp.ClientSession, into: list[float], count: int) -> None:
+        into += [await first_token(http) for _ in range(count)]
+
+    for _ in range(10):
+        for name, http in https.items():
+            each = [one_after_another(http, seconds[name], times // 10) for _ in range(at_once)]
+            await asyncio.gather(*each)
+    return seconds
+
+
+async def first_token(http: aiohttp.ClientSession) -> float:
+    began = time.perf_counter()
+    async with http.post("/v1/chat/completions", data=body(2), headers=JSON) as response:
+        await response.content.readany()
+        seconds = time.perf_counter() - began
+        await response.read()
+    return seconds
+
+
+def relayed(rates: dict[str, list[float]]) -> Iterator[Row]:
+    peer = median(rates["sglang-router"])
+    yield Row("6.4", "sglang-router: chunks/s of a core", f"{peer:.0f}")
+    for name, least in (("gateway", GATEWAY), ("Envoy", ENVOY)):
+        rate = median(rates[name])
+        figure = f"{rate:.0f}, {rate / peer:.2f}x"
+        yield Row("6.4", f"{name}: chunks/s of a core", figure, f">= {least:.1f}x", rate >= least * peer)
+
+
+def added(alone: dict[str, list[float]], together: dict[str, list[float]]) -> Iterator[Row]:
+    def over(seconds: dict[str, list[float]], name: str) -> float:
+        return 1e3 * (median(seconds[name]) - median(seconds["direct"]))
+
+    peer_alone, peer = over(alone, "sglang-router"), over(together, "sglang-router")
+    yield Row("6.4", "sglang-router: added first token p50, c = 1 and 16", f"{peer_alone:.2f}, {peer:.2f} ms")
+    for name in ("gateway", "Envoy"):
+        one, many = over(alone, name), over(together, name)
+        what = f"{name}: added first token p50"
+        yield Row("6.4", f"{what}, c = 1", f"{one:.2f} ms", f"<= {ADDED_MS} ms", one <= ADDED_MS)
+        yield Row("6.4", f"{what}, c = {AT_ONCE}", f"{many:.2f} ms", f"<= {peer:.2f} ms", many <= peer)
+
+
+def body(tokens: int) -> bytes:
+    """Text that was never sent before, of about 2 KB."""
+    number = next(_numbers)
+    text = " ".join(f"w{number * 7919 % 997 + n}" for n in range(PROMPT_WORDS))
+    message = {"role": "user", "content": f"{number} {text}"}
+    return msgspec.json.encode({"model": MODEL, "messages": [message], "max_tokens": tokens, "stream": True})
+
+
+JSON = {"Content-Type": "application/json"}
+_numbers = itertools.count(os.getpid())
