@@ -60,6 +60,10 @@ class Demand:
         each = work.then(now) / max(holders, 1)
         return each > copy_s and each > self._all.then(now) / workers
 
+    def depth(self, shared: int) -> int:
+        """The deepest mark within ``shared`` tokens; who holds that much holds the prefix."""
+        return next((d for d in reversed(DEPTHS) if self._block_size <= d <= shared), shared)
+
     def _marks(self, keys: Sequence[int], shared: int) -> Iterator[int]:
         """The deepest first."""
         for depth in reversed(DEPTHS):

@@ -81,8 +81,9 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
 def _outgrown(
     group: Group, ask: Ask, candidates: Sequence[Candidate], shared: int, workers: int, now: float
 ) -> bool:
-    holders = [candidate.prefill_s for candidate in candidates if candidate.overlap >= shared]
-    others = [candidate.prefill_s for candidate in candidates if candidate.overlap < shared]
+    depth = group.demand.depth(shared)
+    holders = [candidate.prefill_s for candidate in candidates if candidate.overlap >= depth]
+    others = [candidate.prefill_s for candidate in candidates if candidate.overlap < depth]
     copy_s = min(others, default=0.0) - min(holders, default=0.0)
     return group.demand.outgrown(ask.keys, shared, len(holders), workers, copy_s, now)
 

@@ -93,3 +93,27 @@ def test_a_hot_prefix_is_copied_once_the_wait_is_longer_than_the_copy_takes() ->
             worker.report(20.0)
         workers[0].report(20.0, prefill_tokens=5500)  # more than the copy takes, less than twice
         assert core.explain(ask(tokens(prefix, (900_000, 100))), 20.0).chosen.worker == expected
+
+
+def test_a_copy_under_way_counts_among_the_holders() -> None:
+    """Its booking reaches a little less far than what the first holder has announced."""
+    demand = asked(3.0, 1.0)
+    assert demand.depth(SHARED + 5) == demand.depth(SHARED) == SHARED
+    assert demand.depth(SHARED - 1) == 2 * BLOCK
+    assert demand.depth(BLOCK + 1) == BLOCK + 1  # nothing marked is that short
+
+    core, workers = fleet_of(3)
+    prefix = (1, 4090)
+    for worker in workers:
+        worker.store(tokens(prefix if worker.name == "w0" else (600_000, 4000)), 0.0)
+    for n in range(40):
+        core.route(ask(tokens(prefix, (10_000 + 1000 * n, 1000))), 0.0)
+    for worker in workers:
+        worker.report(20.0)
+    core.tick(20.0)
+    workers[0].report(20.0, prefill_tokens=9000)
+    copied = core.route(ask(tokens(prefix, (900_000, 100))), 20.0)
+    again = core.route(ask(tokens(prefix, (910_000, 100))), 20.0)
+    assert copied.worker != "w0"
+    assert again.worker == copied.worker
+    assert again.available_tokens > again.expected_tokens > 3900
