@@ -52,7 +52,8 @@ class LocalRouter:
         self._clock = clock
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
-        await self._hash(request)
+        if len(request.token_ids) > AT_ONCE_BYTES:  # else the core hashes it at once
+            await self._hash(request)
         return self._core.route(request, self._clock())
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
@@ -68,7 +69,8 @@ class LocalRouter:
         return self._core.list_workers(request, self._clock())
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
-        await self._hash(request)
+        if len(request.token_ids) > AT_ONCE_BYTES:
+            await self._hash(request)
         return self._core.explain(request, self._clock())
 
     def tell(self, report: Report) -> None:
@@ -78,9 +80,8 @@ class LocalRouter:
             self._core.finish(report, self._clock())
 
     async def _hash(self, request: pb.RouteRequest) -> None:
-        """A long prompt; the core does a short one at once."""
         token_ids = request.token_ids
-        if AT_ONCE_BYTES < len(token_ids) <= PROMPT_BYTES:
+        if len(token_ids) <= PROMPT_BYTES:
             groups = self._core.roster.models.get(request.model, ())
             await _hash(
                 request, token_ids, [(g.fingerprint, g.block_size) for g in groups], self._core.hasher

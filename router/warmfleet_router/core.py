@@ -183,7 +183,7 @@ class RouterCore:
         decision.group.traffic.placed(chosen.prefill_s, now)
         worker.given_s += chosen.prefill_s
         held = chosen.pull.from_tokens if chosen.pull else chosen.overlap
-        least = min(candidate.prefill_s for candidate in decision.candidates)
+        least = min([candidate.prefill_s for candidate in decision.candidates])
         decision.group.demand.placed(decision.ask.keys, decision.ask.shared, least, now)
         booking.marks = decision.group.prefixes.add(
             worker.slot, decision.ask.keys, held // decision.ask.block_size
@@ -311,7 +311,7 @@ def _record(wanted: Request, decision: Decision, id_: int, policy: str, now: flo
         worker=decision.worker.name,
         policy=policy,
         reason=decision.choice.reason,
-        price_s=sum(seconds for _, seconds in decision.terms),
+        price_s=decision.price_s,
         terms=decision.terms,
         prompt_tokens=wanted.prompt_tokens,
         available=decision.available,

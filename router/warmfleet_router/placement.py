@@ -26,6 +26,10 @@ class Decision(NamedTuple):
         return self.choice.candidate.worker
 
     @property
+    def price_s(self) -> float:
+        return sum([seconds for _, seconds in self.terms])
+
+    @property
     def ttft_s(self) -> float:
         """Predicted."""
         chosen = self.choice.candidate
@@ -70,12 +74,9 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     candidates = _candidates(group, pool, ask, blocks, lower, ranks, peer, now)
     available = min(available, request.prompt_tokens - 1)
     waits = [candidate.wait_s for candidate in candidates]
-    ask = ask._replace(
-        following=group.traffic.following(waits, len(pool.workers), now),
-        shared=available,
-        outgrown=_outgrown(group, ask, candidates, available, len(pool.workers), now),
-    )
-    return _Survey(group, ask, candidates, available)
+    following = group.traffic.following(waits, len(pool.workers), now)
+    outgrown = _outgrown(group, ask, candidates, available, len(pool.workers), now)
+    return _Survey(group, Ask(*ask[:6], following, available, outgrown), candidates, available)
 
 
 def _outgrown(

@@ -5,8 +5,8 @@ times the prefill: work added here delays whoever comes next. Eviction is the wo
 cause. Near-ties go to the ring home, so that routers agree without talking.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import takewhile
 
 from warmfleet_router.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
@@ -36,7 +36,7 @@ class Cheapest:
         if not ask.keys:
             return []
         length = len(ask.keys) * ask.block_size
-        depths = list(takewhile(lambda depth: depth <= length, HOME_DEPTHS)) or [length]
+        depths = HOME_DEPTHS[: bisect_right(HOME_DEPTHS, length)] or [length]
         most = pool.bound(self._bound)
         homes = [
             (pool.ring.home(ask.keys[depth // ask.block_size - 1], pool.members, most), rank)
