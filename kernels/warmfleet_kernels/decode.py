@@ -12,14 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from warmfleet_kernels.tiled import ROWS, Tiles, attend_tiles
+
 TILE = 64  # tokens read at once
 _MERGED = 16  # splits merged at once
 
 
 class Splits(NamedTuple):
-    """Splits of ``outputs`` rows; those of output i are ``bounds[i]`` to ``bounds[i + 1]``.
+    """Splits of ``outputs`` rows; the results of output i are ``bounds[i]`` to ``bounds[i + 1]``: splits, and
+    behind all of them what tiles yield.
 
-    All int32. A split without tokens is skipped, an output without splits is 0.
+    All int32. A split without tokens is skipped, an output without results is 0.
     """
 
     table: Tensor  # [pages]: block numbers, whatever they belong to
@@ -30,18 +33,44 @@ class Splits(NamedTuple):
     targets: Tensor  # [outputs]: rows of the result
 
 
-def decode(pages: Tensor, queries: Tensor, splits: Splits, out: Tensor) -> None:
+def decode(pages: Tensor, queries: Tensor, splits: Splits, out: Tensor, tiles: Tiles | None = None) -> None:
     """Attention of ``queries[rows, heads, head_dim]`` over ``pages`` into rows of ``out`` (same width).
 
     ``pages`` is one layer of a pool, ``[blocks, 2, kv_heads, block_size, head_dim]``. Softmax in float32,
     scaled by head_dim ** -0.5.
     """
+    heads, head_dim = queries.shape[1:]
+    results = len(splits.rows)
+    if tiles is not None:
+        results += len(tiles.rows) * ROWS
+    partial = queries.new_empty((results, heads, head_dim), dtype=torch.float32)
+    lse = queries.new_empty((results, heads), dtype=torch.float32)  # base 2
+    if len(splits.rows):
+        _attend_splits(pages, queries, splits, partial, lse)
+    if tiles is not None:
+        attend_tiles(pages, queries, splits.table, tiles, partial, lse)
+    _merge[(len(splits.targets), heads)](
+        partial,
+        lse,
+        splits.bounds,
+        splits.targets,
+        out,
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        DIM=_dim(head_dim),
+        MERGED=_MERGED,
+        num_warps=1,
+    )
+
+
+def _dim(head_dim: int) -> int:
+    return max(16, int(triton.next_power_of_2(head_dim)))
+
+
+def _attend_splits(pages: Tensor, queries: Tensor, splits: Splits, partial: Tensor, lse: Tensor) -> None:
     _, _, kv_heads, block_size, head_dim = pages.shape
-    heads = queries.shape[1]
-    group, dim = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
+    group = queries.shape[1] // kv_heads
     wide = pages.dtype == torch.float32
-    partial = queries.new_empty((len(splits.rows), heads, head_dim), dtype=torch.float32)
-    lse = queries.new_empty((len(splits.rows), heads), dtype=torch.float32)  # base 2
     _attend[(len(splits.rows), kv_heads)](
         queries,
         pages,
@@ -59,23 +88,11 @@ def decode(pages: Tensor, queries: Tensor, splits: Splits, out: Tensor) -> None:
         GROUP=group,
         QUERIES=max(16, triton.next_power_of_2(group)),
         HEAD_DIM=head_dim,
-        DIM=dim,
+        DIM=_dim(head_dim),
         BLOCK=block_size,
         TILE=TILE // 2 if wide else TILE,
         num_warps=4,
         num_stages=2 if wide else 3,
-    )
-    _merge[(len(splits.targets), heads)](
-        partial,
-        lse,
-        splits.bounds,
-        splits.targets,
-        out,
-        HEADS=heads,
-        HEAD_DIM=head_dim,
-        DIM=dim,
-        MERGED=_MERGED,
-        num_warps=1,
     )
 
 

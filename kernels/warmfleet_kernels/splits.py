@@ -40,10 +40,12 @@ def most_splits(ranges: int) -> int:
     return 2 * ranges + TARGET
 
 
-def cut(tokens: Ints, block_size: int) -> Cut:
-    """Equal splits of ranges of ``tokens`` each, in whole blocks, so many that the device is full."""
-    room = most_splits(len(tokens)) - len(tokens)
-    size = max(LEAST, -(-int(tokens.sum()) // room))
+def cut(tokens: Ints, block_size: int, room: int | None = None, least: int = LEAST) -> Cut:
+    """Equal splits of ranges of ``tokens`` each, in whole blocks, so many that the device is full: at most
+    ``room`` more than there are ranges, each of ``least`` tokens where there are as many."""
+    if room is None:
+        room = most_splits(len(tokens)) - len(tokens)
+    size = max(least, -(-int(tokens.sum()) // room))
     counts = -(-tokens // size)
     sizes = -(-tokens // counts)  # a range's splits are alike: the device waits for the longest
     sizes = -(-sizes // LEAST) * LEAST  # whole tiles

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from warmfleet_kernels import device, reference
+from warmfleet_kernels import device, reference, tiles
 from warmfleet_kernels import prefill as slab_attention
 from warmfleet_kernels.splits import cut, most_splits
 
@@ -33,6 +33,17 @@ def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slab_attention, "_cudnn", stand_in_cudnn)
         monkeypatch.setattr(slab_attention, "_flash", stand_in_flash)
         monkeypatch.setattr(slab_attention, "_flash_ragged", stand_in_ragged)
+
+
+@pytest.fixture
+def slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts go by slabs, however few their rows."""
+    monkeypatch.setattr(tiles, "MOST_ROWS", 0)
+
+
+@pytest.fixture
+def few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_LEAST", 32)
 
 
 def plain(query: Tensor, keys: Tensor, shift: int | None) -> slab_attention.Part:
@@ -87,16 +98,41 @@ mixed_shapes = st.lists(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), sizes, mixed_shapes, st.sampled_from(dtypes), st.integers(0, 1000))
-def test_prefill_mixed_with_decode(data, size, shapes, dtype, seed) -> None:
+def test_prefill_mixed_with_decode(slabs, data, size, shapes, dtype, seed) -> None:
     heads, kv_heads, block, dim = size
     deltas = [data.draw(ways) for _ in shapes]
     check(Scene(shapes, deltas, heads=heads, kv_heads=kv_heads, block=block, dim=dim, dtype=dtype, seed=seed))
 
 
+tiled_shapes = st.lists(
+    st.tuples(st.integers(0, CONTEXT), st.sampled_from([1, 9, 33])), min_size=1, max_size=2
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes, tiled_shapes, st.sampled_from(dtypes), st.integers(0, 1000))
+def test_tiles_mixed_with_decode(few_keys, size, shapes, dtype, seed) -> None:
+    """Of one run each; tiles are cut into ranges of a few keys, so that some are all future to some rows."""
+    heads, kv_heads, block, dim = size
+    scene = Scene(
+        shapes,
+        [(0,)] * len(shapes),
+        heads=heads,
+        kv_heads=kv_heads,
+        block=block,
+        dim=dim,
+        dtype=dtype,
+        seed=seed,
+    )
+    long = any(count > 8 for _, count in shapes)
+    assert (device.tables(scene.sequences, scene.pool).tiles is not None) == long
+    check(scene)
+
+
 @pytest.mark.parametrize("shapes", [[(0, 70)], [(64, 48)], [(110, 77)], [(97, 40), (0, 20), (64, 33)]])
-def test_long_chunks_are_cut_and_merged(shapes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_chunks_are_cut_and_merged(shapes, slabs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule's sizes made small, so that chunks are attended to alone and in many pieces."""
     small = {"_ROWS": 8, "_KEYS": 16, "_MANY": 16} if DEVICE == "cpu" else {"_MANY": 16}
     for name, value in small.items():
