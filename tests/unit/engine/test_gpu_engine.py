@@ -56,10 +56,12 @@ def test_steps_agree_with_the_cpu(folder: Path) -> None:
     """Prompts first, then graphs; in one step a new prompt comes between."""
     ours, theirs = engine(folder, "cuda"), engine(folder, "cpu")
     assert ours.graphs is not None
+    assert ours.mixed is not None
     prompt = Work(tuple(range(40)), 0, (Run(tuple(range(BLOCKS - 10, BLOCKS))),), b"", GREEDY)
     for step in range(8):
         plan = Plan(works(step, 5) + ((prompt,) if step == 4 else ()))
         assert ours.graphs.takes(plan.works) == (step not in (0, 4))
+        assert ours.mixed.takes(plan.works) == (step in (0, 4))
         found, wanted = ours.execute(plan), theirs.execute(plan)
         assert [d.token_ids for d in found.drawn] == [d.token_ids for d in wanted.drawn]
         written = ~theirs.pool.isnan()

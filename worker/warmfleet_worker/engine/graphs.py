@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from warmfleet_kernels import Batch
@@ -16,6 +15,7 @@ from warmfleet_kernels import Batch
 from warmfleet_worker.engine.base import Run, Work
 from warmfleet_worker.engine.drawing import Outcome, draw_rows, draws_of
 from warmfleet_worker.engine.sampling import GREEDY_BELOW
+from warmfleet_worker.engine.staging import Staging, Words
 from warmfleet_worker.models.llama import Llama
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -43,14 +43,6 @@ class _Captured(NamedTuple):
     logits: Tensor  # [size, vocab]
 
 
-class _Host(NamedTuple):
-    """Tables on their way: pinned, and not to be written before the device has copied them."""
-
-    tables: Tensor
-    words: npt.NDArray[np.int32]  # the same memory
-    copied: torch.cuda.Event
-
-
 class DecodeGraphs:
     """Graphs of one model over one pool. ``drawn`` holds the newest step's tokens, int32 on the device."""
 
@@ -62,11 +54,10 @@ class DecodeGraphs:
         self._pool = pool
         self._block_size = pool.shape[4]
         words = self._layout(SIZES[-1]).table + TABLE
-        self._device = torch.zeros(words, dtype=torch.int32, device=pool.device)
+        self._staging = Staging(words, pool.device)
         self._drawn = drawn
-        self._hosts = [self._host(words) for _ in range(2)]  # one is filled while the other is copied
         self._targets = torch.arange(SIZES[-1], dtype=torch.int32, device=pool.device)
-        self._known: dict[int, tuple[Run, npt.NDArray[np.int32]]] = {}  # of the last step
+        self._known: dict[int, tuple[Run, Words]] = {}  # of the last step
         self._captured: dict[int, _Captured] = {}
         memory: Any = None
         for size in reversed(SIZES):
@@ -86,12 +77,8 @@ class DecodeGraphs:
         """Launches the works' rows and their draws."""
         count = len(works)
         size = next(size for size in SIZES if size >= count)
-        self._hosts.reverse()
-        host = self._hosts[0]
-        host.copied.synchronize()
-        used = self._fill(works, self._layout(size), size, host.words)
-        self._device[:used].copy_(host.tables[:used], non_blocking=True)
-        host.copied.record()
+        words = self._staging.next()
+        self._staging.send(self._fill(works, self._layout(size), size, words))
         captured = self._captured[size]
         captured.graph.replay()
         if all(_greedy(work) for work in works):
@@ -101,18 +88,13 @@ class DecodeGraphs:
         self._drawn[:count].copy_(outcome.tokens)
         return outcome
 
-    @staticmethod
-    def _host(words: int) -> _Host:
-        tables = torch.zeros(words, dtype=torch.int32, pin_memory=True)
-        return _Host(tables, tables.numpy(), torch.cuda.Event())  # type: ignore[no-untyped-call]
-
     def _layout(self, size: int) -> _Layout:
         splits = self._splits.most_splits(size)
         lengths = (size, size, size, size, size, splits, splits, splits, size + 1)
         aligned = [-(-length // _ALIGNED) * _ALIGNED for length in lengths]
         return _Layout(*(sum(aligned[:n]) for n in range(len(aligned) + 1)))
 
-    def _tables(self, runs: Sequence[Run]) -> list[npt.NDArray[np.int32]]:
+    def _tables(self, runs: Sequence[Run]) -> list[Words]:
         """The runs' block numbers. A sequence's run is the same object until it grows by a block."""
         known = self._known
         self._known = {
@@ -120,7 +102,7 @@ class DecodeGraphs:
         }
         return [self._known[id(run)][1] for run in runs]
 
-    def _fill(self, works: Sequence[Work], at: _Layout, size: int, words: npt.NDArray[np.int32]) -> int:
+    def _fill(self, works: Sequence[Work], at: _Layout, size: int, words: Words) -> int:
         """The tables of a step; how many words it uses."""
         count, block_size = len(works), self._block_size
         starts = np.array([work.start for work in works])
@@ -154,7 +136,7 @@ class DecodeGraphs:
         from warmfleet_kernels.device import Reads
 
         at = self._layout(size)
-        words = self._device
+        words = self._staging.device
         words[at.blocks : at.blocks + size] = -1
         words[at.tokens : at.table] = 0
         splits = self._splits.most_splits(size)
@@ -167,9 +149,7 @@ class DecodeGraphs:
             ranged(at.bounds, size + 1),
             self._targets[:size],
         )
-        batch = Batch(
-            (), ranged(at.blocks, size), ranged(at.offsets, size), reads=Reads(tables, None, (), None)
-        )
+        batch = Batch((), ranged(at.blocks, size), ranged(at.offsets, size), reads=Reads(tables))
 
         def forward() -> Tensor:
             follows, homes = ranged(at.follows, size), ranged(at.homes, size)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from warmfleet_worker.engine.warming import warm_up
 from warmfleet_worker.models.fingerprint import fingerprint
 from warmfleet_worker.models.llama import Llama, pool_shape
 from warmfleet_worker.models.load import load_model, open_source
+
+if TYPE_CHECKING:
+    from warmfleet_worker.engine.mixed import MixedGraphs
 
 DRAWS = 4096  # the most sequences that a worker runs
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,6 +51,7 @@ class TorchEngine:
         self.layout = layout(llama.dtype, shape)
         self._access = access(self.pool)
         self.graphs: DecodeGraphs | None = None
+        self.mixed: MixedGraphs | None = None
         self.depth = 1
         self._drawn = torch.zeros(DRAWS, dtype=torch.int32, device=llama.device)  # by the newest step
         self._current: AbstractContextManager[object] = nullcontext()
@@ -54,7 +59,10 @@ class TorchEngine:
             self._current = torch.cuda.device(llama.device)  # Triton launches on the thread's own device
             self.depth = 2
             with self._current:
+                from warmfleet_worker.engine import mixed
+
                 self.graphs = DecodeGraphs(llama, self.pool, self._drawn)
+                self.mixed = mixed.MixedGraphs(llama, self.pool, self._drawn)
 
     @classmethod
     def load(
@@ -138,6 +146,8 @@ class TorchEngine:
         self._copy(plan.copies)
         if not plan.works:
             return self.pool.new_empty((0, self.llama.config.hidden))
+        if self.mixed is not None and self.mixed.takes(plan.works):
+            return self.mixed.compute(plan.works)
         ragged = flatten(plan.works, self.block_size, self.llama.rope)
         tables = ragged.token_ids, ragged.homes, ragged.follows
         token_ids, homes, follows = send(tables, self.pool.device)

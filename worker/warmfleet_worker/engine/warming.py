@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _CPU_TOKENS = 256  # one size for CPUs: there is little to make, and a step takes long
 _GREEDY = Sampling()
 _DECODED = 4  # rows of the smallest decode step that is met
+_MANY = 20  # short prompts that no graph holds
 _SAMPLED = Sampling(0.5, top_p=0.9, top_k=20, min_p=0.01, logprobs=2)
 
 
@@ -45,6 +46,8 @@ def _plans(total_blocks: int, block_size: int, shortest: int, longest: int) -> I
         rows = tuple(_work(1, at, total_blocks, block_size, sampling) for at in range(min(_DECODED, longest)))
         yield Plan(rows)
         yield Plan((*rows, short, short))
+    if longest >= _MANY * len(short.token_ids):
+        yield Plan((*rows, *[short] * _MANY))
     yield Plan((Work(short.token_ids, 0, short.runs, b"", _GREEDY, prompt_logprobs=1),))
 
 
