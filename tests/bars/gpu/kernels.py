@@ -23,10 +23,9 @@ def paged(pool: Tensor, ceilings: Ceilings) -> Iterator[Row]:
     """``pool`` is an engine's, of at least 64 x 8k tokens."""
     yield from _decode(pool, ceilings)
     yield from _layouts(pool, ceilings)
-    yield from _prefix(pool)
 
 
-def _sequences(pool: Tensor, shapes: list[tuple[int, int]], runs: int = 1) -> list[Sequence]:
+def sequences(pool: Tensor, shapes: list[tuple[int, int]], runs: int = 1) -> list[Sequence]:
     taken = iter(pick(5, len(pool), sum(-(-(s + c) // BLOCK) for s, c in shapes)))
     made, first = [], 0
     for start, count in shapes:
@@ -44,22 +43,22 @@ def _turn(delta: int) -> Rotation:
     return Rotation(angle.cos(), angle.sin())
 
 
-def _layers(pool: Tensor, shapes: list[tuple[int, int]], runs: int = 1) -> list[Callable[[], object]]:
+def layers(pool: Tensor, shapes: list[tuple[int, int]], runs: int = 1) -> list[Callable[[], object]]:
     query = torch.randn((sum(c for _, c in shapes), HEADS, DIM), dtype=pool.dtype, device="cuda")
-    batch = prepare(_sequences(pool, shapes, runs), pool)
+    batch = prepare(sequences(pool, shapes, runs), pool)
     return [partial(attention, pool, layer, batch, query) for layer in range(8)]
 
 
 def _decode(pool: Tensor, ceilings: Ceilings) -> Iterator[Row]:
     for rows, context in ((64, 8192), (256, 2048), (64, 512), (1, 512), (1, 32768)):
-        took = device_s(_layers(pool, [(context - 1, 1)] * rows))
+        took = device_s(layers(pool, [(context - 1, 1)] * rows))
         share = rows * context * LAYER_TOKEN_BYTES / took / ceilings.copy
         wanted = ">= .85" if (rows, context) == (64, 8192) else ""
         what = f"paged decode, batch {rows}, context {context}"
         yield Row("3", what, f"{share:.3f} of copy ({took * 1e6:.0f} us)", wanted, share >= 0.85)
-    one = device_s(_layers(pool, [(8191, 1)] * 64))
+    one = device_s(layers(pool, [(8191, 1)] * 64))
     for runs in (2, 8):
-        took = device_s(_layers(pool, [(8191, 1)] * 64, runs))
+        took = device_s(layers(pool, [(8191, 1)] * 64, runs))
         yield Row(
             "3",
             f"paged decode, batch 64, context 8192: {runs} runs with deltas",
@@ -68,22 +67,22 @@ def _decode(pool: Tensor, ceilings: Ceilings) -> Iterator[Row]:
 
 
 def _layouts(pool: Tensor, ceilings: Ceilings) -> Iterator[Row]:
-    blocks, layers = pool.shape[:2]
-    major = pool.view(layers, blocks, *pool.shape[2:]).transpose(0, 1)
+    blocks, depth = pool.shape[:2]
+    major = pool.view(depth, blocks, *pool.shape[2:]).transpose(0, 1)
     for name, each in (("block-major", pool), ("layer-major", major)):
-        took = device_s(_layers(each, [(8191, 1)] * 64))
+        took = device_s(layers(each, [(8191, 1)] * 64))
         share = 64 * 8192 * LAYER_TOKEN_BYTES / took / ceilings.copy
         yield Row("3", f"paged decode, batch 64, context 8192, {name}", f"{share:.3f} of copy")
 
 
-def _prefix(pool: Tensor) -> Iterator[Row]:
+def prefix(pool: Tensor) -> Iterator[Row]:
     count, start = 512, 32_768
     query = torch.randn((1, HEADS, count, DIM), dtype=pool.dtype, device="cuda")
     key, value = torch.randn((2, 1, KV_HEADS, start + count, DIM), dtype=pool.dtype, device="cuda")
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         contiguous = device_s([lambda: scaled_dot_product_attention(query, key, value, enable_gqa=True)])
     for runs in (1, 2, 8):
-        ours = device_s(_layers(pool, [(start, count)], runs))
+        ours = device_s(layers(pool, [(start, count)], runs))
         what = f"{count} new on {start} cached, {runs} run(s): contiguous SDPA over ours"
         share = contiguous / ours
         wanted = ">= .85" if runs == 1 else ""

@@ -39,7 +39,7 @@ def pick(seed: int, total: int, count: int) -> Sequence[int]:
 
 def engine(total_blocks: int, config: ModelConfig = LLAMA_3_8B) -> TorchEngine:
     """With a pool of random numbers, as if every block had been computed."""
-    llama = Llama(config, _weights(config))
+    llama = Llama(config, weights(config))
     made = TorchEngine(llama, model="random", fingerprint=bytes(32), block_size=16, total_blocks=total_blocks)
     for part in made.pool.split(1024):
         part.normal_()
@@ -53,7 +53,7 @@ def weight_bytes(config: ModelConfig = LLAMA_3_8B) -> int:
     return 2 * (config.layers * layer + config.hidden * config.vocab_size)
 
 
-def _weights(config: ModelConfig) -> Weights:
+def weights(config: ModelConfig) -> Weights:
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn((rows, columns), dtype=torch.bfloat16, device="cuda") * columns**-0.5
 

@@ -48,6 +48,9 @@ def serve(engine: TorchEngine) -> Iterator[Row]:
         yield Row("6", what, f"{rate:,.0f} out tok/s", f">= {0.9 * VLLM:,.0f}", rate >= 0.9 * VLLM)
         idle = (took - server.in_engine) / took
         yield Row("6", f"{what}: planning, of {took:.2f} s", f"{idle:.3f}, {server.steps} steps")
+
+
+def arrivals(engine: TorchEngine) -> Iterator[Row]:
     for rate in ARRIVALS:
         for cached in (True, False):
             yield _poisson(engine, rate, cached)

@@ -30,11 +30,12 @@ def device_s(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
     return statistics.median(times)
 
 
-def wall_s(call: Callable[[], object], repeats: int = 10, warm: int = 2) -> float:
-    """Median seconds on the host's clock, the device idle before and after."""
+def wall_s(call: Callable[[], object], repeats: int = 10, warm: int = 2, rest: float = 0.0) -> float:
+    """Median seconds on the host's clock, the device idle before (so long at least) and after."""
     times = []
     for _ in range(warm + repeats):
         torch.cuda.synchronize()
+        time.sleep(rest)
         began = time.perf_counter()
         call()
         torch.cuda.synchronize()
@@ -67,6 +68,13 @@ def measure_ceilings() -> Ceilings:
     many = 400
     took = wall_s(lambda: [a @ b for _ in range(many)], repeats=1, warm=1)
     return Ceilings(copy, matmul, many * 2 * 8192**3 / took, attention_rate(8192))
+
+
+def matmul_rate(seconds: float) -> float:
+    """FLOP/s of products of 8192^3 one after another for about so long, a few times like whole prompts."""
+    a, b = torch.randn((2, 8192, 8192), dtype=torch.bfloat16, device="cuda")
+    many = max(1, round(seconds / 1.6e-3))
+    return many * 2 * 8192**3 / wall_s(lambda: [a @ b for _ in range(many)], repeats=3)
 
 
 def attention_rate(length: int) -> float:
