@@ -68,32 +68,11 @@ def attend_tiles(
 
 @triton.jit
 def _attend(
-    queries,
-    pages,
-    table,
-    rows,
-    counts,
-    starts,
-    firsts,
-    keys,
-    tokens,
-    slots,
-    parts,
-    partial,
-    lse,
-    scale,
-    stride_block,
-    stride_value,
-    stride_head,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEYS: tl.constexpr,
-):
+    queries, pages, table, rows, counts, starts, firsts, keys, tokens, slots, parts, partial, lse, scale,
+    stride_block, stride_value, stride_head,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
     unit = tl.program_id(0)
     kv_head = tl.program_id(1)
     count = tl.load(counts + unit)
