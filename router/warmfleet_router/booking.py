@@ -14,6 +14,8 @@ from warmfleet_router.fleet import Worker
 from warmfleet_router.pricing import Prefills
 from warmfleet_router.view import PlacementView
 
+ID_BITS = 48  # of a booking's id, after its router's tag
+
 
 @dataclass(slots=True, eq=False)
 class Booking:
@@ -49,9 +51,11 @@ class _Gateway:
 
 
 class Ledger:
-    """All bookings of one router. Bounded by MAX_BOOKINGS."""
+    """All bookings of one router. Bounded by MAX_BOOKINGS. Their ids begin with ``tag``, which tells them
+    from those of other routers over the same workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, tag: int = 0) -> None:
+        self._tag = tag
         self._bookings: dict[int, Booking] = {}
         self._gateways: dict[str, _Gateway] = {}
 
@@ -83,12 +87,17 @@ class Ledger:
         booking.prefill(booking.worker.booked.coming, 1)
         _count(booking, 1)
 
-    def included(self, worker: Worker, ids: Iterable[int]) -> None:
-        """The worker's report includes these; a worker speaks for its own bookings only."""
+    def included(self, worker: Worker, ids: Iterable[int]) -> int:
+        """The worker's report includes these; a worker speaks for its own bookings only. How many of them
+        other routers have made."""
+        others = 0
         for id_ in ids:
             booking = self._bookings.get(id_)
-            if booking is not None and booking.worker is worker:
+            if booking is None:
+                others += id_ >> ID_BITS != self._tag
+            elif booking.worker is worker:
                 _discount(booking)
+        return others
 
     def started(self, id_: int, now: float) -> Booking | None:
         """Its first token has been seen: prefill is over. None when it has ended, or started before."""

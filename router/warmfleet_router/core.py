@@ -12,7 +12,7 @@ from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected
 
 from warmfleet_router import answers
-from warmfleet_router.booking import Booking, Ledger
+from warmfleet_router.booking import ID_BITS, Booking, Ledger
 from warmfleet_router.grant import Granter, claims
 from warmfleet_router.group import Group
 from warmfleet_router.hasher import Hasher
@@ -45,10 +45,11 @@ class RouterCore:
         self.granter: Granter | None = None
         self.policy = make_policy(routing, seed)
         self.hasher = Hasher()
-        self._ledger = Ledger()
-        self.roster = Roster(self._ledger, self.counters, routing)
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
+        self._tag = xxhash.xxh64_intdigest(b"tag", self._seed) >> ID_BITS
         self._ids = 0
+        self._ledger = Ledger(self._tag)
+        self.roster = Roster(self._ledger, self.counters, routing)
         self._history: deque[tuple[PlacementView, Decision]] = deque(maxlen=HISTORY)
 
     # ---- gateways
@@ -197,10 +198,11 @@ class RouterCore:
         return booking
 
     def _next_id(self) -> int:
-        """Not 0, not in use, and not another router's but for one chance in 2^64."""
+        """Not 0, not in use, and not another router's but for one chance in 2^64. It begins with the tag."""
         while True:
             self._ids += 1
-            id_ = xxhash.xxh64_intdigest(self._ids.to_bytes(8, "little"), self._seed)
+            digest = xxhash.xxh64_intdigest(self._ids.to_bytes(8, "little"), self._seed)
+            id_ = self._tag << ID_BITS | digest & (1 << ID_BITS) - 1
             if id_ and id_ not in self._ledger:
                 return id_
 

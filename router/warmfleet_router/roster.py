@@ -159,7 +159,9 @@ class Roster:
         if self.fleet.incarnated(worker, message.epoch, now):
             self._forget(worker)
         if message.HasField("load"):
-            self.ledger.included(worker, message.load.bookings)
+            others = self.ledger.included(worker, message.load.bookings)
+            if not message.HasField("snapshot"):  # which names old ones again
+                group.traffic.elsewhere(others, now)
             reported = worker.report
             self.fleet.reported(worker, _strangers(worker, message.load), now)
             group.pressure.report(reported, worker.report, group.total_blocks)

@@ -18,10 +18,23 @@ class Traffic:
 
     def placed(self, work_s: float, now: float) -> None:
         """One more request, with its seconds of prefill."""
+        self._fade(now)
+        self._requests += 1.0
+        self._work_s += work_s
+
+    def elsewhere(self, requests: int, now: float) -> None:
+        """That other routers have placed on the same workers. They are taken to be as long as our own."""
+        if requests:
+            self._fade(now)
+            each = self._work_s / self._requests if self._requests else 0.0
+            self._requests += requests
+            self._work_s += requests * each
+
+    def _fade(self, now: float) -> None:
         keep = exp(-max(now - self._at, 0.0) / MEMORY_S)
         self._at = now
-        self._requests = self._requests * keep + 1.0
-        self._work_s = self._work_s * keep + work_s
+        self._requests *= keep
+        self._work_s *= keep
 
     def following(self, waits_s: Iterable[float], workers: int, now: float) -> float:
         """Requests that come to a worker before its queue is empty.

@@ -38,6 +38,7 @@ BARS = {
     "relay": "6.4: streams relayed from other servers: gateway and Envoy beside sglang-router",
     "picks": "6.2: CPU of an endpoint pick for Envoy",
     "vllm": "6.1: a real vLLM behind the gateway: predicted against reported cached tokens; minutes",
+    "replicas": "6.5: one, two and four routers over the same workers; minutes",
     "tiers": "5.3: TTFT by the tier that a prefix lies in, and with a disk in trouble",
     "disk_tier": "5.6: the disk tier killed at random bytes, and reopened",
     "hostile": "3.9: never worse than simple policies on hostile traffic, 20 seeds",

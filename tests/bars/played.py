@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from warmfleet_router.core import RouterCore
 from warmfleet_router.policy.base import Ask, Candidate, Choice
 from warmfleet_router.policy.cheapest import Cheapest
 from warmfleet_router.replay import profile, report
-from warmfleet_router.replay.fleet import Fleet
+from warmfleet_router.replay.fleet import Fleet, Network, Routers
 from warmfleet_router.replay.report import Row
 from warmfleet_router.replay.trace import Trace, load
 from warmfleet_router.routing import Routing
@@ -43,6 +44,10 @@ class Play(NamedTuple):
     limit: int | None = None
     without: str = ""
     decode: bool = False
+    routers: int = 1
+    in_turn: bool = False
+    delay: float = 0.0  # of presence events
+    spaced: bool = False  # requests of one instant come one after the other until the next
 
     @property
     def place(self) -> str:
@@ -54,12 +59,14 @@ class Play(NamedTuple):
         lambda_ = "" if self.externality is None else f", lambda {self.externality:g}"
         pulls = f", {self.link / 1e9:g} GB/s" if self.link else ""
         without = f", without {self.without}" if self.without else ""
-        return f"{self.policy}{lambda_}{pulls}{without}"
+        turn = " in turn" if self.in_turn else ""
+        routers = f", {self.routers} routers{turn}" if self.routers > 1 else ""
+        return f"{self.policy}{lambda_}{pulls}{without}{routers}"
 
 
 def _figures(row: Row) -> str:
     return (
-        f"hit {row.hit:.3f} skew {row.skew:.2f} util {row.utilisation:.2f}"
+        f"hit {row.hit:.3f} skew {row.skew:.2f} imbalance {row.imbalance:.2f} util {row.utilisation:.2f}"
         f" ttft {row.ttft_mean:7.3f} p99 {row.ttft_p99:7.2f}"
     )
 
@@ -82,6 +89,8 @@ class Without(Cheapest):
 
 def play(of: Play) -> Row:
     trace = loaded(of.trace, of.limit, of.decode)
+    if of.spaced:
+        trace = spaced(trace)
     routing = Routing(policy=of.policy, externality="adaptive" if of.externality is None else of.externality)
     if of.engine == "flat":
         engine = profile.flat(TOKEN_S * trace.block_size, trace.block_size)
@@ -91,7 +100,16 @@ def play(of: Play) -> Row:
     core = RouterCore(routing, 0)
     if of.without:
         core.policy = Without(of.without, routing)
-    fleet = Fleet(routing, engine, trace.block_size, [of.capacity] * WORKERS, host_blocks=of.host, core=core)
+    fleet = Fleet(
+        routing,
+        engine,
+        trace.block_size,
+        [of.capacity] * WORKERS,
+        network=Network(of.delay),
+        host_blocks=of.host,
+        core=core,
+        routers=Routers(of.routers, of.in_turn),
+    )
     fleet.run(trace, of.speed)
     return report.summarise(of.label, fleet, trace.span_s / of.speed)
 
@@ -103,6 +121,19 @@ def loaded(name: str, limit: int | None, decode: bool) -> Trace:
     if decode:
         return trace
     return trace._replace(requests=[r._replace(completion_tokens=1) for r in trace.requests])
+
+
+def spaced(trace: Trace) -> Trace:
+    """Requests that the trace lists at one instant spread evenly until its next one."""
+    instants = [list(same) for _, same in groupby(trace.requests, key=lambda r: r.arrival_s)]
+    ends = [same[0].arrival_s for same in instants[1:]]
+    ends.append(2 * instants[-1][0].arrival_s - instants[-2][0].arrival_s)
+    requests = [
+        request._replace(arrival_s=request.arrival_s + (end - request.arrival_s) * i / len(same))
+        for same, end in zip(instants, ends, strict=True)
+        for i, request in enumerate(same)
+    ]
+    return trace._replace(requests=requests)
 
 
 def play_all(plays: Sequence[Play], processes: int = 2) -> dict[Play, Row]:

@@ -12,7 +12,7 @@ from warmfleet_proto.command import Command
 from warmfleet_proto.settings import load as load_settings
 
 from warmfleet_router.replay import capacity, chart, report
-from warmfleet_router.replay.fleet import Fleet, Network
+from warmfleet_router.replay.fleet import Fleet, Network, Routers
 from warmfleet_router.replay.report import Row
 from warmfleet_router.replay.source import Source, source
 from warmfleet_router.routing import PolicyName, Routing
@@ -71,6 +71,12 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of presence events")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a routing setting")
     parser.add_argument(
+        "--routers", type=int, default=1, metavar="N", help="over the same workers (default 1)"
+    )
+    parser.add_argument(
+        "--in-turn", action="store_true", help="ask the routers in turn, not by the prompt's root"
+    )
+    parser.add_argument(
         "--capacity-at", metavar="'ROW<X'", help="search the highest speed at which this holds"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -112,6 +118,7 @@ def _player(args: Namespace, played: Source) -> Callable[[Routing, float], Row]:
             network=Network(args.delay, args.loss),
             seed=args.seed,
             host_blocks=args.host,
+            routers=Routers(args.routers, args.in_turn),
         )
         with _Progress(f"{routing.policy} at speed {speed:g}", len(trace.requests)) as progress:
             fleet.run(trace, speed, progress)

@@ -21,6 +21,7 @@ from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.replay.worker import Job, Worker
 from warmfleet_router.routing import Routing
+from warmfleet_router.spread import Spread
 
 MODEL = "replayed"
 GATEWAY = "replay"
@@ -36,6 +37,17 @@ class Network(NamedTuple):
 
 
 IDEAL = Network()
+
+
+class Routers(NamedTuple):
+    """Side by side over the same workers, each with books and an index of its own. A gateway asks them by the
+    root of the prompt, or, where it knows no better, in turn."""
+
+    number: int = 1
+    in_turn: bool = False
+
+
+ALONE = Routers()
 
 
 class Outcome(NamedTuple):
@@ -68,10 +80,14 @@ class Fleet:
         host_blocks: int = 0,
         core: RouterCore | None = None,
         silent: Mapping[int, int] | None = None,
+        routers: Routers = ALONE,
     ) -> None:
         """``capacities`` in blocks, and ``host_blocks`` more in each worker's host memory. ``silent`` workers
-        announce nothing, and tell so many blocks; 0: they do not tell."""
+        announce nothing, and tell so many blocks; 0: they do not tell. ``core`` is the first router."""
         self.core = core or RouterCore(routing, seed)
+        self.cores = [self.core, *(RouterCore(routing, seed + i) for i in range(1, routers.number))]
+        self._spread = Spread([f"router {i}" for i in range(routers.number)])
+        self._in_turn, self._turn = routers.in_turn, 0
         self.outcomes: list[Outcome] = []
         self.now = 0.0
         self._silent = silent or {}
@@ -79,7 +95,7 @@ class Fleet:
         self._random = Random(seed)  # noqa: S311 - which messages are lost
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
-        self._placed: dict[int, tuple[Request, rpb.Placement]] = {}
+        self._placed: dict[int, tuple[Request, rpb.Placement, RouterCore]] = {}
         self._pending = 0
         slow = list(slowness)
         self.members = [
@@ -117,28 +133,25 @@ class Fleet:
         heapq.heappush(self._queue, (when, next(self._order), action, arguments))
 
     def _join(self, member: Member, block_size: int) -> None:
-        roster = self.core.roster
-        roster.add(member.address)
-        roster.joined(
-            member.address,
-            wpb.StatusResponse(
-                worker=f"w{member.index}",
-                epoch=member.announcer.epoch,
-                model=MODEL,
-                model_fingerprint=b"replay",
-                block_size=block_size,
-                total_blocks=self._silent.get(member.index, member.worker.cache.total),
-                silent=member.index in self._silent,
-                max_context=member.worker.cache.total * block_size,  # what a real worker takes at most
-                max_running=member.worker.profile.max_running,
-                engine="replay",
-                block_bytes=block_size * member.worker.profile.kv_bytes_per_token,
-                gives_blocks=member.worker.profile.link_bytes_per_s > 0,
-            ),
-            0.0,
+        status = wpb.StatusResponse(
+            worker=f"w{member.index}",
+            epoch=member.announcer.epoch,
+            model=MODEL,
+            model_fingerprint=b"replay",
+            block_size=block_size,
+            total_blocks=self._silent.get(member.index, member.worker.cache.total),
+            silent=member.index in self._silent,
+            max_context=member.worker.cache.total * block_size,  # what a real worker takes at most
+            max_running=member.worker.profile.max_running,
+            engine="replay",
+            block_bytes=block_size * member.worker.profile.kv_bytes_per_token,
+            gives_blocks=member.worker.profile.link_bytes_per_s > 0,
         )
-        for message in member.announcer.repeat(0, 0, 0.0):
-            self._hear(member, message)
+        for core in self.cores:
+            core.roster.add(member.address)
+            core.roster.joined(member.address, status, 0.0)
+            for message in member.announcer.repeat(0, 0, 0.0):
+                self._hear(core, member, message)
 
     # ---- a request
 
@@ -154,7 +167,8 @@ class Fleet:
 
     def _arrive(self, request: Request, arrivals: Any, speed: float, progress: Any) -> None:
         self._pending += 1
-        placement = self.core.route(
+        core = self._core_for(request)
+        placement = core.route(
             rpb.RouteRequest(
                 gateway_id=GATEWAY,
                 model=MODEL,
@@ -166,18 +180,26 @@ class Fleet:
         )
         member = self.members[int(placement.worker[1:])]
         job = Job(placement.booking, request.keys, request.prompt_tokens, request.completion_tokens, self.now)
-        self._placed[job.booking] = request, placement
+        self._placed[job.booking] = request, placement, core
         if placement.action == rpb.Placement.PULL:
             self._bringing.pull(member, job, placement.pull, self.now)
         member.worker.submit(job)
         member.announcer.accepted(job.booking)
         self._stir(member)
+        if len(self.cores) > 1:
+            self._tell(member)  # the others must not wait for a heartbeat to know
         self._next_arrival(arrivals, speed, progress)
+
+    def _core_for(self, request: Request) -> RouterCore:
+        if self._in_turn:
+            self._turn = (self._turn + 1) % len(self.cores)
+            return self.cores[self._turn]
+        return self.cores[self._spread.first(request.keys[0] if request.keys else 0, self.now)]
 
     def _started(self, job: Job) -> None:
         assert job.admitted_at is not None
         size = self.members[0].worker.block_size
-        self.core.progress(
+        self._placed[job.booking][2].progress(
             rpb.ProgressRequest(
                 booking=job.booking,
                 cached_tokens=job.cached_tokens,
@@ -195,9 +217,9 @@ class Fleet:
 
     def _ended(self, member: Member, job: Job) -> None:
         assert job.started_at is not None
-        request, placement = self._placed.pop(job.booking)
+        request, placement, core = self._placed.pop(job.booking)
         member.announcer.ended(job.booking)
-        self.core.finish(
+        core.finish(
             rpb.FinishRequest(
                 booking=job.booking,
                 outcome=rpb.FinishRequest.OK,
@@ -272,26 +294,27 @@ class Fleet:
         self._at(due, self._beat, member)
 
     def _tick(self) -> None:
-        self.core.heartbeat(rpb.HeartbeatRequest(gateway_id=GATEWAY), self.now)
-        self.core.tick(self.now)
+        for core in self.cores:
+            core.heartbeat(rpb.HeartbeatRequest(gateway_id=GATEWAY), self.now)
+            core.tick(self.now)
         self._at(self.now + TICK_S, self._tick)
 
     def _tell(self, member: Member) -> None:
         message = member.announcer.message(self.now)
-        if self._network.loss and self._random.random() < self._network.loss:
-            return
-        self._send(member, message)
+        for core in self.cores:
+            if not (self._network.loss and self._random.random() < self._network.loss):
+                self._send(core, member, message)
 
-    def _send(self, member: Member, message: wpb.WatchKvResponse) -> None:
+    def _send(self, core: RouterCore, member: Member, message: wpb.WatchKvResponse) -> None:
         if member.index in self._silent:
             message = wpb.WatchKvResponse(epoch=message.epoch, load=message.load)
         if self._network.delay_s:
-            self._at(self.now + self._network.delay_s, self._hear, member, message)
+            self._at(self.now + self._network.delay_s, self._hear, core, member, message)
         else:
-            self._hear(member, message)
+            self._hear(core, member, message)
 
-    def _hear(self, member: Member, message: wpb.WatchKvResponse) -> None:
-        for ask in self.core.roster.ingest(member.address, message, self.now):
+    def _hear(self, core: RouterCore, member: Member, message: wpb.WatchKvResponse) -> None:
+        for ask in core.roster.ingest(member.address, message, self.now):
             if ask is not None:
                 for answer in member.announcer.repeat(ask.epoch, ask.after_seq, self.now):
-                    self._send(member, answer)
+                    self._send(core, member, answer)

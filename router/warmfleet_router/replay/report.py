@@ -14,7 +14,8 @@ GOOD_TTFT_S = 10.0
 
 class Row(NamedTuple):
     """Seconds; ``hit``, ``utilisation`` and ``goodput`` are shares; ``skew`` the busiest worker's uncached
-    work over the mean. ``error`` is the mean of |predicted - measured| over the mean TTFT."""
+    work over the mean; ``imbalance`` its requests in flight over time above
+    the mean. ``error`` is the mean of |predicted - measured| over the mean TTFT."""
 
     policy: str
     hit: float
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     expected: float
     available: float
     error: float
+    imbalance: float
 
 
 def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
@@ -40,6 +42,9 @@ def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
     mean = _mean(ttfts)
     prompts = sum(o.prompt_tokens for o in outcomes) or 1
     work = [member.worker.prefill_s for member in fleet.members]
+    flying = [0.0] * len(fleet.members)
+    for outcome in outcomes:
+        flying[outcome.worker] += outcome.e2e_s
     return Row(
         policy=policy,
         hit=sum(o.cached_tokens for o in outcomes) / prompts,
@@ -56,6 +61,7 @@ def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
         expected=sum(o.expected_tokens for o in outcomes) / prompts,
         available=sum(o.available_tokens for o in outcomes) / prompts,
         error=_mean([abs(o.predicted_s - o.ttft_s) for o in outcomes]) / mean if mean else 0.0,
+        imbalance=max(flying) / _mean(flying) - 1.0 if any(flying) else 0.0,
     )
 
 

@@ -45,7 +45,7 @@ def source(args: Namespace) -> Source:
 def _check(args: Namespace) -> None:
     if args.speed <= 0:
         raise ConfigError(f"--speed {args.speed}: must be above 0")
-    for name in ("workers", "capacity"):
+    for name in ("workers", "capacity", "routers"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name} {value}: must be at least 1")
 

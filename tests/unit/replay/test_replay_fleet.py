@@ -11,10 +11,13 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.settings import load as load_settings
 from warmfleet_router.replay import capacity, report, trace
-from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
+from warmfleet_router.replay.fleet import IDEAL, Fleet, Network, Routers
 from warmfleet_router.replay.profile import Profile, flat
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.routing import PolicyName, Routing
+
+from tests.bars.played import spaced
+from tests.bars.traffic import conversation
 
 BLOCK = 512
 DECODING = Profile(prefill_token=4e-5, decode_base=5e-3, decode_sequence=1e-4, max_running=16)
@@ -175,3 +178,30 @@ def test_capacity_search_finds_the_edge() -> None:
     assert 4.9 < found < 5.0
     with pytest.raises(ConfigError, match="ttft_p98"):
         capacity.parse("ttft_p98<10")
+
+
+def test_routers_side_by_side_place_as_one_would() -> None:
+    """Each knows its own bookings alone; workers tell them the rest. Also where roots do not part them."""
+    trace, shown = spaced(conversation(600)), []
+    for number, in_turn in [(1, False), (2, False), (4, True)]:
+        routers = Routers(number, in_turn)
+        fleet = Fleet(
+            Routing(), flat(0.025, BLOCK), BLOCK, [1500] * 4, network=Network(0.01), routers=routers
+        )
+        fleet.run(trace, 1.8)
+        shown.append(report.summarise("p", fleet, trace.span_s / 1.8))
+        asked = [core.counters.placements for core in fleet.cores]
+        assert sum(asked) == 600
+        assert min(asked) > 60, "though all prompts begin with the same block"
+        fleet.rest(1.0, IDEAL)
+        for core in fleet.cores:
+            assert core.totals(fleet.now).bookings == 0
+            held = {w.worker: w.held_blocks for w in core.workers(fleet.now)}
+            assert held == {f"w{m.index}": len(m.announcer.present()) for m in fleet.members}
+    one, *several = shown
+    assert 0.6 < one.utilisation < 0.9
+    for row in several:
+        assert row.hit > one.hit - 0.015  # the bar plays enough of them to say more
+        assert row.imbalance < one.imbalance + 0.2
+        assert row.ttft_mean < 1.1 * one.ttft_mean
+        assert row.error < 0.03

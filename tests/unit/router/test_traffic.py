@@ -58,3 +58,25 @@ def test_a_queue_that_many_will_meet_makes_recomputing_dearer() -> None:
         workers[1].report(now, prefill_tokens=5_000)
         chosen[rate] = core.explain(ask(prompt), now).chosen.worker
     assert chosen == {1: "w1", 40: "w0"}
+
+
+def test_other_routers_requests_follow_too() -> None:
+    """Half of the requests are placed by somebody else on the same workers: the queue meets all of them."""
+    alone, half = steady(rate=10.0, work_s=0.05), Traffic()
+    for i in range(1000):
+        half.placed(0.05, i / 5.0)
+        half.elsewhere(1, i / 5.0)
+    assert half.following([1.0], 1, 200.0) == pytest.approx(alone.following([1.0], 1, 200.0), rel=0.05)
+    strange = Traffic()
+    strange.elsewhere(3, 1.0)  # before any of our own: how long they are is not known
+    assert strange.following([1.0], 1, 1.0) > 0.0
+
+
+def test_a_report_tells_other_routers_bookings_from_our_own() -> None:
+    (first, workers), (second, _) = fleet_of(1, seed=1), fleet_of(1, seed=2)
+    ours = [first.route(ask(tokens((1, 64))), 0.0).booking for _ in range(3)]
+    theirs = [second.route(ask(tokens((1, 64))), 0.0).booking for _ in range(2)]
+    worker, ledger = first.roster.fleet.workers[workers[0].address], first.roster.ledger
+    assert ledger.included(worker, [*ours, *theirs]) == 2
+    ledger.end(ours[0], 1.0)
+    assert ledger.included(worker, ours) == 0, "one that has ended is still our own"
