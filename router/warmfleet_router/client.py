@@ -27,8 +27,12 @@ T = TypeVar("T")
 Report = pb.ProgressRequest | pb.FinishRequest
 
 
+class Away(Rejected):
+    """The router could not be asked."""
+
+
 class Router(Protocol):
-    """Every method raises BadRequest or Rejected as the router decides; a router out of reach is Rejected.
+    """Every method raises BadRequest or Rejected as the router decides, and Away for one out of reach.
 
     Requests to place are given away: their token ids, megabytes at worst, make room for the keys.
     """
@@ -179,7 +183,7 @@ async def _translated(call: Awaitable[T]) -> T:
 
 
 def from_status(error: grpc.aio.AioRpcError) -> WarmfleetError:
-    """The exception that the other end raised, or Rejected when it could not be asked."""
+    """The exception that the other end raised, or Away when it could not be asked."""
     metadata: Any = error.trailing_metadata() or ()
     known = {str(key): str(value) for key, value in metadata}
     message = error.details() or "the router did not answer"
@@ -193,4 +197,4 @@ def from_status(error: grpc.aio.AioRpcError) -> WarmfleetError:
         case grpc.StatusCode.UNAVAILABLE if RETRY_AFTER in known:
             return Rejected(message, float(known[RETRY_AFTER]), int(known.get(STATUS, "503")))
         case code:
-            return Rejected(f"the router cannot be asked ({code.name.lower()}): {message}")
+            return Away(f"the router cannot be asked ({code.name.lower()}): {message}")

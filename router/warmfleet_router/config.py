@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from warmfleet_proto.channel import Tls, check_exposure, is_loopback, split_address
+from warmfleet_proto.channel import Tls, check_exposure, is_loopback
 from warmfleet_proto.limits import MAX_ID_CHARS, MAX_SALT_BYTES
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.discovery import Discovery, Found
-from warmfleet_router.discovery.check import check_discovery, check_found
+from warmfleet_router.discovery.check import check_address, check_discovery, check_found
 from warmfleet_router.gateway.intake import Key
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.routing import Routing
@@ -60,10 +60,15 @@ class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class GatewayConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    router: str = "127.0.0.1:8001"  # HOST:PORT of its gRPC server
+    # HOST:PORT of its gRPC server; several of one fleet: each prompt goes to its own while that one answers
+    router: str | Annotated[list[str], Meta(min_length=1, max_length=64)] = "127.0.0.1:8001"
     processes: Annotated[int, Meta(ge=1, le=256)] = 1  # that share the http address
     reuse_port: bool = False  # other processes listen on the http address too
     metrics: str = ""  # of /metrics; empty: it shares a loopback http address
+
+    @property
+    def routers(self) -> list[str]:
+        return [self.router] if isinstance(self.router, str) else self.router
 
 
 def check(config: RouterConfig | GatewayConfig) -> None:
@@ -75,7 +80,10 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     workers = config.workers if isinstance(config, RouterConfig) else ()
     check_found(Found(tuple(workers), tuple(config.backends)))
     if isinstance(config, GatewayConfig):
-        split_address(config.router)
+        for address in config.routers:
+            check_address("router", address)
+        if len(set(config.routers)) < len(config.routers):
+            raise ConfigError("router: an address is listed twice")
         _check_own("metrics", config.metrics, config.insecure)
         return
     check_exposure("listen", config.listen, config.tls, config.insecure)

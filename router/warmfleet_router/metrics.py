@@ -66,6 +66,11 @@ class Metrics:
         """The same for the sources that workers are found by."""
         self.registry.register(DiscoveryCollector(views))
 
+    def watch_routers(self, answering: Callable[[], int]) -> None:
+        """For a gateway that has several routers."""
+        name, about = f"{_PREFIX}answering_routers", "Routers that answered when they were last asked."
+        Gauge(name, about, registry=self.registry).set_function(answering)
+
     def arrived(self) -> None:
         self._in_flight.inc()
 

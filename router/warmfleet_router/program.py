@@ -28,6 +28,7 @@ from warmfleet_router.prompt.tokenizer import Tokenizer
 
 C = TypeVar("C", RouterConfig, GatewayConfig)
 _NUMBERS = ("processes",)  # options that are no text
+_REPEATED = ("router",)  # options that may be given several times
 Addresses = dict[str, str]  # what is listened on: "http", "grpc", ... -> HOST:PORT
 Pages = Callable[[Gateway], Sequence[web.RouteDef]]  # what operators are shown of it
 
@@ -41,7 +42,8 @@ def add_options(parser: argparse.ArgumentParser, flags: Mapping[str, str], epilo
         "--set", metavar="KEY=VALUE", action="append", default=[], help="one key, as in limits.drain_s=5"
     )
     for key, says in flags.items():
-        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=says)
+        action = "append" if key in _REPEATED else "store"
+        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=says, action=action)
     parser.add_argument(
         "--insecure", action="store_true", help="listen beyond loopback without TLS or API keys"
     )
@@ -75,8 +77,10 @@ def settings(arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
     return [*arguments.set, *given]
 
 
-def _value(key: str, text: str) -> str:
-    return text if key in _NUMBERS else json.dumps(text)
+def _value(key: str, given: str | list[str]) -> str:
+    if isinstance(given, str):
+        return given if key in _NUMBERS else json.dumps(given)
+    return json.dumps(given if len(given) > 1 else given[0])
 
 
 async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int:

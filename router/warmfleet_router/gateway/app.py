@@ -2,22 +2,23 @@
 
 import argparse
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from warmfleet_proto import channel
 from warmfleet_proto.command import Command
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 
 from warmfleet_router import program
-from warmfleet_router.client import RemoteRouter
+from warmfleet_router.client import RemoteRouter, Router
 from warmfleet_router.config import GatewayConfig
 from warmfleet_router.gateway import processes
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
 from warmfleet_router.servers.backend import keys_of
+from warmfleet_router.several import Named, SeveralRouters
 
 _FLAGS = {
-    "router": "HOST:PORT of the router's gRPC server",
+    "router": "HOST:PORT of the router's gRPC server; given again: of another one over the same workers",
     "http": "HOST:PORT of the OpenAI API; port 0 takes a free one",
     "model": "Hugging Face folder or GGUF file with the workers' tokenizer; default: the demo model's",
     "served_name": "what clients call the model; default: whatever the workers do",
@@ -34,6 +35,7 @@ second one ends it at once.
 
 examples:
   warmfleet gateway --router 127.0.0.1:8001 --http 127.0.0.1:8080
+  warmfleet gateway --router 10.0.0.1:8001 --router 10.0.0.2:8001 --processes 4
   warmfleet gateway --config gateway.toml --print-config
 """
 
@@ -42,17 +44,24 @@ examples:
 async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
     """The gateway while the block lasts, with the address that it has got. Raises ConfigError."""
     metrics = Metrics()
-    async with channel.connect(config.router, config.tls, message_bytes=ROUTE_MESSAGE_BYTES) as to_router:
+    async with AsyncExitStack() as stack:
+        router = await _router(config, metrics, stack)
         front = program.front(
-            config,
-            RemoteRouter(to_router),
-            metrics,
-            config.metrics,
-            lambda _: metrics.routes(),
-            keys_of(config.backends),
+            config, router, metrics, config.metrics, lambda _: metrics.routes(), keys_of(config.backends)
         )
-        async with front as addresses:
-            yield addresses
+        yield await stack.enter_async_context(front)
+
+
+async def _router(config: GatewayConfig, metrics: Metrics, stack: AsyncExitStack) -> Router:
+    found = []
+    for address in config.routers:
+        made = channel.connect(address, config.tls, message_bytes=ROUTE_MESSAGE_BYTES)
+        found.append(Named(address, RemoteRouter(await stack.enter_async_context(made))))
+    if len(found) == 1:
+        return found[0].router
+    several = SeveralRouters(found)
+    metrics.watch_routers(several.answering)
+    return several
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:

@@ -69,12 +69,15 @@ class Gateway:
         )
         self.dry_run = DryRun(preparer, tenants, limits)
         self._heart: asyncio.Task[None] | None = None
+        self._beaten = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
         return self._api.routes()
 
     async def start(self) -> None:
+        """It knows its fleet then, unless the router cannot be asked."""
         self._heart = asyncio.create_task(self._beat())
+        await self._beaten.wait()
 
     def drain(self) -> None:
         """From now on its health says that it is going."""
@@ -106,5 +109,7 @@ class Gateway:
                 if reachable:
                     log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
                 reachable = False
+            finally:
+                self._beaten.set()
             ready = self._catalogue.ready or self.relays.models()
             await asyncio.sleep(BOOKING_HEARTBEAT_S if ready else _JOINING_S)
