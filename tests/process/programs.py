@@ -43,10 +43,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(logs: Path, command: str, **settings: Any) -> Iterator[Program]:
+def program(logs: Path, command: str, config: Path | None = None, **settings: Any) -> Iterator[Program]:
     """``warmfleet COMMAND``, starting; ended on the way out."""
     pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
     flags = [part for pair in pairs for part in ("--set", pair)]
+    if config is not None:
+        flags += ["--config", str(config)]
     log = logs / f"{command}-{len(list(logs.iterdir()))}.log"
     with log.open("w") as errors:
         process = subprocess.Popen(

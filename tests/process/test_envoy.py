@@ -1,5 +1,6 @@
 """The real Envoy in front of servers, with the router as its endpoint picker."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ from tests.process import gateways
 from tests.process.data_plane import binary, envoy, free_port
 from tests.process.fleet import sim_worker
 from tests.process.gateways import one_tokenizer  # noqa: F401
+from tests.process.programs import ANY, program
 from tests.process.test_servers import CHAT, LONG, until
 
 pytestmark = [
@@ -69,11 +71,12 @@ async def plane(tmp_path: Path, count: int, duplex: bool = False, **settings: An
         async with aiohttp.ClientSession() as http:
             await gateways.healthy(made.gateway)
 
-            async def healthy() -> bool:
-                return all(w["state"] == "healthy" for w in await made.workers_shown(http))
-
-            await until(healthy)
+            await until(lambda: all_healthy(made, http))
         yield made
+
+
+async def all_healthy(made: Plane, http: aiohttp.ClientSession) -> bool:
+    return all(worker["state"] == "healthy" for worker in await made.workers_shown(http))
 
 
 async def chat(http: aiohttp.ClientSession, url: str, messages: Any, **more: Any) -> dict[str, Any]:
@@ -142,13 +145,43 @@ async def test_without_a_server_the_client_is_told_when_to_come_back(tmp_path: P
             assert int(response.headers["Retry-After"]) >= 1
 
 
-async def test_without_its_picker_envoy_goes_on(tmp_path: Path) -> None:
-    async with plane(tmp_path, 2) as made, aiohttp.ClientSession() as http:
-        await chat(http, made.url, LONG)
-        await made.router.aclose()
-        for _ in range(4):
-            await chat(http, made.url, LONG)
-        assert min(made.served()) > 0  # in turn
+@pytest.mark.parametrize("duplex", [False, True], ids=["buffered", "duplex"])
+async def test_a_killed_picker_is_done_without_and_its_successor_places_the_next_request(
+    tmp_path: Path, duplex: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        workers = [await stack.enter_async_context(sim_worker(name=f"w{n}", **TIMING)) for n in range(2)]
+        backends = [Backend(url=f"http://{worker.http_address}") for worker in workers]
+        given, picker = msgspec.to_builtins(backends), f"127.0.0.1:{free_port()}"
+        config = tmp_path / "router.toml"
+        config.write_bytes(msgspec.toml.encode({"backends": given, "picker": picker}))
+        killed = stack.enter_context(program(tmp_path, "router", config, http=ANY, listen=ANY))
+        said = await asyncio.to_thread(lambda: killed.said)
+        listen = f"127.0.0.1:{free_port()}"
+        configured = bootstrap(listen, picker, backends, Limits(), duplex)
+        url = await stack.enter_async_context(envoy(configured, listen, tmp_path))
+        made = Plane(url, said, workers)
+        await until(lambda: all_healthy(made, http))
+
+        body = {"model": "tiny", "messages": LONG, "max_tokens": 300, "stream": True}
+        async with http.post(url + CHAT, json=body) as response:
+            await response.content.readany()
+            killed.kill()
+            assert not response.content.at_eof()
+            assert (await response.read()).endswith(b"data: [DONE]\n\n"), "its bytes never passed the picker"
+
+        async with http.post(url + CHAT, json=body | {"stream": False}) as response:
+            assert response.status == (500 if duplex else 200)
+        for _ in range(0 if duplex else 3):
+            await chat(http, url, LONG)
+        assert duplex or min(made.served()) > 0, "in turn"
+
+        running = gateways.router([], backends=given, picker=picker)
+        made = Plane(url, await stack.enter_async_context(running), workers)
+        await until(lambda: all_healthy(made, http))
+        await chat(http, url, LONG)
+        assert sum(worker["placements"] for worker in await made.workers_shown(http)) == 1
 
 
 async def test_tenants_are_told_apart_by_their_keys(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A bootstrap for Envoy: its data plane, with the router as the picker of its endpoints.
 
 Without the picker (``failure_mode_allow``) or without an answer in time Envoy takes the next endpoint
-in turn: slower, never refused.
+in turn: slower, never refused. In full duplex it refuses instead, with 500, whatever it is told about
+failures. Either way answers under way go on, and the next request after the picker's return is placed.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def _external(duplex: bool) -> dict[str, Any]:
         "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": {"envoy_grpc": {"cluster_name": _PICKER}, "timeout": "0s"},
         "processing_mode": mode,
-        "failure_mode_allow": not duplex,  # what was taken off its stream cannot be sent without it
+        "failure_mode_allow": not duplex,  # there Envoy refuses all the same
         "message_timeout": "5s",
         "metadata_options": {
             "receiving_namespaces": namespaces,

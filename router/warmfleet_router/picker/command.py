@@ -10,7 +10,8 @@ from warmfleet_router.config import RouterConfig, check
 
 _EPILOG = """\
 The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes
-to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn.
+to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn. With --duplex
+Envoy cannot go on without its picker: it answers 500 until the picker is back.
 
 examples:
   warmfleet envoy-config --config router.toml > envoy.json && envoy -c envoy.json
