@@ -31,8 +31,9 @@ class Booking:
     source: str = ""  # the peer that blocks are pulled from
     pull_bytes: float = 0.0  # of those blocks
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
-    keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed
-    since: int = 0  # the guess's clock
+    keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed ...
+    mirrored: Sequence[int] = ()  # ... and where events of a server that is not ours tell of it
+    since: int = 0  # the guess's or the mirror's clock
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
     queued: bool = True

@@ -191,6 +191,8 @@ class RouterCore:
         )
         if worker.guess is not None and not wanted.bypass_cache:
             booking.keys, booking.since = decision.ask.keys, worker.guess.clock
+        elif worker.mirror is not None and not wanted.bypass_cache:
+            booking.mirrored, booking.since = decision.ask.keys, worker.mirror.clock
         if chosen.pull:
             source = chosen.pull.source
             source.sending_until = max(source.sending_until, now) + chosen.pull.sending_s

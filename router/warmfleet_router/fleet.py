@@ -14,6 +14,7 @@ from warmfleet_proto.limits import STUCK_AFTER_S
 
 from warmfleet_router.agreement import Agreement
 from warmfleet_router.approximate import Approximate
+from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.pricing import Prefills, Rates
 from warmfleet_router.view import Counters
 from warmfleet_router.window import HitHistory, Recent, Rolling
@@ -111,6 +112,7 @@ class Worker:
     queue_until: float = 0.0  # when the reported queue should be computed
     rest_s: float = 0.0  # of work that comes after that queue
     guess: Approximate | None = None  # of what a silent one holds
+    mirror: Mirror | None = None  # of what the events of one that is not ours told
     given_s: float = 0.0  # of prefill placed on it lately, fading
     sending_until: float = 0.0  # when what its peers have been told to pull should be sent
     agreement: Agreement = field(default_factory=Agreement)  # of an anonymous one's answers with the index

@@ -4,16 +4,18 @@ Ties fleet, groups, cursors and books together; the order of these updates is wh
 entry from outliving the incarnation that it belongs to.
 """
 
+import sys
 from array import array
 from collections.abc import Iterator
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
-from warmfleet_proto.limits import STUCK_AFTER_S
+from warmfleet_proto.limits import KEY_BYTES, STUCK_AFTER_S
 
 from warmfleet_router.approximate import Approximate
 from warmfleet_router.booking import Booking, Ledger
 from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
+from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.fleet import Fleet, Identity, State, Worker
 from warmfleet_router.group import Group
 from warmfleet_router.pricing import starting_rates
@@ -24,6 +26,7 @@ MAX_NAME_CHARS = 128
 MAX_FINGERPRINT_BYTES = 64
 MAX_BLOCK_SIZE = 1 << 16
 MOST_SILENCE_S = 600.0
+SLACK_BLOCKS = 2  # that an answer may find less: of a prompt held whole the last is computed again
 
 
 class Roster:
@@ -174,6 +177,12 @@ class Roster:
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
 
+    def follow(self, address: str, mirror: Mirror | None) -> None:
+        """What the events of a server that is not ours have told; None: they are not followed any more."""
+        worker = self.fleet.workers.get(address)
+        if worker is not None:
+            worker.mirror = mirror
+
     def told(self, address: str, instruction: Instruction) -> None:
         """One instruction from the KV events of a server that is not ours."""
         worker = self.fleet.workers.get(address)
@@ -212,6 +221,17 @@ class Roster:
             group.index.clear(worker.slot)
             assert worker.identity is not None  # it is in a group
             worker.guess = Approximate(worker.identity.total_blocks)
+        else:
+            self._heal(booking, cached // group.block_size, -(-record.expected // group.block_size))
+
+    def _heal(self, booking: Booking, found: int, expected: int) -> None:
+        """What its answer did not find is not there any more, whatever its events have told; in blocks."""
+        mirror = booking.worker.mirror
+        if mirror is None or expected - found <= SLACK_BLOCKS:
+            return
+        keys = [key.to_bytes(KEY_BYTES, sys.byteorder) for key in booking.mirrored[found:expected]]
+        for instruction in mirror.not_found(keys, booking.since, nothing=not found):
+            self.told(booking.worker.address, instruction)
 
     def computed(self, booking: Booking, cached: int | None) -> None:
         """A silent worker has computed a prompt and found ``cached`` tokens of it; None: it does not say."""

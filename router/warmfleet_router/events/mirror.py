@@ -7,6 +7,9 @@ parent is not known cannot be named, and is left out: the index is then a part o
 An engine may hold several copies of a block and tells of each: a block is present in a tier as
 long as one is left. Names outlive presence, because a block may become the parent of one told
 later; both are bounded.
+
+An engine may lose blocks and not tell: its answers say so, by what they found of a prompt. Those blocks
+are gone; where nothing at all was found, so is all that was told of before (``not_found``).
 """
 
 from array import array
@@ -16,13 +19,13 @@ from typing import NamedTuple
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import block_hash
-from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
 from warmfleet_router.cursor import SLICE_BLOCKS, Clear, Instruction, Remove, Store
 from warmfleet_router.events import identity
 from warmfleet_router.events.batch import Cleared, Event, Removed, Stored
 
-MAX_NAMES = 262_144  # that an engine's blocks have for us; a quarter of a kilobyte each
+MAX_NAMES = 262_144  # that an engine's blocks have for us; a third of a kilobyte each
 TIERS = (pb.DEVICE, pb.HOST, pb.DISK)
 MAX_DEPTH = 1 << 22  # blocks before one in its prompt
 
@@ -32,16 +35,26 @@ class Block(NamedTuple):
     depth: int
 
 
+class Copies(NamedTuple):
+    """Of one block in one tier. ``since`` and ``latest``: the mirror's clock when they were told of."""
+
+    block: Block
+    left: int
+    since: int
+    latest: int
+
+
 class Mirror:
     """``fingerprint`` and ``block_size`` are those of the index; ``names`` bounds what is remembered."""
 
     def __init__(self, fingerprint: bytes, block_size: int, names: int = MAX_NAMES) -> None:
+        self.clock = 0  # events that told of stored blocks
         self.skipped = 0  # blocks that could not be named, or were one too many
         self._fingerprint = fingerprint
         self._block_size = block_size
         self._most = names
         self._names: OrderedDict[int, Block] = OrderedDict()  # in the order in which they were last told of
-        self._copies: dict[tuple[bytes, int], int] = {}  # (BlockHash, tier) -> how many
+        self._copies: dict[tuple[bytes, int], Copies] = {}  # by the index's key and tier
         self._forgotten: list[bytes] = []  # to be taken out of the index too
 
     def __len__(self) -> int:
@@ -49,7 +62,7 @@ class Mirror:
 
     @property
     def present(self) -> set[tuple[bytes, int]]:
-        return set(self._copies)
+        return {(copies.block.hash, tier) for (_, tier), copies in self._copies.items()}
 
     def apply(self, event: Event) -> Iterator[Instruction]:
         """Instructions of at most SLICE_BLOCKS blocks each; to be run to its end."""
@@ -74,6 +87,7 @@ class Mirror:
     # ---- stored
 
     def _stored(self, stored: Stored) -> Iterator[Instruction]:
+        self.clock += 1
         blocks = self._told_again(stored) if not stored.token_ids else self._named(stored)
         run: list[bytes] = []
         depth = 0
@@ -89,14 +103,17 @@ class Mirror:
         if run:
             yield Store(stored.tier, depth, b"".join(run))
         forgotten, self._forgotten = self._forgotten, []
-        yield from self.disown(forgotten)
+        yield from self._disown(forgotten)
 
     def _add(self, block: Block, tier: int) -> bool:
         """Whether it is the first copy."""
-        key = block.hash, tier
-        copies = self._copies.get(key, 0)
-        self._copies[key] = copies + 1
-        return not copies
+        key = block.hash[:KEY_BYTES], tier
+        copies = self._copies.get(key)
+        if copies is None:
+            self._copies[key] = Copies(block, 1, self.clock, self.clock)
+        else:
+            self._copies[key] = copies._replace(left=copies.left + 1, latest=self.clock)
+        return copies is None
 
     def _told_again(self, stored: Stored) -> list[Block]:
         """Offloaded blocks come without tokens."""
@@ -157,22 +174,62 @@ class Mirror:
 
     def _drop(self, block: Block, tier: int, left: int | None) -> bool:
         """Whether it was the last copy."""
-        key = block.hash, tier
-        copies = self._copies.get(key, 0)
-        if not copies:
+        key = block.hash[:KEY_BYTES], tier
+        copies = self._copies.get(key)
+        if copies is None:
             return False
-        left = copies - 1 if left is None else left
+        left = copies.left - 1 if left is None else left
         if left > 0:
-            self._copies[key] = left
+            self._copies[key] = copies._replace(left=left)
             return False
         del self._copies[key]
         return True
 
     # ---- what the engine's answers say
 
-    def disown(self, hashes: Sequence[bytes]) -> Iterator[Instruction]:
-        """These count as gone: the engine did not find them, or their names are one too many."""
+    def not_found(self, keys: Sequence[bytes], at: int, nothing: bool) -> Iterator[Instruction]:
+        """A prompt that was placed at clock ``at`` did not find these blocks of its own; ``keys`` as the
+        index has them. ``nothing``: it found none at all of what it should have found a lot of.
+
+        What was told of since, by its own computing for one, is not in doubt. Nor is the rest where an
+        event explains it: then the first of ``keys`` has been removed meanwhile.
+        """
+        doubted = [key for key in keys if self._is_older(key, at)]
+        if not doubted:
+            return
+        if nothing and doubted[0] == keys[0]:
+            yield from self._forget_all(at)
+            return
+        for tier in TIERS:
+            yield from self._gone(tier, [key for key in doubted if self._outdated(key, tier, at)])
+
+    def _is_older(self, key: bytes, at: int) -> bool:
+        return any((copies := self._copies.get((key, tier))) and copies.since <= at for tier in TIERS)
+
+    def _outdated(self, key: bytes, tier: int, at: int) -> bool:
+        """Whether no copy is left that was told of after ``at``."""
+        copies = self._copies.get((key, tier))
+        if copies is None or copies.since > at:
+            return False
+        if copies.latest > at:
+            self._copies[key, tier] = copies._replace(left=1, since=copies.latest)
+            return False
+        return True
+
+    def _forget_all(self, at: int) -> Iterator[Instruction]:
+        """The engine began anew, and did not say so."""
+        kept = {key: copies for key, copies in self._copies.items() if copies.latest > at}
+        self._copies = {key: c._replace(left=1, since=c.latest) for key, c in kept.items()}
+        yield Clear()
+        for (_, tier), copies in self._copies.items():
+            yield Store(tier, copies.block.depth, copies.block.hash)
+
+    def _gone(self, tier: int, keys: Sequence[bytes]) -> Iterator[Instruction]:
+        gone = [copies.block.hash for key in keys if (copies := self._copies.pop((key, tier), None))]
+        for start in range(0, len(gone), SLICE_BLOCKS):
+            yield Remove(tier, b"".join(gone[start : start + SLICE_BLOCKS]))
+
+    def _disown(self, hashes: Sequence[bytes]) -> Iterator[Instruction]:
+        """Their names are one too many."""
         for tier in TIERS if hashes else ():
-            gone = [block for block in hashes if self._copies.pop((block, tier), 0)]
-            for start in range(0, len(gone), SLICE_BLOCKS):
-                yield Remove(tier, b"".join(gone[start : start + SLICE_BLOCKS]))
+            yield from self._gone(tier, [block[:KEY_BYTES] for block in hashes])

@@ -25,6 +25,7 @@ class Probe:
         self._session = session
         self._has_metrics = True
         self._has_health = True
+        self.silent = False  # it shows its models alone, and has not answered the latest question in time
 
     async def status(self, epoch: int) -> pb.StatusResponse:
         """Who it is. Without events it is keyed on text, where nothing better is known."""
@@ -78,11 +79,12 @@ class Probe:
     async def _get(self, path: str) -> bytes | None:
         """None where there is no such page."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        url = self._backend.base + path
+        url, self.silent = self._backend.base + path, False
         try:
             async with self._session.get(url, headers=self._backend.headers, timeout=timeout) as response:
                 body = await read_at_most(response.content, MAX_ANSWER_BYTES)
         except TimeoutError:
+            self.silent = not self._has_metrics and not self._has_health
             raise WorkerLost(f"no answer to {path} within {TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WorkerLost(f"{path}: {str(error)[:200] or type(error).__name__}") from None

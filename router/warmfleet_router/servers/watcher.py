@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 POLLS = 4  # that may fail in a row before a server counts as lost
+BUSY_S = 60.0  # a server that computes for us may answer nothing else meanwhile
 FIRST_WAIT_S = 0.1  # before another attempt; doubles
 LONGEST_WAIT_S = 1.0
 LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
@@ -94,21 +95,27 @@ class ServerWatcher:
 
     async def _poll(self, backend: Backend, probe: Probe, epoch: int) -> None:
         """Returns only by an error."""
-        failures = 0
+        failures, answered, load = 0, self._clock(), pb.WorkerLoad()
         while True:
             try:
                 figures = await probe.figures()
-                failures = 0
+                failures, answered = 0, self._clock()
+                load = pb.WorkerLoad(running=figures.running, waiting=figures.waiting)
             except WorkerLost:
-                failures += 1
+                busy = probe.silent and self._clock() - answered < BUSY_S and self._computes(backend)
+                failures += not busy
                 if failures >= POLLS:
                     raise
-            else:
-                load = pb.WorkerLoad(running=figures.running, waiting=figures.waiting)
+            if not failures:
                 message = pb.WatchKvResponse(epoch=epoch, load=load)
                 for _ in self._core.roster.ingest(backend.base, message, self._clock()):
                     pass
             await asyncio.sleep(POLL_S)
+
+    def _computes(self, backend: Backend) -> bool:
+        """For our own requests."""
+        worker = self._core.roster.fleet.workers.get(backend.base)
+        return worker is not None and worker.booked.slots > 0
 
     @asynccontextmanager
     async def _presence(self, backend: Backend, status: pb.StatusResponse) -> AsyncIterator[None]:
@@ -135,9 +142,12 @@ class ServerWatcher:
 
         names = min(max(2 * status.total_blocks, LEAST_NAMES), 4 * MAX_NAMES)
         mirror = Mirror(status.model_fingerprint, status.block_size, names)
+        self._core.roster.follow(backend.base, mirror)
         decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
         follower = Follower(decoder, mirror, self._core.counters, bool(backend.replay))
         try:
             await Subscriber(backend.events, backend.replay, follower, sink, self._clock, backend.base).run()
         except Exception as error:
             log.event(_log, "events lost", level=logging.WARNING, address=backend.base, why=str(error))
+        finally:
+            self._core.roster.follow(backend.base, None)

@@ -253,6 +253,7 @@ def test_a_model_that_two_kinds_of_workers_serve() -> None:
                 "group_of",
                 "cursor",
                 "complete",
+                "follow",  # what it causes is told
                 "unmark",
                 "computed",
                 "answered",

@@ -145,14 +145,67 @@ def test_instructions_are_small() -> None:
     assert [len(cut(remove.hashes)) for remove in removes if isinstance(remove, Remove)] == sizes
 
 
+def keys(tokens: list[int]) -> list[bytes]:
+    return [block[:8] for block in ours(tokens)]
+
+
 def test_what_the_engine_did_not_find_is_gone() -> None:
     mirror, index = fresh(), Index()
     index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
-    index.perform(mirror.disown(ours([1, 2, 3, 4])[1:]))
+    index.perform(mirror.not_found(keys([1, 2, 3, 4])[1:], mirror.clock, nothing=False))
     assert index.present == set(ours([1, 2, 3, 4])[:1])
     index.perform(mirror.apply(Removed(pb.DEVICE, [2], None)))
     index.perform(mirror.apply(told([2], [3, 4], parent=1)))
     assert index.present == set(ours([1, 2, 3, 4]))
+
+
+def test_a_reset_that_was_not_told_is_seen_by_an_answer_that_finds_nothing() -> None:
+    """The prompt's own computing is told of before its answer comes: those blocks are there again."""
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.apply(told([8, 9], [8, 8, 9, 9])))
+    placed = mirror.clock
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.not_found(keys([1, 2, 3, 4]), placed, nothing=True))
+    assert index.present == set(ours([1, 2, 3, 4]))
+    assert index.depths[ours([1, 2, 3, 4])[1]] == 1
+    index.perform(mirror.apply(Removed(pb.DEVICE, [2, 1], None)))  # one copy each was left, not two
+    assert not index.present
+
+
+def test_an_eviction_that_was_told_is_no_reset() -> None:
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.apply(told([8], [8, 8])))
+    placed = mirror.clock
+    index.perform(mirror.apply(Removed(pb.DEVICE, [2, 1], None)))
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    before = set(index.present)
+    index.perform(mirror.not_found(keys([1, 2, 3, 4]), placed, nothing=True))
+    assert index.present == before
+
+
+@given(steps=STEPS)
+def test_after_an_answer_no_phantom_of_its_prompt_is_left(steps: list[tuple[str, int, int]]) -> None:
+    """An engine that loses blocks and its whole cache, and never says so."""
+    engine, index, mirror, decoder = Engine(VLLM[-1]), Index(), fresh(), vllm.Decoder()
+    for what, prompt, _ in steps:
+        hashes, placed = ours(PROMPTS[prompt]), mirror.clock
+        if what == "compute":
+            held = engine.present
+            found = next((i for i, block in enumerate(hashes) if block not in held), len(hashes))
+            expected = next((i for i, block in enumerate(hashes) if block not in index.present), len(hashes))
+            if found < len(hashes):
+                engine.compute(PROMPTS[prompt], found)
+                for event in decoder.batch(engine.log[-1]).events:
+                    index.perform(mirror.apply(event))
+            doubted = keys(PROMPTS[prompt])[found:expected]
+            index.perform(mirror.not_found(doubted, placed, nothing=not found))
+            assert index.present.intersection(hashes) <= engine.present
+        elif what == "evict":
+            engine.copies.pop(hashes[-1], None)
+        else:
+            engine.copies.clear()
 
 
 def test_a_restart_forgets_names_too() -> None:

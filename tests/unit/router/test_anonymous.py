@@ -8,6 +8,8 @@ from warmfleet_proto.errors import Corrupt
 from warmfleet_router.agreement import ENOUGH, Agreement
 from warmfleet_router.core import RouterCore
 from warmfleet_router.cursor import Store
+from warmfleet_router.events.batch import Stored
+from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.fleet import State
 from warmfleet_router.routing import Routing
 
@@ -68,6 +70,25 @@ def test_events_reach_the_index() -> None:
     core, made = server()
     core.roster.told(made.address, Store(1, 0, b"".join(hashes_of(PROMPT))))
     assert route(core).expected_tokens == 319
+
+
+@pytest.mark.parametrize(("found", "left"), [(0, 0), (160, 160), (300, 319)])
+def test_what_an_answer_did_not_find_is_not_expected_again(found: int, left: int) -> None:
+    """The engine has lost it and told nothing; a block less is no contradiction."""
+    core, made = server()
+    (group,) = core.roster.models["m"]
+    mirror = Mirror(group.fingerprint, group.block_size)
+    core.roster.follow(made.address, mirror)
+    ids, names = list(memoryview(PROMPT).cast("I")), list(range(320 // group.block_size))
+    stored = Stored(1, names, None, ids, group.block_size, "", "", ())
+    for instruction in mirror.apply(stored):
+        core.roster.told(made.address, instruction)
+    placed = route(core)
+    assert placed.expected_tokens == 319
+    answer(core, placed, found)
+    assert route(core, 102.0).expected_tokens == left
+    (view,) = core.workers(103.0)
+    assert view.held_blocks == -(-left // group.block_size)
 
 
 def test_answers_that_contradict_the_events_end_the_trust_in_them() -> None:
