@@ -72,6 +72,7 @@ def router(starter: Starter, policy: str, urls: list[str]) -> tuple[Program, str
     program = starter.start(f"llama-cpp-{policy}", command)
     url = base(program.ready()["http"])
     for _ in program.polls(30):
-        if json.loads(get(f"{url}/admin/workers"))["fleet"]["healthy"] == len(urls):
+        known = json.loads(get(f"{url}/v1/models"))["data"]
+        if known and json.loads(get(f"{url}/admin/workers"))["fleet"]["healthy"] == len(urls):
             return program, url
     raise RuntimeError(f"the servers did not join: {program.tail()}")

@@ -122,7 +122,9 @@ class Relay(Placed):
         server = self._servers.of(self.placement.address)
         self.stream = sse.Stream(hide=not self.wanted.ask.wants_usage)
         body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts)
-        headers = {"Content-Type": "application/json", "X-Request-Id": self.wanted.request_id}
+        headers = {"Content-Type": "application/json"}
+        if server.knows_ids:
+            headers["X-Request-Id"] = self.wanted.request_id
         async with self._in_time():
             self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
             await self._begin(self._reply)

@@ -23,6 +23,11 @@ class Server(NamedTuple):
         return self.engine != "openai"
 
     @property
+    def knows_ids(self) -> bool:
+        """It names a request in its log as we do; llama-cpp-python refuses ids that are no UUIDs."""
+        return self.engine != "openai"
+
+    @property
     def tokenises(self) -> bool:
         """It can be asked for the token ids of a prompt."""
         return self.engine == "vllm"
