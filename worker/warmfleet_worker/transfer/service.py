@@ -76,11 +76,17 @@ class TransferService(TransferServicer):
             hashes = granted_hashes(allowed, request.first, request.hashes)
         else:
             hashes = self.leases.named(allowed, request.first)
-        stored = hashes[self.leases.reach(allowed.root, hashes) :]
-        records = await self._records(allowed.root, stored) if self._records and stored else {}
+        records = await self._stored(allowed.root, hashes)
         number, secret = secrets.randbits(64), secrets.token_bytes(SECRET_BYTES)
         now = runner.now()
         return self.leases.open(number, secret, request.target, allowed, hashes, now, records)
+
+    async def _stored(self, root: bytes, hashes: Sequence[bytes]) -> Mapping[bytes, Record]:
+        """Of what no memory holds."""
+        if self._records is None:
+            return {}
+        stored = hashes[self.leases.reach(root, hashes) :]
+        return await self._records(root, stored) if stored else {}
 
     def _response(self, lease: Lent | None) -> LeaseResponse:
         """Without a lease when nothing is readable any more."""
