@@ -13,6 +13,7 @@ from warmfleet_worker.sequence import Request
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.carriers import DiskCarrier, HostCarrier
 from warmfleet_worker.tiers.complaints import Complaints
+from warmfleet_worker.tiers.copies import copies_of
 from warmfleet_worker.tiers.disk import DiskStore, Stored
 from warmfleet_worker.tiers.format import Identity, copy_sum
 from warmfleet_worker.tiers.made import made_with
@@ -73,7 +74,7 @@ def test_wrong_copies_in_host_memory(how: str) -> None:
     rig, rng = Rig(), random.Random(1)
     memory = rig.engine.host_memory(COUNT * rig.size)
     condemned: list[int] = []
-    carrier = HostCarrier(rig.engine, memory, rig.arrivals.put, condemned.append)
+    carrier = HostCarrier(rig.engine, copies_of(rig.engine, memory), rig.arrivals.put, condemned.append)
     stocks = [Stock(i, copy_sum(copy)) for i, copy in enumerate(rig.copies)]
     memory[:] = b"".join(rig.copies)
     assert rig.outcome(carrier, rig.fetch(7, Source.HOST, stocks[7])) == Arrival(7, 1)
@@ -124,7 +125,9 @@ def test_an_abandoned_fetch_ends() -> None:
     """It waits behind another that is held up."""
     rig, held = Rig(), threading.Event()
     memory = rig.engine.host_memory(rig.size)
-    carrier = HostCarrier(rig.engine, memory, rig.arrivals.put, lambda slot: held.wait(5))
+    carrier = HostCarrier(
+        rig.engine, copies_of(rig.engine, memory), rig.arrivals.put, lambda slot: held.wait(5)
+    )
     carrier.begin(rig.fetch(1, Source.HOST, Stock(0, b"wrong")))
     carrier.begin(rig.fetch(2, Source.HOST, Stock(0, copy_sum(memory))))
     carrier.abandon(2)

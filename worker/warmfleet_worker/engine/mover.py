@@ -18,6 +18,8 @@ from warmfleet_proto import checksum
 Sums = npt.NDArray[np.uint64]
 """[blocks, 2]"""
 
+Event = torch.cuda.Event | None  # none without a device
+
 Moving = Callable[[], Sums]
 """Waits for what was launched; the sums of what was moved."""
 
@@ -68,12 +70,26 @@ class Mover:
         stack.enter_context(torch.cuda.stream(self.stream))
         return stack
 
+    def mark(self) -> Event:
+        """Of what was launched so far."""
+        return None if self.stream is None else self.stream.record_event()
+
+    def after(self, mark: Event) -> None:
+        """What is launched from now on waits for it, on the device."""
+        if mark is not None and self.stream is not None:
+            self.stream.wait_event(mark)
+
+    def wait(self) -> None:
+        """For all that was launched."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
     def _table(self, blocks: Sequence[int]) -> Tensor:
         return send(torch.tensor(blocks, dtype=torch.int32), self.pool.device)
 
     def _moving(self, count: int, sums: Tensor | None) -> Moving:
         told = torch.zeros((count, 2), dtype=torch.int64) if sums is None else fetch(sums)
-        done = None if self.stream is None else self.stream.record_event()
+        done = self.mark()
 
         def finish() -> Sums:
             if done is not None:

@@ -19,11 +19,11 @@ from warmfleet_worker.events import Change
 from warmfleet_worker.fetch import Arrival
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
-from warmfleet_worker.tiers.carriers import DiskCarrier, HostCarrier, neighbours
+from warmfleet_worker.tiers.carriers import DiskCarrier, HostCarrier
 from warmfleet_worker.tiers.complaints import Complaints
+from warmfleet_worker.tiers.copies import copies_of
 from warmfleet_worker.tiers.disk import DiskStore, Record, Stored
 from warmfleet_worker.tiers.disk_supply import DiskSupply
-from warmfleet_worker.tiers.format import copy_sum
 from warmfleet_worker.tiers.host import HostTier
 from warmfleet_worker.tiers.writeback import Saves, Spill, WriteBack
 
@@ -48,6 +48,7 @@ class Below:
         self._engine = engine
         self._size = runner.scheduler.batch.fetching.block_bytes = engine.block_bytes
         self._memory = engine.host_memory(host.cache.pool.total * self._size)
+        self._copies = copies_of(engine, self._memory)
         self._most = max(1, _JOB_BYTES // self._size)
         self._saving = self._spilling = False
         self._spills: deque[Spill] = deque()
@@ -56,7 +57,7 @@ class Below:
         self._loop: asyncio.AbstractEventLoop
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="write-back")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-writer")
-        self._host_carrier = HostCarrier(engine, self._memory, self._report, self._condemn)
+        self._host_carrier = HostCarrier(engine, self._copies, self._report, self._condemn)
         self._carriers: list[HostCarrier | DiskCarrier] = [self._host_carrier]
         runner.carriers[Source.HOST] = self._host_carrier
         runner.scheduler.batch.fetching.supplies.append(host)
@@ -123,7 +124,7 @@ class Below:
 
     def whole(self, slot: int) -> bool:
         """Whether the copy agrees with its sum; if not, it is not read again. From any thread."""
-        if copy_sum(self.copy(slot)) == self.host.sums[slot]:
+        if self._copies.sum(self.copy(slot)) == self.host.sums[slot]:
             return True
         self._condemn(slot)
         return False
@@ -148,12 +149,8 @@ class Below:
         """In the mover's thread."""
         sums: list[bytes] | None = []
         try:
-            slots = [save.slot for save in job.saves]
-            for first, end in neighbours(slots):
-                blocks = [save.node.block for save in job.saves[first:end]]
-                copy = self._memory[slots[first] * self._size : (slots[end - 1] + 1) * self._size]
-                self._engine.read_blocks(blocks, copy)
-            sums = [copy_sum(self.copy(slot)) for slot in slots]
+            blocks = [save.node.block for save in job.saves]
+            sums = self._copies.down(blocks, [save.slot for save in job.saves])
         except Exception as error:
             self.complaints.say("copy", error)
             sums = None
@@ -196,8 +193,8 @@ class Below:
         stored, failed = [], False
         try:
             for spill in spills:
-                copy = bytes(self.copy(spill.slot))
-                if copy_sum(copy) == spill.sum:
+                copy = bytearray(self.copy(spill.slot))
+                if self._copies.sum(memoryview(copy)) == spill.sum:
                     stored.append(Stored(spill.identity, spill.token_ids, copy))
             self.store.put(stored)
         except Exception as error:

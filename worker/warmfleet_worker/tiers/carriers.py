@@ -8,10 +8,10 @@ from warmfleet_proto.errors import Corrupt
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.fetch import Arrival, Fetch, Piece
 from warmfleet_worker.tiers.complaints import Complaints
+from warmfleet_worker.tiers.copies import Copies
 from warmfleet_worker.tiers.disk import DiskStore
-from warmfleet_worker.tiers.format import copy_sum
 
-_PART_BYTES = 8 << 20  # brought between two looks at whether anybody still waits
+_DISK_BYTES = 8 << 20  # of a part
 
 Report = Callable[[Arrival], None]
 """From any thread."""
@@ -20,8 +20,10 @@ Report = Callable[[Arrival], None]
 class _Carrier:
     """See ``runner.Carrier``. One thread brings one fetch after another."""
 
-    def __init__(self, engine: Engine, report: Report, name: str) -> None:
+    def __init__(self, engine: Engine, report: Report, name: str, part_bytes: int) -> None:
+        """``part_bytes`` are brought between two looks at whether anybody still waits."""
         self._engine = engine
+        self._part = max(1, part_bytes // engine.block_bytes)
         self._report = report
         self._wanted: set[int] = set()  # fetches under way that somebody waits for
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -54,9 +56,8 @@ class _Carrier:
         self._report(Arrival(fetch.id, arrived, True, failure))
 
     def _parts(self, fetch: Fetch) -> Iterator[tuple[Piece, ...]]:
-        count = max(1, _PART_BYTES // self._engine.block_bytes)
-        for i in range(0, len(fetch.pieces), count):
-            yield fetch.pieces[i : i + count]
+        for i in range(0, len(fetch.pieces), self._part):
+            yield fetch.pieces[i : i + self._part]
 
     def _bring_part(self, pieces: tuple[Piece, ...]) -> int:
         raise NotImplementedError
@@ -73,41 +74,29 @@ class _Missed(Exception):
 
 class HostCarrier(_Carrier):
     def __init__(
-        self, engine: Engine, memory: memoryview, report: Report, condemn: Callable[[int], None]
+        self, engine: Engine, copies: Copies, report: Report, condemn: Callable[[int], None]
     ) -> None:
-        """``memory``: the slots, one after another. ``condemn``: told of a slot whose copy is wrong."""
-        super().__init__(engine, report, "host-tier")
-        self._memory = memory
+        """``condemn``: told of a slot whose copy is wrong."""
+        super().__init__(engine, report, "host-tier", copies.part_bytes)
+        self._copies = copies
         self._condemn = condemn
 
     def _bring_part(self, pieces: tuple[Piece, ...]) -> int:
-        size, good = self._engine.block_bytes, 0
-        for piece in pieces:
-            slot = piece.stock.slot
-            if copy_sum(self._memory[slot * size : (slot + 1) * size]) != piece.stock.sum:
-                self._condemn(slot)
-                break
-            good += 1
-        self._write(pieces[:good])
+        stocks = [piece.stock for piece in pieces]
+        blocks = [piece.block for piece in pieces]
+        good = self._copies.up([stock.slot for stock in stocks], blocks, [stock.sum for stock in stocks])
         if good < len(pieces):
+            self._condemn(stocks[good].slot)
             raise _Missed(good, "corrupt")
         return good
-
-    def _write(self, pieces: tuple[Piece, ...]) -> None:
-        size = self._engine.block_bytes
-        for first, end in neighbours([piece.stock.slot for piece in pieces]):
-            at = pieces[first].stock.slot * size
-            copy = self._memory[at : at + (end - first) * size]
-            self._engine.write_blocks([piece.block for piece in pieces[first:end]], copy)
 
 
 class DiskCarrier(_Carrier):
     def __init__(self, engine: Engine, store: DiskStore, report: Report, complaints: Complaints) -> None:
-        super().__init__(engine, report, "disk-reader")
+        super().__init__(engine, report, "disk-reader", _DISK_BYTES)
         self._store = store
         self._complaints = complaints
-        size = engine.block_bytes
-        self._slab = engine.host_memory(max(1, _PART_BYTES // size) * size)
+        self._slab = engine.host_memory(self._part * engine.block_bytes)
 
     def _bring_part(self, pieces: tuple[Piece, ...]) -> int:
         size, good, why = self._engine.block_bytes, 0, ""
@@ -132,12 +121,3 @@ class DiskCarrier(_Carrier):
             self._complaints.say("read", error)
             return "unreadable"
         return "" if header else "gone"
-
-
-def neighbours(slots: list[int]) -> Iterator[tuple[int, int]]:
-    """Index ranges over which the slots rise one by one: each is one piece of memory."""
-    start = 0
-    for i in range(1, len(slots) + 1):
-        if i == len(slots) or slots[i] != slots[i - 1] + 1:
-            yield start, i
-            start = i

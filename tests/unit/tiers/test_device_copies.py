@@ -1,0 +1,73 @@
+"""Copies between a device's pool and the host's memory: on a GPU where there is one, else interpreted."""
+
+import random
+
+import pytest
+import torch
+from warmfleet_proto import checksum
+from warmfleet_worker.engine.access import host_memory
+from warmfleet_worker.tiers.copies import runs
+from warmfleet_worker.tiers.device_copies import DeviceCopies
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+BLOCKS, SLOTS, WORDS = 12, 16, 1500
+
+
+class Rig:
+    """A pool, slots, and halves of four blocks: both are filled more than once."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        shape = (BLOCKS, WORDS)
+        words = torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, generator=generator)
+        self.pool = words.to(DEVICE)
+        self.size = self.pool[0].nbytes
+        self.memory = host_memory(SLOTS * self.size, pinned=DEVICE == "cuda")
+        self.copies = DeviceCopies(self.pool, self.memory, 4 * self.size)
+
+    def slot(self, number: int) -> memoryview:
+        return self.memory[number * self.size : (number + 1) * self.size]
+
+    def block(self, number: int) -> bytes:
+        return self.pool[number].cpu().numpy().tobytes()
+
+
+def test_down_and_up_again() -> None:
+    rig, chance = Rig(), random.Random(2)
+    blocks = chance.sample(range(BLOCKS), 10)
+    slots = [3, 4, 5, 0, 9, 10, 15, 1, 2, 7]
+    before = [rig.block(block) for block in blocks]
+    sums = rig.copies.down(blocks, slots)
+    assert [bytes(rig.slot(slot)) for slot in slots] == before
+    for copy, total in zip(before, sums, strict=True):
+        low, high = checksum.block_sum(copy)
+        assert total == low.to_bytes(8, "little") + high.to_bytes(8, "little")
+    assert rig.copies.sum(rig.slot(9)) == sums[4]
+    assert rig.copies.sum(memoryview(bytearray(before[0]))) == sums[0]
+    rig.pool.zero_()
+    other = chance.sample(range(BLOCKS), 10)
+    assert rig.copies.up(slots, other, sums) == 10
+    assert [rig.block(block) for block in other] == before
+    assert all(not any(rig.block(block)) for block in set(range(BLOCKS)) - set(other))
+
+
+@pytest.mark.parametrize("wrong", [0, 5, 9])
+def test_the_first_wrong_copy_ends_what_counts(wrong: int) -> None:
+    rig = Rig()
+    slots, blocks = list(range(10)), list(range(10))
+    sums = rig.copies.down(blocks, slots)
+    rig.slot(wrong)[100] ^= 4
+    assert rig.copies.up(slots, blocks, sums) == wrong
+
+
+def test_a_whole_copy_in_anothers_slot_does_not_agree() -> None:
+    rig = Rig()
+    sums = rig.copies.down([0, 1], [0, 1])
+    rig.slot(0)[:] = bytes(rig.slot(1))
+    assert rig.copies.up([0, 1], [0, 1], sums) == 0
+
+
+def test_runs_are_pieces_of_memory() -> None:
+    assert list(runs([])) == []
+    assert list(runs([4, 5, 6, 2, 3, 9])) == [(0, 3, 4), (3, 5, 2), (5, 6, 9)]
