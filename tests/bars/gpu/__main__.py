@@ -1,7 +1,7 @@
 """``python -m tests.bars.gpu [SECTION ...]``: the bars of the GPU engine, on one GPU, beside its ceilings.
 
 Llama-3-8B's shape with random weights in bf16. The figures wanted are vLLM 0.26's on an H200. Without names
-all sections run but ``variants``; one that fails does not stop the others.
+all sections run but ``variants``; one that fails does not stop the others. ``moving``, alone, is for two GPUs.
 """
 
 import gc
@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from warmfleet_worker.engine.torch import TorchEngine
 
-from tests.bars.gpu import exactness, kernels, model, serving, steps, variants
+from tests.bars.gpu import exactness, kernels, model, moving, serving, steps, variants
 from tests.bars.gpu.peers import Rates, transformers_prefill
 from tests.bars.gpu.timing import Ceilings, measure_ceilings
 from tests.bars.rows import Row, table
@@ -83,6 +83,8 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def main(names: list[str]) -> int:
+    if names == ["moving"]:
+        return moving.main()
     unknown = set(names) - set(SECTIONS)
     if unknown:
         print(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}", file=sys.stderr)

@@ -37,9 +37,9 @@ def pick(seed: int, total: int, count: int) -> Sequence[int]:
     return random.sample(range(total), count) if count <= total else random.choices(range(total), k=count)
 
 
-def engine(total_blocks: int, config: ModelConfig = LLAMA_3_8B) -> TorchEngine:
+def engine(total_blocks: int, config: ModelConfig = LLAMA_3_8B, device: str = "cuda") -> TorchEngine:
     """With a pool of random numbers, as if every block had been computed."""
-    llama = Llama(config, weights(config))
+    llama = Llama(config, weights(config, device))
     made = TorchEngine(llama, model="random", fingerprint=bytes(32), block_size=16, total_blocks=total_blocks)
     for part in made.pool.split(1024):
         part.normal_()
@@ -53,12 +53,17 @@ def weight_bytes(config: ModelConfig = LLAMA_3_8B) -> int:
     return 2 * (config.layers * layer + config.hidden * config.vocab_size)
 
 
-def weights(config: ModelConfig) -> Weights:
+def weights(config: ModelConfig, device: str = "cuda") -> Weights:
+    """The same on every device of a kind."""
+    generator = torch.Generator(device).manual_seed(1)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn((rows, columns), dtype=torch.bfloat16, device="cuda") * columns**-0.5
+        drawn = torch.randn((rows, columns), dtype=dtype, device=device, generator=generator)
+        return drawn.mul_(columns**-0.5)
 
     def ones() -> Tensor:
-        return torch.ones(config.hidden, dtype=torch.bfloat16, device="cuda")
+        return torch.ones(config.hidden, dtype=dtype, device=device)
 
     wide = config.heads * config.head_dim
     shared = config.kv_heads * config.head_dim

@@ -75,6 +75,9 @@ class HostMemory:
     def leave(self, address: int) -> None:
         del self._maps[address]
 
+    def close(self) -> None:
+        """Nothing is kept for later."""
+
     def _map(self, file: int, size: int) -> int:
         mapped = mmap.mmap(file, size)
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))

@@ -67,13 +67,22 @@ class CudaMemory:
         return address
 
     def leave(self, address: int) -> None:
-        with self._lock, self._current():
+        with self._lock:
             self._users[address] -= 1
-            unused = [handle for handle, at in self._opened.items() if not self._users[at]]
-            for handle in unused[: max(len(unused) - _MAX_UNUSED, 0)]:
-                at = self._opened.pop(handle)
-                del self._users[at]
-                self._call("cuIpcCloseMemHandle", ctypes.c_uint64(at))
+            self._unmap(_MAX_UNUSED)
+
+    def close(self) -> None:
+        with self._lock:
+            self._unmap(0)
+
+    def _unmap(self, most: int) -> None:
+        """All but so many that nobody uses. Under the lock."""
+        unused = [handle for handle, at in self._opened.items() if not self._users[at]]
+        for handle in unused[: max(len(unused) - most, 0)]:
+            address = self._opened.pop(handle)
+            del self._users[address]
+            with self._current():
+                self._call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
     def _map(self, handle: bytes) -> int:
         address = ctypes.c_uint64()

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from torch import Tensor
+from warmfleet_kernels.movement import SumConstants
 
 from warmfleet_worker.engine.mover import Mover, Sums, sum_constants
 from warmfleet_worker.transfer.cuda_memory import CudaMemory
@@ -42,6 +43,9 @@ class DeviceMemory(Protocol):
     def leave(self, address: int) -> None:
         """What was opened is not used any more."""
 
+    def close(self) -> None:
+        """Nor anything that was kept for later."""
+
 
 class DeviceLanes:
     """See ``lane.Lanes``. ``pool`` [blocks, ...] lies where ``memory`` does."""
@@ -50,10 +54,10 @@ class DeviceLanes:
     streams = 1  # one thread keeps the link busy
 
     def __init__(self, pool: Tensor, memory: DeviceMemory, shape: Shape | None = None) -> None:
-        self._pool = pool
-        self._memory = memory
+        self.pool = pool
+        self.memory = memory
         self._shape = shape or _shape(pool[0].nbytes)
-        self._constants = sum_constants(pool[0].nbytes, pool.device)
+        self.constants: SumConstants | None = sum_constants(pool[0].nbytes, pool.device)
         self._movers: list[Mover] = []
         self._lock = Lock()
 
@@ -62,18 +66,22 @@ class DeviceLanes:
         return cls(pool, CudaMemory(pool.device.index or 0))
 
     def make(self) -> "DeviceLane":
-        return DeviceLane(self, self._memory, self._shape)
+        return DeviceLane(self, self.memory, self._shape)
 
     def open(self, stream: TcpStream, shape: Shape) -> "DeviceWindow":
-        address = self._memory.open(stream, shape.slabs * shape.slab_bytes)
-        return DeviceWindow(self, self._memory, address, shape)
+        address = self.memory.open(stream, shape.slabs * shape.slab_bytes)
+        return DeviceWindow(self, self.memory, address, shape)
+
+    def close(self) -> None:
+        """Nothing that peers showed is looked into any more."""
+        self.memory.close()
 
     def take_mover(self) -> Mover:
         """To be given back."""
         with self._lock:
             if self._movers:
                 return self._movers.pop()
-        return Mover(self._pool, self._constants)
+        return Mover(self.pool, self.constants)
 
     def give_back(self, mover: Mover) -> None:
         with self._lock:

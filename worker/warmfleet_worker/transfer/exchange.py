@@ -128,6 +128,8 @@ class Exchange:
             await asyncio.gather(self._ticks, return_exceptions=True)
             for source in (self.source, *self.lane_sources):
                 await asyncio.to_thread(source.close)
+        for lanes in self._lanes:
+            lanes.close()
 
     def _serve_tcp(self, host: str) -> transfer_pb2.Offer:
         address = self._config.listen or f"[{host}]:0"

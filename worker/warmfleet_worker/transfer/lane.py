@@ -78,6 +78,9 @@ class Lanes(Protocol):
     def open(self, stream: TcpStream, shape: Shape) -> Window:
         """What ``show`` sent. Raises WorkerLost when it cannot be opened from here."""
 
+    def close(self) -> None:
+        """Nothing is open any more."""
+
 
 def send_welcome(stream: TcpStream, block_bytes: int, blocks: int, shape: Shape) -> None:
     stream.send([_WELCOME.pack(_MAGIC, block_bytes, blocks, *shape)])

@@ -45,6 +45,9 @@ class SharedMemory:
         finally:
             os.close(file)
 
+    def close(self) -> None:
+        """Every window unmaps what it looked into."""
+
 
 class SharedLane:
     """See ``lane.Lane``."""

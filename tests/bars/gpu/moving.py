@@ -1,0 +1,328 @@
+"""``python -m tests.bars.gpu moving``: bars 2 and 3 of issue 5, on two GPUs of one host.
+
+Blocks of the Llama-3-8B shape, random bits: from device to device through mapped slabs, to and from the
+host, over loopback TCP; then two workers with random weights, and what a prefix of 32k tokens costs
+from wherever it lies. Each part may fail by itself; what was measured is printed at the end in any case.
+"""
+
+import faulthandler
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from threading import Thread, Timer
+from typing import Any
+
+import torch
+from warmfleet_proto.transfer_pb2 import Offer
+from warmfleet_worker.engine.access import host_memory
+from warmfleet_worker.engine.mover import Mover, sum_constants
+from warmfleet_worker.tiers.device_copies import DeviceCopies
+from warmfleet_worker.transfer.device_lanes import DeviceLanes
+from warmfleet_worker.transfer.frames import PIECE_BYTES
+from warmfleet_worker.transfer.haul import PoolHaul
+from warmfleet_worker.transfer.lane import Shape
+from warmfleet_worker.transfer.lane_target import LaneTarget
+from warmfleet_worker.transfer.slabs import Slabs
+from warmfleet_worker.transfer.tcp_target import TcpTarget
+
+from tests.bars.gpu.copying import CopyingLanes
+from tests.bars.gpu.giver import Giver, Scattered, fingerprints, memory_of
+from tests.bars.rows import Row, table
+
+ON_GPU = torch.cuda.is_available()
+LIMIT_S = float(os.environ.get("MOVING_LIMIT_S", "150"))
+BLOCK_BYTES, BLOCKS, POOL = (2 << 20, 2048, 4096) if ON_GPU else (8 << 10, 24, 48)
+TOTAL = BLOCK_BYTES * BLOCKS  # 4 GiB: 32k tokens
+MIB = BLOCK_BYTES // 2  # so that slabs keep their counts of blocks where blocks are small
+SHAPES = [(2, 64), (2, 128), (2, 256), (3, 64), (3, 128), (4, 32), (4, 64)] if ON_GPU else [(2, 4), (3, 8)]
+LINK, HOST, TCP = 250e9, 48e9, 10e9  # bytes/s wanted
+CORES = 8
+ROUNDS = 6 if ON_GPU else 2
+
+DEVICE = torch.device("cuda:0" if ON_GPU else "cpu")
+OTHER = ("cuda:1" if torch.cuda.device_count() > 1 else "cuda:0") if ON_GPU else "cpu"
+
+_began = time.perf_counter()
+rows: list[Row] = []
+
+
+def say(text: object) -> None:
+    print(f"[{time.perf_counter() - _began:6.1f} s] {text}", flush=True)
+
+
+def note(row: Row) -> None:
+    rows.append(row)
+    say(row)
+
+
+def part(name: str, run: Callable[[], None]) -> None:
+    began = time.perf_counter()
+    say(f"---- {name}")
+    try:
+        run()
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+        rows.append(Row("-", name, "failed: see above"))
+    say(f"---- {name}: {time.perf_counter() - began:.1f} s")
+
+
+def wait() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize(DEVICE)
+
+
+def median_s(call: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """After one round that is not counted."""
+    times = []
+    for _ in range(rounds):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def gb(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.1f} GB/s"
+
+
+# ---- from device to device ---------------------------------------------------------------------------
+
+
+def topology() -> None:
+    if not ON_GPU:
+        return
+    devices = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    say(f"{devices}, torch {torch.__version__}, {os.cpu_count()} cores")
+    for command in (["nvidia-smi", "topo", "-m"], ["nvidia-smi", "nvlink", "-s", "-i", "0"]):
+        print(subprocess.run(command, capture_output=True, text=True, check=False).stdout[:1500], flush=True)
+    if OTHER == "cuda:0":
+        return
+    say(f"peer access: {torch.cuda.can_device_access_peer(0, 1)}")
+    there = torch.empty(1 << 30, dtype=torch.uint8, device=OTHER).random_()
+    here = torch.empty_like(there, device=DEVICE)
+    note(
+        Row(
+            "3",
+            "the link: torch copies 1 GiB from the other device",
+            gb(there.nbytes / median_s(lambda: here.copy_(there))),
+        )
+    )
+
+
+class Target:
+    """This process's pool, and pulls into it."""
+
+    def __init__(self, giver: Giver) -> None:
+        self.numbers = Random(1).sample(range(POOL), BLOCKS)
+        self.targets = Random(2).sample(range(POOL), BLOCKS)
+        self.wanted = giver.ask("pool", POOL, BLOCK_BYTES // 4, self.numbers)
+        self.giver = giver
+        self.pool = Scattered(
+            torch.zeros((POOL, BLOCK_BYTES // 4), dtype=torch.int32, device=DEVICE), self.targets
+        )
+
+    def haul(self, slabs: Slabs | None = None) -> PoolHaul:
+        engine: Any = self.pool
+        return PoolHaul(engine, slabs, self.targets, range(BLOCKS), lambda: None)
+
+    def check(self) -> None:
+        """Every block, and one of them byte by byte."""
+        assert fingerprints(self.pool.words, self.targets) == self.wanted, "other bytes arrived"
+        place = Random().randrange(BLOCKS)
+        mine = self.pool.words[self.targets[place]].cpu().numpy().tobytes()
+        assert mine == self.giver.ask("block", place), "one block differs"
+
+    def poison(self) -> None:
+        self.pool.words.fill_(0x55555555)
+        wait()
+
+
+def through_lanes(target: Target) -> None:
+    found = {}
+    for slabs, mib in SHAPES:
+        found[slabs, mib] = lanes(target, (slabs, mib), DeviceLanes)
+    best = max(found, key=lambda shape: found[shape])
+    note(
+        Row(
+            "3",
+            f"lanes, the fastest: {best[0]} slabs of {best[1]} MiB",
+            gb(found[best]),
+            ">= 250 GB/s",
+            found[best] >= LINK,
+        )
+    )
+    lanes(target, best, CopyingLanes)
+    lanes(target, best, DeviceLanes, summed=False)
+    lanes(target, best, CopyingLanes, summed=False)
+
+
+def lanes(target: Target, sized: tuple[int, int], kind: type[DeviceLanes], summed: bool = True) -> float:
+    """Bytes/s of a pull, connection to last block, its first one apart."""
+    shape = Shape(sized[0], sized[1] * MIB if not ON_GPU else sized[1] << 20)
+    name = target.giver.ask("lanes", shape, summed)
+    made = kind(target.pool.words, memory_of(DEVICE), shape)
+    if not summed:
+        made.constants = None
+    taking = LaneTarget(made)
+    offer = Offer(transport="cuda", host="-", socket=name)
+
+    def pull() -> None:
+        haul = target.haul()
+        taking.pull("", offer, 1, bytes(16), haul)
+        assert haul.arrived == BLOCKS, f"{haul.arrived} arrived, {haul.bad} bad"
+
+    target.poison()
+    began = time.perf_counter()
+    pull()
+    first = time.perf_counter() - began
+    target.check()
+    rate = TOTAL / median_s(pull)
+    made.close()
+    target.giver.ask("close")
+    what = f"lanes of {sized[0]} x {sized[1]} MiB, {'read' if kind is DeviceLanes else 'copied, then read'}"
+    note(
+        Row(
+            "3",
+            f"{what}{'' if summed else ', nothing summed'}",
+            f"{gb(rate)} (the first {first * 1e3:.0f} ms)",
+        )
+    )
+    return rate
+
+
+# ---- to and from the host ----------------------------------------------------------------------------
+
+
+def host_tier(target: Target) -> None:
+    began = time.perf_counter()
+    memory = host_memory(TOTAL, pinned=ON_GPU)
+    say(f"{TOTAL >> 20} MiB of host memory in {time.perf_counter() - began:.1f} s")
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    host_link(whole[: TOTAL // 4])
+    order = list(range(BLOCKS))
+    for name, slots in (("in order", order), ("scattered", Random(3).sample(order, BLOCKS))):
+        for half in (16, 32, 64) if ON_GPU else (1,):
+            host_copies(target, memory, f"{name}, halves of {half} MiB", slots, half << 20)
+    mover = Mover(target.pool.words, sum_constants(BLOCK_BYTES, DEVICE))
+    target.poison()
+    took = median_s(lambda: mover.move(whole.data_ptr(), slots, target.targets)())
+    target.check()
+    note(Row("3", "host tier: a kernel that reads host memory itself", gb(TOTAL / took)))
+
+
+def host_link(host: torch.Tensor) -> None:
+    there = torch.empty(host.numel(), dtype=torch.uint8, device=DEVICE)
+    up = there.nbytes / median_s(lambda: there.copy_(host, non_blocking=True))
+    down = there.nbytes / median_s(lambda: host.copy_(there, non_blocking=True))
+    note(Row("3", "the host's link, 1 GiB at a time: up, down", f"{gb(up)}, {gb(down)}"))
+
+
+def host_copies(target: Target, memory: memoryview, name: str, slots: list[int], half: int) -> None:
+    copies, blocks = DeviceCopies(target.pool.words, memory, half), target.targets
+    target.check()
+    sums = copies.down(blocks, slots)
+    took_down = median_s(lambda: copies.down(blocks, slots), 4)
+    target.poison()
+    assert carried(copies, slots, blocks, sums) == BLOCKS, "a good copy was refused"
+    target.check()
+    took_up = median_s(lambda: carried(copies, slots, blocks, sums))
+    figure = f"{gb(TOTAL / took_up)}, {gb(TOTAL / took_down)}"
+    what = f"host tier, slots {name}: load, write back"
+    note(Row("3", what, figure, ">= 48 GB/s", TOTAL / took_up >= HOST))
+    slot, at = slots[7], BLOCK_BYTES * slots[7]
+    assert copies.sum(memory[at : at + BLOCK_BYTES]) == sums[7]
+    memory[at + 5] ^= 1
+    assert carried(copies, slots, blocks, sums) == 7, "a wrong copy was taken"
+    memory[at + 5] ^= 1
+    copies.up([slot], [blocks[7]], [sums[7]])
+
+
+def carried(copies: DeviceCopies, slots: Sequence[int], blocks: Sequence[int], sums: Sequence[bytes]) -> int:
+    """As the carrier brings them: part by part."""
+    size, good = max(1, copies.part_bytes // BLOCK_BYTES), 0
+    for at in range(0, len(slots), size):
+        here = slice(at, at + size)
+        good += copies.up(slots[here], blocks[here], sums[here])
+        if good < min(at + size, len(slots)):
+            break
+    return good
+
+
+# ---- over TCP ----------------------------------------------------------------------------------------
+
+
+def over_tcp(target: Target) -> None:
+    port = target.giver.ask("tcp")
+    slabs = Slabs(32, max(PIECE_BYTES, BLOCK_BYTES), partial(host_memory, pinned=ON_GPU))
+    offer = Offer(transport="tcp", port=port)
+    for streams in (4, 6, 8, 12) if ON_GPU else (2,):
+
+        def pull(streams: int = streams) -> None:
+            haul = target.haul(slabs)
+            threads = [
+                Thread(target=TcpTarget().pull, args=("127.0.0.1", offer, 1, bytes(16), haul))
+                for _ in range(streams)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            haul.stop()
+            assert haul.arrived == BLOCKS, f"{haul.arrived} arrived, {haul.bad} bad"
+
+        target.poison()
+        pull()
+        target.check()
+        ours, theirs, began = time.process_time(), target.giver.ask("cpu_s"), time.perf_counter()
+        for _ in range(3):
+            pull()
+        took = time.perf_counter() - began
+        ours, theirs = (time.process_time() - ours) / took, (target.giver.ask("cpu_s") - theirs) / took
+        rate = 3 * TOTAL / took
+        what = f"GPU to GPU over loopback TCP, {streams} streams; cores of the source, of the target"
+        ok = rate >= TCP and max(ours, theirs) <= CORES
+        note(Row("2", what, f"{gb(rate)}; {theirs:.1f}, {ours:.1f}", ">= 10 GB/s, <= 8", ok))
+    target.giver.ask("close")
+
+
+def main() -> int:
+    faulthandler.enable()
+    last = Timer(LIMIT_S, _stop)
+    last.daemon = True
+    last.start()
+    with Giver(OTHER) as giver:
+        part("the machine", topology)
+        target: list[Target] = []
+        part("pools", lambda: target.append(Target(giver)))
+        if target:
+            part("lanes", lambda: through_lanes(target[0]))
+            part("host tier", lambda: host_tier(target[0]))
+            part("tcp", lambda: over_tcp(target[0]))
+            part("free", lambda: _free(target, giver))
+        from tests.bars.gpu import prefixes
+
+        part("workers", lambda: prefixes.run(giver, note, say))
+    print(f"\n{table(rows)}", flush=True)
+    os._exit(0)  # threads of what failed may hang
+
+
+def _free(target: list[Target], giver: Giver) -> None:
+    target.clear()
+    giver.ask("free")
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
+def _stop() -> None:
+    print(f"\nstopped after {LIMIT_S:.0f} s\n", flush=True)
+    faulthandler.dump_traceback(file=sys.stdout)
+    print(f"\n{table(rows)}", flush=True)
+    os._exit(3)

@@ -1,0 +1,235 @@
+"""A prefix of 32k tokens and 128 new ones: what the first token costs, from wherever the prefix lies.
+
+The target worker is in this process, its source in another on another GPU, with the same random weights:
+blocks that were pulled lead to the same token, or they are not what they should be.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from warmfleet_proto.channel import connect
+from warmfleet_proto.hashing import chain, keys, root_hash
+from warmfleet_proto.transfer_pb2 import Claims, Pull
+from warmfleet_proto.worker_pb2 import StatusRequest
+from warmfleet_proto.worker_pb2_grpc import WorkerStub
+from warmfleet_router.grant import Granter
+from warmfleet_worker.config import Config
+from warmfleet_worker.engine.torch import TorchEngine
+from warmfleet_worker.models.config import ModelConfig
+from warmfleet_worker.worker import Worker
+
+from tests.bars.gpu import model
+from tests.bars.gpu.giver import FLEET_KEY, Giver, Place
+from tests.bars.rows import Row
+from tests.process.gateway import Stream, packed
+
+ON_GPU = torch.cuda.is_available()
+TINY = ModelConfig(
+    layers=2,
+    hidden=64,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    intermediate=128,
+    vocab_size=1000,
+    max_context=2048,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+)
+SHAPE = model.LLAMA_3_8B if ON_GPU else TINY
+PREFIX, NEW, CHUNK = (32_768, 128, 8192) if ON_GPU else (512, 32, 128)
+PULLS = 5
+NEEDED = (PREFIX + NEW + 16) // 16 + 1  # blocks of a request
+HELD = 2 * NEEDED + 4  # by the target: fetches may fill half of it
+GIVEN = (PULLS + 1) * NEEDED  # by the source
+NEARLY = 0.7  # a few blocks may still be on the device
+FASTER = 40  # than prefilling it
+LINK = 250e9
+
+Note = Callable[[Row], None]
+Say = Callable[[object], None]
+
+
+def make_engine(blocks: int, device: torch.device) -> TorchEngine:
+    return model.engine(blocks, SHAPE, str(device))
+
+
+def run(giver: Giver, note: Note, say: Say) -> None:
+    settings = {"engine": "torch", "model": "random", "chunk_tokens": CHUNK}
+    giver.start("worker", partial(make_engine, GIVEN), settings)
+    device = torch.device("cuda:0" if ON_GPU else "cpu")
+    engine = make_engine(HELD, device)
+    say("the target's engine is made")
+    place = giver.result()
+    say("the source's worker serves")
+    with TemporaryDirectory() as folder:
+        asyncio.run(_measure(_Case(engine, settings, place, Path(folder), note, say)))
+
+
+class _Case(NamedTuple):
+    engine: TorchEngine
+    settings: dict[str, Any]
+    source: Place
+    folder: Path
+    note: Note
+    say: Say
+
+
+class _End(NamedTuple):
+    stub: Any
+    stream: Stream
+    handles: Iterator[int]
+
+    async def ask(self, prompt: list[int], **submit: Any) -> tuple[float, int, Any]:
+        """Seconds to the first token, that token, and what the worker said of the start."""
+        handle = next(self.handles)
+        began = time.perf_counter()
+        await self.stream.submit(handle, prompt, 1, ignore_eos=True, **submit)
+        (token,) = await self.stream.until(handle, 1)
+        took = time.perf_counter() - began
+        await self.stream.end(handle)
+        return took, token, self.stream.started[handle]
+
+
+async def _measure(case: _Case) -> None:
+    times: dict[str, float] = {}
+    tokens: dict[int, int] = {}  # the answer to each prompt, by its number
+    try:
+        await _tiers(case, times)
+    except Exception as error:
+        case.say(f"tiers failed: {error!r}")
+        import traceback
+
+        traceback.print_exc()
+    await _pulls(case, times, tokens)
+    if "cold" in times:
+        shown = ", ".join(f"{name} {1e3 * took:.1f} ms" for name, took in times.items())
+        case.note(Row("3", f"TTFT of {PREFIX} + {NEW} tokens", shown))
+
+
+async def _tiers(case: _Case, times: dict[str, float]) -> None:
+    host_bytes = (3 * NEEDED + 64) * case.engine.block_bytes
+    disk = {"disk_path": str(case.folder), "disk_bytes": 2 * host_bytes}
+    settings = case.settings | {"host_bytes": host_bytes} | disk
+    first, second = prompt(100), prompt(101)
+    async with serving(case.engine, settings) as (worker, end):
+        case.say("the target's worker serves, with tiers")
+        assert worker.below is not None
+        await end.ask(prompt(99)[: CHUNK + 20])
+        cold, _, _ = await end.ask(first)
+        times["cold"] = cold
+        case.say(f"cold: {cold:.3f} s")
+        took = [await hit(end, first, turn, cached=PREFIX) for turn in range(3)]
+        times["device"] = statistics.median(took)
+        case.say(f"device: {times['device']:.3f} s")
+        began = time.perf_counter()
+        await worker.below.settle(20.0)
+        case.say(f"written back within {time.perf_counter() - began:.1f} s more")
+        again, _, _ = await end.ask(second)
+        case.say(f"cold, another prompt: {again:.3f} s")
+        await end.ask(prompt(102))  # now the first one has left the device
+        times["host"] = await hit(end, first, 9, host=PREFIX)
+        case.say(f"host: {times['host']:.3f} s")
+        await worker.below.settle(10.0)
+    async with serving(case.engine, settings | {"host_bytes": 32 * case.engine.block_bytes}) as (worker, end):
+        times["disk"] = await hit(end, first, 10, disk=PREFIX)
+        case.say(f"disk: {times['disk']:.3f} s")
+
+
+async def _pulls(case: _Case, times: dict[str, float], tokens: dict[int, int]) -> None:
+    source = await opened(case.source.address)
+    answers, prefills = [], []
+    for n in range(PULLS):
+        took, token, _ = await source.ask(prompt(n))
+        answers.append(token)
+        prefills.append(took)
+    prefill = statistics.median(prefills)
+    case.say(f"the source has computed {PULLS} prefixes, {prefill:.3f} s each")
+    figures = []
+    async with serving(case.engine, case.settings) as (worker, end):
+        await end.ask(prompt(99)[: CHUNK + 20])
+        for n in range(PULLS):
+            pull = await pull_of(source, case.source, prompt(n)[:PREFIX])
+            took, token, started = await end.ask(prompt(n), pull=pull)
+            told = started.pulled
+            rate = told.bytes / max(told.seconds, 1e-9)
+            figures.append((took, told.seconds, rate))
+            carried = dict(worker.exchange.puller.carried)
+            case.say(
+                f"pull {n}: TTFT {1e3 * took:.1f} ms, {told.bytes >> 20} MiB in {1e3 * told.seconds:.1f} ms, "
+                f"{rate / 1e9:.1f} GB/s, {started.peer_tokens} tokens, {told.failure or 'whole'}, {carried}"
+            )
+            case.say(f"the first token: {token}, where the prefix was computed {answers[n]}")
+    took, seconds, rate = (statistics.median(each) for each in zip(*figures[1:], strict=True))
+    times["peer"] = took
+    case.note(
+        Row(
+            "3",
+            f"pull of {PREFIX} tokens, lease to commit",
+            f"{rate / 1e9:.1f} GB/s",
+            ">= 250 GB/s",
+            rate >= LINK,
+        )
+    )
+    times_faster = prefill / seconds
+    case.note(Row("3", "over prefilling it", f"{times_faster:.0f}x faster", ">= 40x", times_faster >= FASTER))
+
+
+def prompt(number: int) -> list[int]:
+    return Random(number).choices(range(SHAPE.vocab_size - 10), k=PREFIX + NEW)
+
+
+async def hit(end: _End, of: list[int], turn: int, **wanted: int) -> float:
+    """TTFT of the prefix with other new tokens; ``wanted``: tokens from where, nearly all of them."""
+    took, _, started = await end.ask(of[:PREFIX] + Random(1000 + turn).choices(range(900), k=NEW))
+    told = {"cached": started.cached_tokens, "host": started.host_tokens, "disk": started.disk_tokens}
+    assert all(told[name] >= NEARLY * count for name, count in wanted.items()), f"{told}, wanted {wanted}"
+    return took
+
+
+async def pull_of(source: _End, place: Place, token_ids: list[int]) -> Pull:
+    status = await source.stub.Status(StatusRequest())
+    root = root_hash(status.model_fingerprint, status.block_size)
+    hashes = chain(root, packed(token_ids), status.block_size)
+    claims = Claims(
+        source=place.name,
+        target="target",
+        epoch=place.epoch,
+        root=root,
+        keys=keys(hashes),
+        expires_s=status.load.clock_s + 10,
+    )
+    grant = Granter(FLEET_KEY).grant(claims)
+    return Pull(source=place.name, address=place.address, tokens=len(token_ids), within_s=5.0, grant=grant)
+
+
+async def opened(address: str) -> _End:
+    stub = WorkerStub(connect(address))  # type: ignore[no-untyped-call]
+    stream = Stream(stub, "bar", {})
+    stream.patience_s = 30.0
+    await stream.open()
+    return _End(stub, stream, iter(range(1, 1000)))
+
+
+@asynccontextmanager
+async def serving(engine: TorchEngine, settings: dict[str, Any]):  # type: ignore[no-untyped-def]
+    """A new worker around the engine, which remembers nothing of the last one's blocks."""
+    worker = Worker(msgspec.convert(settings | {"name": "target"}, Config), engine)
+    await worker.start()
+    end = await opened(worker.grpc_address)
+    try:
+        yield worker, end
+    finally:
+        with suppress(Exception):
+            await end.stream.close()
+        await worker.close()
