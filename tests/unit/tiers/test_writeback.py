@@ -132,3 +132,14 @@ def test_everything_computed_reaches_a_large_host_tier() -> None:
     assert machine.back.next(9) is None
     assert len(machine.back.take_present()) == 3
     machine.what_is_held_is_right()
+
+
+def test_where_there_is_no_room_below_a_chain_it_is_let_go() -> None:
+    machine = WriteBackMachine()
+    machine.start(3, 2)
+    machine.compute([0, 0, 0])
+    machine.note()
+    machine.begin(2)
+    machine.end(False)
+    machine.begin(1)
+    machine.what_is_held_is_right()

@@ -82,7 +82,10 @@ class WriteBack:
                 planned.update(each.hash for each in part)
                 if len(part) < len(path):
                     self._queue.appendleft(node)
-        return Saves(tuple(saves), tuple(held)) if saves else None
+        if not saves:
+            self._host.cache.release(held)
+            return None
+        return Saves(tuple(saves), tuple(held))
 
     def done(self, job: Saves, sums: Sequence[bytes] | None) -> list[Spill]:
         """The copies were made, or not (None); what should go on to the disk."""
