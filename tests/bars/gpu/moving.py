@@ -14,6 +14,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from random import Random
 from threading import Thread, Timer
 from typing import Any
@@ -48,7 +50,7 @@ ROUNDS = 6 if ON_GPU else 2
 DEVICE = torch.device("cuda:0" if ON_GPU else "cpu")
 OTHER = ("cuda:1" if torch.cuda.device_count() > 1 else "cuda:0") if ON_GPU else "cpu"
 
-_began = time.perf_counter()
+_began, _began_at = time.perf_counter(), time.time()
 rows: list[Row] = []
 
 
@@ -68,7 +70,7 @@ def part(name: str, run: Callable[[], None]) -> None:
         run()
     except Exception:
         traceback.print_exc(file=sys.stdout)
-        rows.append(Row("-", name, "failed: see above"))
+        note(Row("-", name, "failed: see above"))
     say(f"---- {name}: {time.perf_counter() - began:.1f} s")
 
 
@@ -146,9 +148,11 @@ class Target:
 
 
 def through_lanes(target: Target) -> None:
-    found = {}
-    for slabs, mib in SHAPES:
-        found[slabs, mib] = lanes(target, (slabs, mib), DeviceLanes)
+    found: dict[tuple[int, int], float] = {}
+    for shape in SHAPES:
+        part(
+            f"lanes of {shape}", lambda shape=shape: found.update({shape: lanes(target, shape, DeviceLanes)})
+        )
     best = max(found, key=lambda shape: found[shape])
     note(
         Row(
@@ -159,9 +163,9 @@ def through_lanes(target: Target) -> None:
             found[best] >= LINK,
         )
     )
-    lanes(target, best, CopyingLanes)
-    lanes(target, best, DeviceLanes, summed=False)
-    lanes(target, best, CopyingLanes, summed=False)
+    part("copied", lambda: lanes(target, best, CopyingLanes))
+    part("not summed", lambda: lanes(target, best, DeviceLanes, summed=False))
+    part("copied, not summed", lambda: lanes(target, best, CopyingLanes, summed=False))
 
 
 def lanes(target: Target, sized: tuple[int, int], kind: type[DeviceLanes], summed: bool = True) -> float:
@@ -205,17 +209,14 @@ def host_tier(target: Target) -> None:
     began = time.perf_counter()
     memory = host_memory(TOTAL, pinned=ON_GPU)
     say(f"{TOTAL >> 20} MiB of host memory in {time.perf_counter() - began:.1f} s")
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    host_link(whole[: TOTAL // 4])
+    for each in target.pool.words.split(256):
+        each.random_(-(2**31), 2**31 - 1)
+    wanted = fingerprints(target.pool.words, target.targets)
+    host_link(torch.frombuffer(memory, dtype=torch.uint8)[: TOTAL // 4])
     order = list(range(BLOCKS))
     for name, slots in (("in order", order), ("scattered", Random(3).sample(order, BLOCKS))):
         for half in (16, 32, 64) if ON_GPU else (1,):
-            host_copies(target, memory, f"{name}, halves of {half} MiB", slots, half << 20)
-    mover = Mover(target.pool.words, sum_constants(BLOCK_BYTES, DEVICE))
-    target.poison()
-    took = median_s(lambda: mover.move(whole.data_ptr(), slots, target.targets)())
-    target.check()
-    note(Row("3", "host tier: a kernel that reads host memory itself", gb(TOTAL / took)))
+            host_copies(target, wanted, memory, f"{name}, halves of {half} MiB", slots, half << 20)
 
 
 def host_link(host: torch.Tensor) -> None:
@@ -225,14 +226,16 @@ def host_link(host: torch.Tensor) -> None:
     note(Row("3", "the host's link, 1 GiB at a time: up, down", f"{gb(up)}, {gb(down)}"))
 
 
-def host_copies(target: Target, memory: memoryview, name: str, slots: list[int], half: int) -> None:
-    copies, blocks = DeviceCopies(target.pool.words, memory, half), target.targets
-    target.check()
+def host_copies(
+    target: Target, wanted: list[int], memory: memoryview, name: str, slots: list[int], half: int
+) -> None:
+    words, blocks = target.pool.words, target.targets
+    copies = DeviceCopies(words, memory, half)
     sums = copies.down(blocks, slots)
     took_down = median_s(lambda: copies.down(blocks, slots), 4)
     target.poison()
     assert carried(copies, slots, blocks, sums) == BLOCKS, "a good copy was refused"
-    target.check()
+    assert fingerprints(words, blocks) == wanted, "other bytes came back"
     took_up = median_s(lambda: carried(copies, slots, blocks, sums))
     figure = f"{gb(TOTAL / took_up)}, {gb(TOTAL / took_down)}"
     what = f"host tier, slots {name}: load, write back"
@@ -243,6 +246,18 @@ def host_copies(target: Target, memory: memoryview, name: str, slots: list[int],
     assert carried(copies, slots, blocks, sums) == 7, "a wrong copy was taken"
     memory[at + 5] ^= 1
     copies.up([slot], [blocks[7]], [sums[7]])
+
+
+def read_by_kernel(target: Target) -> None:
+    """Host memory that a kernel reads itself, without a copy on the device."""
+    count = BLOCKS // 4
+    host = torch.empty(count * BLOCK_BYTES, dtype=torch.uint8, pin_memory=ON_GPU).random_()
+    mover = Mover(target.pool.words, sum_constants(BLOCK_BYTES, DEVICE))
+    slots, blocks = Random(4).sample(range(count), count), target.targets[:count]
+    took = median_s(lambda: mover.move(host.data_ptr(), slots, blocks)())
+    there = target.pool.words[blocks[3]].cpu().view(torch.uint8)
+    assert torch.equal(there, host.view(count, -1)[slots[3]])
+    note(Row("3", "a kernel that reads host memory itself", gb(count * BLOCK_BYTES / took)))
 
 
 def carried(copies: DeviceCopies, slots: Sequence[int], blocks: Sequence[int], sums: Sequence[bytes]) -> int:
@@ -294,31 +309,69 @@ def over_tcp(target: Target) -> None:
 
 
 def main() -> int:
-    faulthandler.enable()
+    """Bytes and workers in a process of their own each: what breaks a device's context breaks one of them."""
     last = Timer(LIMIT_S, _stop)
     last.daemon = True
     last.start()
-    with Giver(OTHER) as giver:
-        part("the machine", topology)
-        target: list[Target] = []
-        part("pools", lambda: target.append(Target(giver)))
-        if target:
-            part("lanes", lambda: through_lanes(target[0]))
-            part("host tier", lambda: host_tier(target[0]))
-            part("tcp", lambda: over_tcp(target[0]))
-            part("free", lambda: _free(target, giver))
-        from tests.bars.gpu import prefixes
-
-        part("workers", lambda: prefixes.run(giver, note, say))
+    context = get_context("spawn")
+    runs = []
+    for run in (_bytes, _workers):  # both start at once, so that the second is ready when the first has ended
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_process, args=(run, theirs, _began_at))
+        process.start()
+        runs.append((ours, process))
+    for ours, process in runs:
+        ours.send("go")
+        while process.is_alive() or ours.poll():
+            if ours.poll(0.2):
+                try:
+                    rows.append(ours.recv())
+                except EOFError:
+                    break
+        process.join()
     print(f"\n{table(rows)}", flush=True)
     os._exit(0)  # threads of what failed may hang
 
 
-def _free(target: list[Target], giver: Giver) -> None:
-    target.clear()
-    giver.ask("free")
-    if ON_GPU:
-        torch.cuda.empty_cache()
+def _process(run: Callable[[Connection], None], pipe: Connection, began_at: float) -> None:
+    global _began, note
+    left = max(LIMIT_S - (time.time() - began_at) - 3, 1)
+    faulthandler.dump_traceback_later(left, file=sys.stdout)  # where it hangs, if it does
+    _began = time.perf_counter() - (time.time() - began_at)
+    tell = note
+
+    def noted(row: Row) -> None:
+        tell(row)
+        pipe.send(row)
+
+    note = noted
+    run(pipe)
+    os._exit(0)
+
+
+def _bytes(pipe: Connection) -> None:
+    with Giver(OTHER) as giver:
+        giver.start("ready")
+        pipe.recv()
+        part("the machine", topology)
+        say(f"the source's device: {giver.result()}")
+        target: list[Target] = []
+        part("pools", lambda: target.append(Target(giver)))
+        if target:
+            part("host tier", lambda: host_tier(target[0]))
+            part("tcp", lambda: over_tcp(target[0]))
+            part("lanes", lambda: through_lanes(target[0]))
+            part("host memory, read by a kernel", lambda: read_by_kernel(target[0]))
+
+
+def _workers(pipe: Connection) -> None:
+    from tests.bars.gpu import prefixes
+
+    with Giver(OTHER) as giver:
+        giver.start("ready")
+        pipe.recv()
+        giver.result()
+        part("workers", lambda: prefixes.run(giver, note, say))
 
 
 def _stop() -> None:

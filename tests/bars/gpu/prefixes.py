@@ -5,6 +5,7 @@ blocks that were pulled lead to the same token, or they are not what they should
 """
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -141,9 +142,19 @@ async def _tiers(case: _Case, times: dict[str, float]) -> None:
         times["host"] = await hit(end, first, 9, host=PREFIX)
         case.say(f"host: {times['host']:.3f} s")
         await worker.below.settle(10.0)
+    forget_pages(case.folder)
     async with serving(case.engine, settings | {"host_bytes": 32 * case.engine.block_bytes}) as (worker, end):
         times["disk"] = await hit(end, first, 10, disk=PREFIX)
         case.say(f"disk: {times['disk']:.3f} s")
+
+
+def forget_pages(folder: Path) -> None:
+    """What was written is read from the disk again, not from the system's memory."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 async def _pulls(case: _Case, times: dict[str, float], tokens: dict[int, int]) -> None:

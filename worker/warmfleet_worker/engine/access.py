@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _LARGE = 64 << 20
+_REGISTERED: list[mmap.mmap] = []
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
 
@@ -35,11 +36,12 @@ def host_memory(size: int, *, pinned: bool) -> memoryview:
 
 def _registered(size: int) -> memoryview:
     """Pinned where it is, and for good: torch's allocator would take the next power of two."""
-    memory = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    address = np.frombuffer(memory, np.uint8).ctypes.data
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = np.frombuffer(pages, np.uint8).ctypes.data
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     torch.cuda.check_error(runtime.cudaHostRegister(address, size, _PORTABLE))
-    return memory
+    _REGISTERED.append(pages)  # unmapped while it is registered, its addresses could never be again
+    return memoryview(pages)
 
 
 class HostAccess:
