@@ -1,7 +1,7 @@
 """``python -m tests.bars.gpu [SECTION ...]``: the bars of the GPU engine, on one GPU, beside its ceilings.
 
 Llama-3-8B's shape with random weights in bf16. The figures wanted are vLLM 0.26's on an H200. Without names
-all sections run but ``variants``; one that fails does not stop the others. ``moving``, alone, is for two GPUs.
+all sections run but ``variants``; one that fails does not stop the others. ``moving`` alone is for two GPUs.
 """
 
 import gc
