@@ -1,6 +1,7 @@
 """The sequences that run and those that wait, and how they move between the two: admission, growth,
 preemption, forking, leaving. Each move keeps the blocks' account."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -26,7 +27,7 @@ class Batch:
         self.waiting: deque[Sequence] = deque()
         self._totals = totals
 
-    def grow(self) -> bool:
+    def grow(self, now: float) -> bool:
         """A block for every sequence whose next token needs one; the newest give up theirs for it, unless
         steps are under way: false when the next step has to wait for them."""
         i = 0
@@ -38,7 +39,7 @@ class Batch:
                     if self.steps:
                         return False
                     newest = self.running[-1]
-                    self.preempt(newest)
+                    self.preempt(newest, now)
                     if newest is sequence:
                         return True
                 sequence.blocks += taken
@@ -67,12 +68,44 @@ class Batch:
                 continue
             if not admit(sequence, self.cache, self.limits, room=len(self.running)):
                 return
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            self.fetching.admitted(sequence)
-            self._note_admission(sequence, now)
+            self._start(sequence, now)
             slots -= len(sequence.choices)
             prefill += sequence.remaining
+        if not prefill and sequence is None:
+            self._race(slots, now)
+
+    def _race(self, slots: int, now: float) -> None:
+        """No other prompt needs the engine: who waits for a fetch may begin with its front."""
+        fetching, chunk = self.fetching, self.limits.chunk_tokens
+        fetching.next_race = math.inf
+        if fetching.pace.token_s is None:
+            return
+        for sequence in self.waiting if fetching.busy else ():
+            at = fetching.race_at(sequence, chunk * fetching.pace.token_s, bool(self.running), now)
+            if at > now:
+                fetching.next_race = min(fetching.next_race, at)
+            elif len(sequence.choices) <= slots and admit(
+                sequence, self.cache, self.limits, room=len(self.running) + 1
+            ):
+                fetching.race(sequence)
+                self._start(sequence, now)
+                return
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        self.fetching.admitted(sequence)
+        self._note_admission(sequence, now)
+
+    def catch_up(self, now: float) -> None:
+        """Those who compute the front of what is fetched for them go on with what has come."""
+        for sequence, source, tokens in self.fetching.catch_up(self.steps.release, now):
+            request = sequence.request
+            if not request.started:
+                request.cached_tokens += tokens
+                request.brought[source] += tokens
+                self._totals.cached_tokens += tokens
+                self._totals.brought[source] += tokens
 
     def _next(self) -> Sequence | None:
         for sequence in self.waiting:
@@ -86,9 +119,10 @@ class Batch:
         matched = len(readable(sequence, self.cache))
         return sequence.hashes[matched] if matched < len(sequence.hashes) else None
 
-    def preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence, now: float) -> None:
         """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
         self.running.remove(sequence)
+        self.fetching.left(sequence, now)
         self._release(sequence)
         if not sequence.request.started:
             sequence.request.prompt_logprobs = []  # all of them will be scored again
@@ -106,10 +140,11 @@ class Batch:
         self.running[at:at] = forks[1:]
         return forks
 
-    def leave(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Sequence, now: float) -> None:
         """For good. Its full blocks stay cached."""
         if sequence.blocks:
             self.running.remove(sequence)
+            self.fetching.left(sequence, now)
             self._release(sequence)
         else:
             self.waiting.remove(sequence)

@@ -43,7 +43,13 @@ class Abandon(NamedTuple):
     id: int
 
 
-Order = Fetch | Abandon
+class Turn(NamedTuple):
+    """The front of the fetch is being computed: bring the rest from its end, if the source can."""
+
+    id: int
+
+
+Order = Fetch | Abandon | Turn
 
 
 class Arrival(NamedTuple):
@@ -51,6 +57,7 @@ class Arrival(NamedTuple):
     arrived: int  # leading pieces that are in the pool by now
     over: bool = True
     failure: str = ""  # why the rest does not come; empty when all came or it was abandoned
+    back: int = 0  # trailing pieces that are in the pool by now
 
 
 MISSES = ("corrupt", "gone")  # failures that say nothing of how quickly the source brings what it has
@@ -68,6 +75,10 @@ class Supply(Protocol):
     def patience_s(self, sequence: Sequence) -> float | None:
         """How long bringing it may take, where that has been weighed already; None: as long as computing it
         would, and only if it is worth it."""
+
+    def expected_s(self, sequence: Sequence, count: int) -> float | None:
+        """How long bringing ``count`` blocks is expected to take, where somebody knows better than what was
+        measured here."""
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         """Keeps those that ``find`` has just found where they are, until ``give_back``."""

@@ -7,13 +7,16 @@ and each of them ends: no two waiting sequences can keep each other out.
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from warmfleet_worker.fetch import MISSES, Abandon, Arrival, Fetch, Order, Piece, Supply
+from warmfleet_worker import racing
+from warmfleet_worker.fetch import MISSES, Abandon, Arrival, Fetch, Order, Piece, Supply, Turn
+from warmfleet_worker.flight import Flight
 from warmfleet_worker.pace import Pace
 from warmfleet_worker.prefix import Node, PrefixCache
-from warmfleet_worker.sequence import Loaded, Sequence
+from warmfleet_worker.sequence import Loaded, Request, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
@@ -32,23 +35,6 @@ class Fetched:
     late: Counter[Source] = field(default_factory=Counter)  # fetches given up for being slow
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    fetch: Fetch
-    supply: Supply
-    chain: list[Node]  # pinned: the blocks before the first piece, then those that have arrived
-    began: float
-    deadline: float
-    waiters: list[Sequence]
-    ahead: bool = False  # goes on though nobody waits
-    arrived: int = 0
-
-    @property
-    def held(self) -> list[int]:
-        """Every pin that it has, one entry each."""
-        return [node.block for node in self.chain] + [p.block for p in self.fetch.pieces[self.arrived :]]
-
-
 class Fetching:
     def __init__(self, cache: PrefixCache, block_size: int) -> None:
         self.supplies: list[Supply] = []  # the nearest first
@@ -57,8 +43,10 @@ class Fetching:
         self.block_bytes = 0  # only to tell how much was loaded
         self._cache = cache
         self._block_size = block_size
-        self._flights: dict[int, _Flight] = {}
-        self._coming: dict[bytes, _Flight] = {}
+        self._flights: dict[int, Flight] = {}
+        self._races: dict[Sequence, Flight] = {}
+        self.next_race = math.inf  # when another race may be worth it
+        self._coming: dict[bytes, Flight] = {}
         self._landed = 0  # blocks that have come for those who still wait
         self._orders: list[Order] = []
         self._ids = count(1)
@@ -137,7 +125,7 @@ class Fetching:
             if sequence in flight.waiters:
                 flight.waiters.remove(sequence)
                 sequence.waits = False
-                if not flight.waiters and not flight.ahead:
+                if not flight.wanted:
                     self._abandon(flight)
 
     def bring(self, sequence: Sequence, room: int, now: float) -> int | None:
@@ -161,12 +149,12 @@ class Fetching:
         flight = self._flights.get(fetch_id)
         if flight is not None and flight.ahead:
             flight.ahead = False
-            if not flight.waiters:
+            if not flight.wanted:
                 self._abandon(flight)
 
-    def _hurry(self, flight: _Flight, now: float) -> None:
+    def _hurry(self, flight: Flight, now: float) -> None:
         """Now somebody waits: no longer than computing it takes."""
-        left = len(flight.fetch.pieces) - flight.arrived
+        left = flight.left
         patience = self.pace.patience_s(flight.fetch.source, left, left * self._block_size)
         flight.deadline = min(flight.deadline, now + patience)
 
@@ -174,7 +162,7 @@ class Fetching:
         return self._cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
 
     def _share_left(self) -> int:
-        flying = sum(len(flight.fetch.pieces) for flight in self._flights.values())
+        flying = sum(flight.pieces for flight in self._flights.values())
         return self._cache.pool.total // _SHARE - flying - self._landed
 
     def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> None:
@@ -194,7 +182,7 @@ class Fetching:
 
     def _order(
         self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float, patience: float
-    ) -> _Flight:
+    ) -> Flight:
         request, start = sequence.request, len(nodes)
         self._cache.pin([node.block for node in nodes])
         blocks = self._cache.allocate(found)
@@ -205,7 +193,7 @@ class Fetching:
         pieces = tuple([Piece(*each) for each in zip(hashes, ids, blocks, stocks, strict=True)])
         parent = nodes[-1].hash if nodes else request.root
         fetch = Fetch(next(self._ids), supply.source, request, request.root, parent, start, pieces)
-        flight = _Flight(fetch, supply, list(nodes), now, now + patience, [])
+        flight = Flight(fetch, supply, list(nodes), now, now + patience, supply.expected_s(sequence, found))
         self._flights[fetch.id] = flight
         self._coming.update(dict.fromkeys(hashes, flight))
         self.totals.fetches[supply.source] += 1
@@ -218,19 +206,19 @@ class Fetching:
         return [sequence.token_ids[at : at + size].tobytes() for at in ends]
 
     @staticmethod
-    def _join(flight: _Flight, sequence: Sequence) -> None:
+    def _join(flight: Flight, sequence: Sequence) -> None:
         flight.waiters.append(sequence)
         sequence.waits = sequence.looked = sequence.tried = True
 
-    def _abandon(self, flight: _Flight) -> None:
+    def _abandon(self, flight: Flight) -> None:
         """Its blocks stay pinned until the carrier has let go of them."""
         self._orders.append(Abandon(flight.fetch.id))
         self._dismiss(flight, again=False)
 
-    def _dismiss(self, flight: _Flight, again: bool) -> None:
+    def _dismiss(self, flight: Flight, again: bool) -> None:
         """Nobody waits for it any more; ``again``: they may look for what comes after it."""
         flight.ahead = False
-        missing = (len(flight.fetch.pieces) - flight.arrived) * self._block_size
+        missing = (flight.pieces - flight.settled) * self._block_size
         for sequence in flight.waiters:
             sequence.waits, sequence.looked = False, not again
             sequence.request.uncached += missing  # after all
@@ -239,64 +227,107 @@ class Fetching:
             if self._coming.get(piece.hash) is flight:
                 del self._coming[piece.hash]
 
+    # ---- computing the front of what is on its way ----------------------------------------------
+
+    def race_at(self, sequence: Sequence, step_s: float, busy: bool, now: float) -> float:
+        """When a waiting sequence should begin to compute the front of what it waits for."""
+        flight = next((f for f in self._flights.values() if sequence in f.waiters), None)
+        if flight is None or flight.racer:
+            return math.inf
+        return racing.begins(flight, self.pace, self._block_size, step_s, busy, now)
+
+    def race(self, sequence: Sequence) -> None:
+        """It has been admitted, and computes the front; the rest comes from its end."""
+        flight = next(f for f in self._flights.values() if sequence in f.waiters)
+        flight.waiters.remove(sequence)
+        sequence.waits = False
+        flight.racer, flight.deadline = sequence, math.inf  # siblings can only gain by it
+        self._races[sequence] = flight
+        self._orders.append(Turn(flight.fetch.id))
+
+    def stretch(self, sequence: Sequence, now: float) -> int | None:
+        """Tokens that it may compute in the next step, where something comes from the other end."""
+        flight = self._races.get(sequence)
+        return racing.stretch(flight, sequence, self.pace, self._block_size, now) if flight else None
+
+    def catch_up(
+        self, release: Callable[[list[int]], None], now: float
+    ) -> Iterator[tuple[Sequence, Source, int]]:
+        """Racers go on with what has come: who, from where and how many tokens."""
+        for sequence, flight in list(self._races.items()):
+            if sequence.under_way:
+                continue
+            whole = flight.settle(self._cache)
+            tokens = racing.adopt(sequence, flight.chain, self._cache, release, self._block_size)
+            yield sequence, flight.fetch.source, tokens
+            ended = flight.over is not None and not flight.back
+            if ended or not whole or not sequence.sealable or flight.settled == flight.pieces:
+                self.left(sequence, now)
+
+    def left(self, sequence: Sequence, now: float) -> None:
+        """The race is over, if it was in one: they have met, or it computes alone, or has gone."""
+        flight = self._races.pop(sequence, None)
+        if flight is None:
+            return
+        flight.racer, source = None, flight.fetch.source
+        self.totals.wasted[source] += flight.there - flight.used
+        if flight.there and not flight.over:
+            self._note_pace(flight, sequence.request)
+        if flight.over is not None:
+            self._end(flight, flight.over, now)
+        elif flight.settled == flight.pieces or not flight.wanted:
+            self._abandon(flight)
+        else:
+            self._hurry(flight, now)
+
     # ---- what carriers say ---------------------------------------------------------------------
 
     def arrived(self, arrival: Arrival, now: float) -> None:
         flight = self._flights[arrival.id]
-        before = flight.arrived
-        collided = not self._seal(flight, arrival.arrived)
-        came, source = flight.arrived - before, flight.fetch.source
+        assert flight.front <= arrival.arrived <= flight.pieces
+        assert flight.back <= arrival.back <= flight.pieces
+        before, source = flight.there, flight.fetch.source
+        flight.front, flight.back, flight.came_at = arrival.arrived, arrival.back, now
+        collided = not flight.settle(self._cache)
+        came = flight.there - before
         self.totals.arrived[source] += came
         if flight.waiters:
             self._deal_out(flight, came)
-        elif not flight.ahead:
+        elif not flight.wanted:
             self.totals.wasted[source] += came
-        if arrival.over:
+        if not arrival.over:
+            if collided and flight.wanted:
+                self._abandon(flight)
+        elif flight.racer:
+            flight.over = arrival.failure  # ``catch_up`` sees what is of use still
+        else:
             self._end(flight, arrival.failure, now)
-        elif collided and (flight.waiters or flight.ahead):
-            self._abandon(flight)
 
-    def _seal(self, flight: _Flight, arrived: int) -> bool:
-        """Makes what has arrived readable; false when a hash belongs to other tokens."""
-        fetch, cache = flight.fetch, self._cache
-        assert flight.arrived <= arrived <= len(fetch.pieces)
-        for piece in fetch.pieces[flight.arrived : arrived]:
-            parent = flight.chain[-1] if flight.chain else None
-            node = cache.seal(piece.block, piece.hash, fetch.root, parent, piece.token_ids)
-            if node is None:
-                return False
-            if node.block != piece.block:  # computed meanwhile
-                cache.pin([node.block])
-                cache.release([piece.block])
-            flight.chain.append(node)
-            flight.arrived += 1
-        return True
-
-    def _deal_out(self, flight: _Flight, came: int) -> None:
+    def _deal_out(self, flight: Flight, came: int) -> None:
         flight.waiters[0].landed += came
         self._landed += came
         for sequence in flight.waiters:
             if sequence.request.admitted is None:
                 sequence.request.brought[flight.fetch.source] += came * self._block_size
 
-    def _note_load(self, flight: _Flight, now: float) -> None:
-        """For the router's price of loading, once a fetch; pulls have their own account."""
-        request = flight.waiters[0].request
-        if flight.fetch.source != Source.PEER and request.admitted is None:
-            seconds, size = request.loaded or (0.0, 0)
-            size += flight.arrived * self.block_bytes
-            request.loaded = Loaded(seconds + now - flight.began, size)
+    def _note_pace(self, flight: Flight, request: Request) -> None:
+        """What it took; also for the router's price of loading: pulls have their own account."""
+        seconds, source = flight.came_at - flight.began, flight.fetch.source
+        self.pace.brought(source, flight.there, seconds)
+        if source != Source.PEER and not request.started:
+            before_s, size = request.loaded or (0.0, 0)
+            size += flight.there * self.block_bytes
+            request.loaded = Loaded(before_s + seconds, size)
 
-    def _end(self, flight: _Flight, failure: str, now: float) -> None:
+    def _end(self, flight: Flight, failure: str, now: float) -> None:
         fetch = flight.fetch
         del self._flights[fetch.id]
         if failure:
-            self.totals.failed[fetch.source] += len(fetch.pieces) - flight.arrived
+            self.totals.failed[fetch.source] += flight.left
             if failure not in MISSES:
                 self.pace.failed(fetch.source, now)
-        elif flight.waiters:
-            self.pace.brought(fetch.source, len(fetch.pieces), now - flight.began)
-            self._note_load(flight, now)
+        elif flight.waiters and flight.over is None:
+            self._note_pace(flight, flight.waiters[0].request)
         self._dismiss(flight, again=not failure)
         self._cache.release(flight.held)
         flight.supply.give_back(fetch)

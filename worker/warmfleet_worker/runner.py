@@ -15,7 +15,7 @@ from typing import NoReturn, Protocol
 
 from warmfleet_worker.engine.base import Engine, Finish, Plan, StepResult
 from warmfleet_worker.events import Change, PresenceLog
-from warmfleet_worker.fetch import Arrival, Fetch
+from warmfleet_worker.fetch import Arrival, Fetch, Turn
 from warmfleet_worker.scheduler import Scheduler
 from warmfleet_worker.sequence import Ending, Key, Output, Request, Sequence
 from warmfleet_worker.source import Source
@@ -47,6 +47,9 @@ class Carrier(Protocol):
 
     def abandon(self, fetch_id: int) -> None:
         """Soon an end, or none if it has come already."""
+
+    def turn(self, fetch_id: int) -> None:
+        """From now on from the end, where that can be."""
 
 
 class Below(Protocol):
@@ -224,7 +227,7 @@ class Runner:
                 self._carried[order.id] = self.carriers[order.source]
                 self._carried[order.id].begin(order)
             elif carrier := self._carried.get(order.id):
-                carrier.abandon(order.id)
+                (carrier.turn if isinstance(order, Turn) else carrier.abandon)(order.id)
 
     async def _finish(self, plan: Plan | None) -> None:
         """Launches the plan, and commits the oldest step under way when it has finished."""

@@ -113,7 +113,7 @@ class Scheduler:
     @property
     def next_timer(self) -> float:
         """When ``schedule`` has something to do though nothing else happens."""
-        return min(self._next_deadline, self.batch.fetching.next_deadline)
+        return min(self._next_deadline, self.batch.fetching.next_deadline, self.batch.fetching.next_race)
 
     # ---- before a step -----------------------------------------------------------------------
 
@@ -121,7 +121,8 @@ class Scheduler:
         """The next step; None when nothing is left to do, or nothing before a step under way has ended."""
         self._reap(now)
         self.batch.look(now)
-        if not self.batch.grow():
+        self.batch.catch_up(now)
+        if not self.batch.grow(now):
             return None
         self.batch.admit(now)
         works: list[Work] = []
@@ -131,6 +132,8 @@ class Scheduler:
             count = sequence.remaining
             if count > 1:
                 count = min(count, budget)
+                if (stretch := self.batch.fetching.stretch(sequence, now)) is not None:
+                    count = min(count, stretch)
                 budget -= count
             if count:
                 if sequence.copy is not None and not sequence.under_way:
@@ -181,7 +184,7 @@ class Scheduler:
                 self.drop(sequence.request.key, Ending(Reason.FAILED, message))
             else:
                 sequence.alone = sequence in failed
-                self.batch.preempt(sequence)
+                self.batch.preempt(sequence, now)
         self._reap(now)
 
     def _settle(self, sequence: Sequence, work: Work) -> None:
@@ -206,7 +209,7 @@ class Scheduler:
             self.totals.completion_tokens += len(output.token_ids)
             self._outputs.append(output)
             if output.ending is not None:
-                self._end(each, output.ending)
+                self._end(each, output.ending, now)
 
     def _reap(self, now: float) -> None:
         """Ends what was dropped or is past its deadline."""
@@ -219,7 +222,7 @@ class Scheduler:
                 at = sequence.completion_tokens
                 for choice in sequence.choices:
                     self._outputs.append(Output(request, choice, at, ending=request.dropped))
-                self._end(sequence, request.dropped)
+                self._end(sequence, request.dropped, now)
 
     def _drop_late(self, now: float) -> None:
         self._next_deadline = math.inf
@@ -231,10 +234,10 @@ class Scheduler:
             else:
                 self._next_deadline = min(self._next_deadline, request.deadline)
 
-    def _end(self, sequence: Sequence, ending: Ending) -> None:
+    def _end(self, sequence: Sequence, ending: Ending, now: float) -> None:
         request = sequence.request
         self.totals.endings[ending.reason] += len(sequence.choices)
-        self.batch.leave(sequence)
+        self.batch.leave(sequence, now)
         request.live.remove(sequence)
         if not request.live:
             del self.requests[request.key]

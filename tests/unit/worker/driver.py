@@ -85,6 +85,7 @@ class Driver:
             self.scheduler.arrived(arrival, self.now)
             self.log.publish(self.scheduler.cache.take_changes())
             self.scheduler.check_integrity()
+            self._poison()  # what came for nothing
         return arrival is not None
 
     @property

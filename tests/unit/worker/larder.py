@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_worker.engine.sim import SimEngine
-from warmfleet_worker.fetch import Arrival, Fetch, Order, Stock
+from warmfleet_worker.fetch import Arrival, Fetch, Order, Stock, Turn
 from warmfleet_worker.prefix import PrefixCache
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
@@ -22,7 +22,9 @@ class Larder:
         self.lent = 0  # blocks taken and not given back
         self.begun: list[Fetch] = []
         self.abandoned: list[int] = []
-        self._under_way: deque[list[int]] = deque()  # [index into begun, pieces arrived]
+        self.patience: float | None = None  # None: as long as computing would take
+        self.turned: list[int] = []
+        self._under_way: deque[list[int]] = deque()  # index into begun, pieces from the front, from the end
         self._engine = engine
 
     # ---- as a supply
@@ -37,6 +39,9 @@ class Larder:
         return found
 
     def patience_s(self, sequence: Sequence) -> float | None:
+        return self.patience
+
+    def expected_s(self, sequence: Sequence, count: int) -> float | None:
         return None
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
@@ -57,8 +62,10 @@ class Larder:
     def order(self, orders: Iterable[Order]) -> None:
         for order in orders:
             if isinstance(order, Fetch):
-                self._under_way.append([len(self.begun), 0])
+                self._under_way.append([len(self.begun), 0, 0])
                 self.begun.append(order)
+            elif isinstance(order, Turn):
+                self.turned.append(order.id)
             else:
                 self.abandoned.append(order.id)
 
@@ -66,15 +73,16 @@ class Larder:
         """The next blocks of the oldest fetch, at most so many; without ``over`` the end is owed still."""
         if not self._under_way:
             return None
-        index, arrived = self._under_way[0]
-        fetch = self.begun[index]
-        count = min(arrived + most, len(fetch.pieces))
-        for piece in fetch.pieces[arrived:count]:
+        at, fetch = self._under_way[0], self.begun[self._under_way[0][0]]
+        _, front, back = at
+        count, end = min(most, len(fetch.pieces) - front - back), len(fetch.pieces) - back
+        turned = fetch.id in self.turned
+        for piece in fetch.pieces[end - count : end] if turned else fetch.pieces[front : front + count]:
             self._engine.pool[piece.block] = self.shelf[piece.hash][1]
+        at[2 if turned else 1] += count
         over = over or bool(failure)
         if over:
             self._under_way.popleft()
-        else:
-            self._under_way[0][1] = count
-        whole = count == len(fetch.pieces) or fetch.id in self.abandoned
-        return Arrival(fetch.id, count, over, "" if whole else failure or "cut short")
+        _, front, back = at
+        whole = front + back == len(fetch.pieces) or fetch.id in self.abandoned
+        return Arrival(fetch.id, front, over, "" if whole else failure or "cut short", back)

@@ -1,5 +1,6 @@
 """Random requests on small pools: every text is the oracle's, every account adds up after each step."""
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -30,6 +31,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ahead: list[int] = []
         self.present: set[bytes] = set()
         self.seq = 0
+        self.token_s: float | None = None  # what computing is believed to take
 
     @rule(
         prompt=prompts,
@@ -72,6 +74,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
+            if self.token_s is not None:
+                self.driver.scheduler.batch.fetching.pace.token_s = self.token_s
             self.driver.step()
             self.follow()
 
@@ -81,13 +85,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.driver.scheduler.under_way:
             self.driver.fail()
 
-    @rule(patient=st.booleans())
-    def stock_up(self, patient: bool) -> None:
+    @rule(mood=st.sampled_from(["patient", "hasty", "racing"]))
+    def stock_up(self, mood: str) -> None:
         if self.driver.larder is None:
             self.driver.stock_up()
         else:
             self.driver.larder.keep(self.driver.scheduler.cache)
-        self.driver.scheduler.batch.fetching.pace.token_s = 1e6 if patient else 1e-6
+        assert self.driver.larder is not None
+        self.driver.larder.patience = 1e9 if mood == "racing" else None
+        self.token_s = 1e6 if mood == "patient" else 1e-6
+
+    @rule(
+        data=st.data(),
+        mood=st.sampled_from(["patient", "racing", "racing"]),
+        more=st.integers(0, 9),
+        some=st.integers(0, 3),
+    )
+    def ask_again(self, data: st.DataObject, mood: str, more: int, some: int) -> None:
+        """For what can be fetched and is nowhere else."""
+        if not self.requests:
+            return
+        before = np.frombuffer(data.draw(st.sampled_from(self.requests)).prompt, np.uint32).tolist()
+        self.driver.run()
+        self.stock_up(mood)
+        self.displace()
+        self.submit(before + [5] * more, 3, 1, b"", 0.0, False, False)
+        self.step(1)
+        self.bring(some, "", False)
 
     @rule()
     def displace(self) -> None:
@@ -167,8 +191,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not fetching.busy
         assert fetching._landed == 0
         assert not fetching._coming
+        assert not fetching._races
         assert not self.driver.larder or self.driver.larder.lent == 0
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestScheduler.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)

@@ -1,5 +1,6 @@
 """Blocks on their way up: from the host's memory and from the disk into the device's pool."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +27,7 @@ class _Carrier:
         self._part = max(1, part_bytes // engine.block_bytes)
         self._report = report
         self._wanted: set[int] = set()  # fetches under way that somebody waits for
+        self._turned: set[int] = set()  # and from its end
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def begin(self, fetch: Fetch) -> None:
@@ -35,25 +37,32 @@ class _Carrier:
     def abandon(self, fetch_id: int) -> None:
         self._wanted.discard(fetch_id)
 
+    def turn(self, fetch_id: int) -> None:
+        if fetch_id in self._wanted:
+            self._turned.add(fetch_id)
+
     def close(self) -> None:
         """Waits for what is under way; what waits is not begun."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _bring(self, fetch: Fetch) -> None:
-        arrived, failure = 0, ""
+        front, back, failure, turned = 0, 0, "", False
+        parts = deque(self._parts(fetch))
         try:
-            for part in self._parts(fetch):
-                if fetch.id not in self._wanted:
-                    break
-                arrived += self._bring_part(part)
-                if arrived < len(fetch.pieces):
-                    self._report(Arrival(fetch.id, arrived, over=False))
+            while parts and fetch.id in self._wanted:
+                if turned := fetch.id in self._turned:
+                    back += self._bring_part(parts.pop())
+                else:
+                    front += self._bring_part(parts.popleft())
+                if parts:
+                    self._report(Arrival(fetch.id, front, over=False, back=back))
         except _Missed as missed:
-            arrived, failure = arrived + missed.arrived, missed.why
+            front, failure = front + (0 if turned else missed.arrived), missed.why
         except Exception as error:  # the thread lives, and an end is owed
             failure = type(error).__name__
         self._wanted.discard(fetch.id)
-        self._report(Arrival(fetch.id, arrived, True, failure))
+        self._turned.discard(fetch.id)
+        self._report(Arrival(fetch.id, front, True, failure, back))
 
     def _parts(self, fetch: Fetch) -> Iterator[tuple[Piece, ...]]:
         for i in range(0, len(fetch.pieces), self._part):

@@ -21,6 +21,10 @@ class DiskSupply:
         """As long as computing would take."""
         return None
 
+    def expected_s(self, sequence: Sequence, count: int) -> float | None:
+        """As long as it took before."""
+        return None
+
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         self._catalogue.use(sequence.hashes[: start + count])
         return [Stock()] * count

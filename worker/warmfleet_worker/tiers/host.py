@@ -35,6 +35,10 @@ class HostTier:
         """As long as computing would take."""
         return None
 
+    def expected_s(self, sequence: Sequence, count: int) -> float | None:
+        """As long as it took before."""
+        return None
+
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         nodes = self._match(sequence)[: start + count]
         self.cache.pin([node.block for node in nodes])

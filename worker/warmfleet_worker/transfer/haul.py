@@ -1,7 +1,7 @@
 """One pull as the transports' threads see it: which pieces are wanted, and into which blocks they go.
 
-Blocks come in whatever order the streams bring them; only a run from the front counts as arrived. Once
-``over``, and when no thread holds a piece, nothing more is written.
+Blocks come in whatever order the streams bring them; only runs from the front, and from the end once it is
+turned, are told of. Once ``over``, and when no thread holds a piece, nothing more is written.
 """
 
 from collections import deque
@@ -41,7 +41,8 @@ class PoolHaul:
         self._on_arrival = on_arrival
         self._lock = Lock()
         self._whole = bytearray(self.blocks)
-        self._front = 0
+        self._front = self._back = 0
+        self._turned = False
         self._wanted = deque([(0, self.blocks)])  # runs of blocks: first and count
         if slabs is not None and not slabs.join(self):
             raise BlockingIOError("too many pulls at once")
@@ -50,6 +51,11 @@ class PoolHaul:
     def arrived(self) -> int:
         """Leading blocks that are in the pool."""
         return self._front
+
+    @property
+    def back(self) -> int:
+        """Trailing blocks that are in the pool, once it is turned."""
+        return self._back
 
     @property
     def written(self) -> int:
@@ -83,8 +89,12 @@ class PoolHaul:
 
     def lost(self, piece: Piece) -> None:
         with self._lock:
-            self._wanted.appendleft((piece.first, piece.blocks))
+            (self._wanted.append if self._turned else self._wanted.appendleft)((piece.first, piece.blocks))
         self._give_back(piece.buffer)
+
+    def turn(self) -> None:
+        """What is not asked for yet comes from the end on."""
+        self._turned = True
 
     def stop(self) -> None:
         """Nothing more is wanted; who waits for a slab goes."""
@@ -94,6 +104,11 @@ class PoolHaul:
 
     def _next(self, most: int) -> tuple[int, int]:
         """First block and end of the next piece. Under the lock."""
+        if self._turned:
+            first, count = self._wanted.pop()
+            if count > most:
+                self._wanted.append((first, count - most))
+            return first + max(count - most, 0), first + count
         first, count = self._wanted.popleft()
         if count > most:
             self._wanted.appendleft((first + most, count - most))
@@ -107,7 +122,9 @@ class PoolHaul:
         with self._lock:
             self.bad += piece.blocks - good
             self._whole[piece.first : piece.first + good] = b"\1" * good
-            while self._front < self.blocks and self._whole[self._front]:
+            while self._front < self.blocks - self._back and self._whole[self._front]:
                 self._front += 1
+            while self._turned and self._back < self.blocks - self._front and self._whole[-1 - self._back]:
+                self._back += 1
             if self.bad:
                 self.over = True

@@ -27,6 +27,7 @@ class Pull(NamedTuple):
     blocks: int
     within_s: float
     grant: Grant
+    seconds: float = 0.0  # that it is expected to take; 0: unknown
 
 
 class Pulled(NamedTuple):

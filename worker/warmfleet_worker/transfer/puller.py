@@ -77,7 +77,11 @@ class Puller:
     def abandon(self, fetch_id: int) -> None:
         if trip := self._under_way.get(fetch_id):
             trip.abandon()
-            trip.fetch.request.pulled = self._outcome(trip, Failure.GIVEN_UP)
+            trip.fetch.request.pulled = self._outcome(trip, trip.ending)
+
+    def turn(self, fetch_id: int) -> None:
+        if trip := self._under_way.get(fetch_id):
+            trip.turn()
 
     async def close(self) -> None:
         for trip in list(self._under_way.values()):
@@ -103,10 +107,9 @@ class Puller:
             failure = Failure.LOST
         finally:
             del self._under_way[trip.fetch.id]
-            self._settle(trip, Failure.GIVEN_UP if trip.abandoned else failure)
-            self._runner.arrived(
-                Arrival(trip.fetch.id, trip.arrived, failure="" if trip.abandoned else failure)
-            )
+            self._settle(trip, trip.ending if trip.abandoned else failure)
+            why = "" if trip.abandoned else failure
+            self._runner.arrived(Arrival(trip.fetch.id, trip.arrived, True, why, trip.back))
 
     async def _attempts(self, trip: Trip) -> Failure:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -118,7 +121,7 @@ class Puller:
             except Failed as error:
                 pull = trip.pull
                 _log.info("pull from %s, attempt %d: %s (%s)", pull.source, attempt, error, error.failure)
-                if error.final or attempt == _ATTEMPTS:
+                if error.final or attempt == _ATTEMPTS or trip.back:
                     return error.failure
         return Failure.GIVEN_UP
 
@@ -133,7 +136,7 @@ class Puller:
             await self._transfer(trip, lease)
         finally:
             self._start(self._peers.release(pull.address, lease.lease, lease.secret))
-        if trip.arrived < len(trip.fetch.pieces) and not trip.abandoned:
+        if trip.there < len(trip.fetch.pieces) and not trip.abandoned:
             raise Failed(Failure.GONE, f"{trip.arrived} of {len(trip.fetch.pieces)} blocks are held there")
 
     async def _lease(self, trip: Trip) -> LeaseResponse:
@@ -204,7 +207,7 @@ class Puller:
             self.corrupt[trip.pull.source if known else "others"] += haul.bad
             _log.error("%d blocks from %s were damaged on the way", haul.bad, trip.pull.source)
             raise Failed(Failure.CORRUPT, f"{haul.bad} blocks disagree with their sums", final=False)
-        if haul.arrived == haul.blocks or trip.abandoned:
+        if haul.arrived + haul.back == haul.blocks or trip.abandoned:
             return
         for error in errors:
             if not isinstance(error, WorkerLost | Corrupt):
@@ -214,10 +217,10 @@ class Puller:
         raise Failed(Failure.LOST, str(errors[0]) if errors else "the streams ended early", final=False)
 
     def _tell(self, trip: Trip) -> None:
-        """Front to back, as far as it has come; nothing after the end."""
-        if trip.fetch.id in self._under_way and not trip.abandoned and trip.arrived > trip.told:
-            trip.told = trip.arrived
-            self._runner.arrived(Arrival(trip.fetch.id, trip.arrived, over=False))
+        """As far as it has come, from either end; nothing after the last."""
+        if trip.fetch.id in self._under_way and not trip.abandoned and trip.there > trip.told:
+            trip.told = trip.there
+            self._runner.arrived(Arrival(trip.fetch.id, trip.arrived, over=False, back=trip.back))
 
     def _settle(self, trip: Trip, failure: Failure) -> None:
         outcome = trip.fetch.request.pulled = self._outcome(trip, failure)
@@ -227,5 +230,5 @@ class Puller:
 
     def _outcome(self, trip: Trip, failure: Failure) -> Pulled:
         received = trip.received_bytes
-        used = (trip.told if trip.abandoned else trip.arrived) * self._runner.engine.block_bytes
+        used = (trip.told if trip.abandoned else trip.there) * self._runner.engine.block_bytes
         return Pulled(self._runner.now() - trip.began, received, max(received - used, 0), failure)

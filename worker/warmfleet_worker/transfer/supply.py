@@ -19,6 +19,11 @@ class PeerSupply:
     def patience_s(self, sequence: Sequence) -> float | None:
         return sequence.request.pull.within_s if sequence.request.pull else None
 
+    def expected_s(self, sequence: Sequence, count: int) -> float | None:
+        """As the router has learned of the link; of a part, in proportion."""
+        pull = sequence.request.pull
+        return pull.seconds * count / pull.blocks if pull and pull.seconds else None
+
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         return [Stock()] * count
 

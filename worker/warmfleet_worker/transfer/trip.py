@@ -27,11 +27,12 @@ class Trip:
         self.fetch = fetch
         self.pull: Pull = fetch.request.pull
         self.began = began
-        self.abandoned = False
+        self.abandoned = self.turned = False
         self.told = 0
         self._bytes_before = 0
         self._before = 0  # arrived in earlier attempts
         self._haul: PoolHaul | None = None
+        self._whole = False  # it brings all that has not arrived
 
     @property
     def arrived(self) -> int:
@@ -39,13 +40,33 @@ class Trip:
         return self._before + (self._haul.arrived if self._haul else 0)
 
     @property
+    def back(self) -> int:
+        """Trailing pieces that are in the pool."""
+        return self._haul.back if self._haul else 0
+
+    @property
+    def there(self) -> int:
+        return self.arrived + self.back
+
+    @property
     def received_bytes(self) -> int:
         return self._bytes_before + (self._haul.received_bytes if self._haul else 0)
+
+    @property
+    def ending(self) -> Failure:
+        """Of one that is abandoned: what comes from the end is wanted until it meets what was computed."""
+        return Failure.NONE if self.back else Failure.GIVEN_UP
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
         self.abandoned = True
         self.stop()
+
+    def turn(self) -> None:
+        """From its end on; not where the source lends a part only, whose end is another."""
+        self.turned = True
+        if self._haul is not None and self._whole:
+            self._haul.turn()
 
     def check(self, lease: LeaseResponse) -> None:
         """Raises Failed unless the source means the same tokens by the blocks that it lends."""
@@ -62,7 +83,9 @@ class Trip:
             haul = PoolHaul(engine, slabs, targets, [seed(piece.hash) for piece in pieces], tell)
         except BlockingIOError as error:
             raise Failed(Failure.FULL, str(error)) from None
-        self._haul = haul
+        self._haul, self._whole = haul, self._before + blocks == len(self.fetch.pieces)
+        if self.turned:
+            self.turn()
         return haul
 
     def stop(self) -> None:

@@ -1,0 +1,89 @@
+"""One fetch under way: which of its blocks are in the pool, and the chain that they go on from.
+
+Blocks come from the front. While somebody computes the front meanwhile (see ``racing``) they come from the
+end, and can be read when what lies before them has been computed.
+"""
+
+from dataclasses import dataclass, field
+
+from warmfleet_worker.fetch import Fetch, Supply
+from warmfleet_worker.prefix import Node, PrefixCache
+from warmfleet_worker.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    fetch: Fetch
+    supply: Supply
+    chain: list[Node]  # pinned: the blocks before the first piece, then those that are settled
+    began: float
+    deadline: float
+    expected_s: float | None  # that it is expected to take
+    waiters: list[Sequence] = field(default_factory=list)
+    ahead: bool = False  # goes on though nobody waits
+    racer: Sequence | None = None  # computes its front
+    front: int = 0  # leading pieces that have come
+    back: int = 0  # trailing pieces that have come
+    settled: int = 0  # leading pieces that can be read, brought or computed
+    used: int = 0  # of those, brought
+    passed: list[int] = field(default_factory=list)  # blocks of pieces that were computed before they came
+    came_at: float = 0.0  # when the last ones did
+    over: str | None = None  # how the carrier ended while a racer had use for it: its failure, or empty
+
+    @property
+    def pieces(self) -> int:
+        return len(self.fetch.pieces)
+
+    @property
+    def there(self) -> int:
+        """Pieces that have come."""
+        return min(self.front + self.back, self.pieces)
+
+    @property
+    def left(self) -> int:
+        return self.pieces - self.there
+
+    @property
+    def tail(self) -> int:
+        """Blocks of the chain before those that have come from the end."""
+        return self.fetch.depth + self.pieces - self.back
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.waiters or self.ahead or self.racer)
+
+    @property
+    def held(self) -> list[int]:
+        """Every pin that it has, one entry each."""
+        pieces = self.fetch.pieces[self.settled :]
+        return [*(node.block for node in self.chain), *self.passed, *(piece.block for piece in pieces)]
+
+    def settle(self, cache: PrefixCache) -> bool:
+        """Makes what has come readable, as far as the chain is whole; false when a hash belongs to other
+        tokens. What was computed meanwhile is gone on from; its own block may still be written to."""
+        while self.settled < self.pieces:
+            piece = self.fetch.pieces[self.settled]
+            parent = self.chain[-1] if self.chain else None
+            here = self.settled < self.front or self.settled >= self.pieces - self.back
+            if here:
+                node = cache.seal(piece.block, piece.hash, self.fetch.root, parent, piece.token_ids)
+            else:
+                node = cache.get(piece.hash) if self.racer else None
+                if node is None:
+                    return True
+            if node is None or not node.continues(self.fetch.root, parent, piece.token_ids):
+                return False
+            self._go_on(node, piece.block, here, cache)
+        return True
+
+    def _go_on(self, node: Node, block: int, here: bool, cache: PrefixCache) -> None:
+        if node.block == block:
+            self.used += 1
+        else:
+            cache.pin([node.block])
+            if here:
+                cache.release([block])
+            else:
+                self.passed.append(block)
+        self.chain.append(node)
+        self.settled += 1
