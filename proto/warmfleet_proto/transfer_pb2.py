@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewarmfleet_proto/transfer.proto\x12\x0cwarmfleet.v1\"u\n\x06\x43laims\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x12\x0c\n\x04root\x18\x04 \x01(\x0c\x12\r\n\x05\x66irst\x18\x05 \x01(\r\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x11\n\texpires_s\x18\x07 \x01(\x01\"$\n\x05Grant\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x82\x01\n\x04Pull\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_tokens\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x10\n\x08within_s\x18\x05 \x01(\x01\x12\"\n\x05grant\x18\x06 \x01(\x0b\x32\x13.warmfleet.v1.Grant\"_\n\x06Pulled\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x14\n\x0cwasted_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\"}\n\x0cLeaseRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\"\n\x05grant\x18\x02 \x01(\x0b\x32\x13.warmfleet.v1.Grant\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\x0e\n\x06hashes\x18\x05 \x01(\x0c\"\x9a\x01\n\rLeaseResponse\x12\r\n\x05lease\x18\x01 \x01(\x06\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x04\x12#\n\x06offers\x18\x07 \x03(\x0b\x32\x13.warmfleet.v1.Offer\"F\n\x05Offer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0e\n\x06socket\x18\x04 \x01(\t\"/\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x06\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\" \n\x0fReleaseResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x32\x94\x01\n\x08Transfer\x12@\n\x05Lease\x12\x1a.warmfleet.v1.LeaseRequest\x1a\x1b.warmfleet.v1.LeaseResponse\x12\x46\n\x07Release\x12\x1c.warmfleet.v1.ReleaseRequest\x1a\x1d.warmfleet.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewarmfleet_proto/transfer.proto\x12\x0cwarmfleet.v1\"u\n\x06\x43laims\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x12\x0c\n\x04root\x18\x04 \x01(\x0c\x12\r\n\x05\x66irst\x18\x05 \x01(\r\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x11\n\texpires_s\x18\x07 \x01(\x01\"$\n\x05Grant\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\"\x93\x01\n\x04Pull\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_tokens\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x10\n\x08within_s\x18\x05 \x01(\x01\x12\"\n\x05grant\x18\x06 \x01(\x0b\x32\x13.warmfleet.v1.Grant\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\"_\n\x06Pulled\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x14\n\x0cwasted_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x05 \x01(\t\"}\n\x0cLeaseRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\"\n\x05grant\x18\x02 \x01(\x0b\x32\x13.warmfleet.v1.Grant\x12\x1a\n\x12layout_fingerprint\x18\x03 \x01(\x0c\x12\r\n\x05\x66irst\x18\x04 \x01(\r\x12\x0e\n\x06hashes\x18\x05 \x01(\x0c\"\x9a\x01\n\rLeaseResponse\x12\r\n\x05lease\x18\x01 \x01(\x06\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x04\x12#\n\x06offers\x18\x07 \x03(\x0b\x32\x13.warmfleet.v1.Offer\"F\n\x05Offer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0e\n\x06socket\x18\x04 \x01(\t\"/\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x06\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\" \n\x0fReleaseResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x32\x94\x01\n\x08Transfer\x12@\n\x05Lease\x12\x1a.warmfleet.v1.LeaseRequest\x1a\x1b.warmfleet.v1.LeaseResponse\x12\x46\n\x07Release\x12\x1c.warmfleet.v1.ReleaseRequest\x1a\x1d.warmfleet.v1.ReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANT']._serialized_start=167
   _globals['_GRANT']._serialized_end=203
   _globals['_PULL']._serialized_start=206
-  _globals['_PULL']._serialized_end=336
-  _globals['_PULLED']._serialized_start=338
-  _globals['_PULLED']._serialized_end=433
-  _globals['_LEASEREQUEST']._serialized_start=435
-  _globals['_LEASEREQUEST']._serialized_end=560
-  _globals['_LEASERESPONSE']._serialized_start=563
-  _globals['_LEASERESPONSE']._serialized_end=717
-  _globals['_OFFER']._serialized_start=719
-  _globals['_OFFER']._serialized_end=789
-  _globals['_RELEASEREQUEST']._serialized_start=791
-  _globals['_RELEASEREQUEST']._serialized_end=838
-  _globals['_RELEASERESPONSE']._serialized_start=840
-  _globals['_RELEASERESPONSE']._serialized_end=872
-  _globals['_TRANSFER']._serialized_start=875
-  _globals['_TRANSFER']._serialized_end=1023
+  _globals['_PULL']._serialized_end=353
+  _globals['_PULLED']._serialized_start=355
+  _globals['_PULLED']._serialized_end=450
+  _globals['_LEASEREQUEST']._serialized_start=452
+  _globals['_LEASEREQUEST']._serialized_end=577
+  _globals['_LEASERESPONSE']._serialized_start=580
+  _globals['_LEASERESPONSE']._serialized_end=734
+  _globals['_OFFER']._serialized_start=736
+  _globals['_OFFER']._serialized_end=806
+  _globals['_RELEASEREQUEST']._serialized_start=808
+  _globals['_RELEASEREQUEST']._serialized_end=855
+  _globals['_RELEASERESPONSE']._serialized_start=857
+  _globals['_RELEASERESPONSE']._serialized_end=889
+  _globals['_TRANSFER']._serialized_start=892
+  _globals['_TRANSFER']._serialized_end=1040
 # @@protoc_insertion_point(module_scope)

@@ -33,20 +33,22 @@ class Grant(_message.Message):
     def __init__(self, claims: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class Pull(_message.Message):
-    __slots__ = ("source", "address", "from_tokens", "tokens", "within_s", "grant")
+    __slots__ = ("source", "address", "from_tokens", "tokens", "within_s", "grant", "seconds")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FROM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     WITHIN_S_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
     source: str
     address: str
     from_tokens: int
     tokens: int
     within_s: float
     grant: Grant
-    def __init__(self, source: _Optional[str] = ..., address: _Optional[str] = ..., from_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., within_s: _Optional[float] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...
+    seconds: float
+    def __init__(self, source: _Optional[str] = ..., address: _Optional[str] = ..., from_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., within_s: _Optional[float] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Pulled(_message.Message):
     __slots__ = ("tokens", "seconds", "bytes", "wasted_bytes", "failure")

@@ -39,6 +39,7 @@ def _pull(plan: PullPlan) -> transfer_pb2.Pull:
         from_tokens=plan.from_tokens,
         tokens=plan.tokens,
         within_s=plan.within_s,
+        seconds=plan.seconds,
     )
 
 

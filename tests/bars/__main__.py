@@ -32,6 +32,7 @@ BARS = {
     "router_soak": "3.5: a million requests through the core in virtual time; minutes",
     "memo": "3.4: tokenising a next turn, and what long prompts do to the loop",
     "pull": "5.1: a prefix pulled from the worker that made it, real model",
+    "overlap": "5.5: prefill beside a pull over a link that is 100 ms away; minutes",
     "transfer_tcp": "5.2: blocks over loopback beside iperf3 and a gRPC stream",
     "staleness": "3.7: hit rate against the delay and loss of presence events",
     "replay_speed": "3.8: the replay's own CPU, 8 and 1,000 workers",

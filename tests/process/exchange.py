@@ -27,7 +27,11 @@ class End(NamedTuple):
 async def pair(
     tmp_path: Path, source: dict[str, Any] | None = None, **config: Any
 ) -> AsyncIterator[tuple[End, End]]:
-    """Workers a and b, each with a gateway's stream; both give blocks. ``source``: what only a has."""
+    """Workers a and b, each with a gateway's stream; both give blocks. ``source``: what only a has.
+
+    Their steps are so long that nobody computes the front of what is on its way, unless ``config`` says so.
+    """
+    config.setdefault("chunk_tokens", 1 << 20)
     async with AsyncExitStack() as stack:
         ends = []
         for name in "ab":

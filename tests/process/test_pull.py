@@ -219,6 +219,7 @@ async def test_a_grant_that_is_refused_costs_the_request_nothing(tmp_path: Path)
         ("pull", {"from_tokens": 3}),
         ("pull", {"tokens": 2**32 - 16}),
         ("pull.within_s", {"within_s": float("nan")}),
+        ("pull.seconds", {"seconds": -1.0}),
         ("pull.address", {"address": "nowhere"}),
         ("pull.source", {"source": "x" * 200}),
     ],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from warmfleet_proto.worker_pb2 import Ending
+from warmfleet_worker.transfer import frames
 from warmfleet_worker.transfer.transport import Parcel
 
 from tests.process.exchange import End, pair, pull_of
@@ -76,8 +77,11 @@ async def ask(rng: random.Random, ends: tuple[End, End], handle: int) -> Asked:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_whatever_happens_answers_are_right_and_pools_balance(tmp_path: Path, seed: int) -> None:
+async def test_whatever_happens_answers_are_right_and_pools_balance(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(seed)
+    monkeypatch.setattr(frames, "PIECE_BLOCKS", 4)
     settings: dict[str, Any] = {"host_bytes": BLOCKS * 128} if seed % 2 else {}
     settings["transfer"] = {"transports": [["tcp"], ["shm"], ["tcp", "shm"]][seed % 3]}
     async with pair(tmp_path, total_blocks=BLOCKS, chunk_tokens=64, **settings) as ends:

@@ -14,7 +14,7 @@ from tests.process.test_pull import at_rest, lease, until
 from tests.process.test_tiers import below, prompt, settled
 
 BLOCKS = 20  # of each prompt
-SMALL: dict[str, Any] = {"total_blocks": 64, "host_bytes": 500 * 128, "chunk_tokens": 64}
+SMALL: dict[str, Any] = {"total_blocks": 64, "host_bytes": 500 * 128, "chunk_tokens": 1 << 20}
 SIZE = 128
 
 

@@ -128,14 +128,15 @@ def pull_of(wire: WirePull, prompt_tokens: int, block_size: int) -> Pull:
         raise BadRequest(f"pull: {wire.from_tokens} and {wire.tokens} tokens are not whole blocks", "pull")
     if wire.from_tokens + wire.tokens > prompt_tokens:
         raise BadRequest("pull: more tokens than the prompt has", "pull")
-    if not (math.isfinite(wire.within_s) and wire.within_s >= 0):
-        raise BadRequest("pull.within_s must be a number of seconds", "pull.within_s")
+    for field, seconds in (("pull.within_s", wire.within_s), ("pull.seconds", wire.seconds)):
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise BadRequest(f"{field} must be a number of seconds", field)
     try:
         split_address(wire.address)
     except ConfigError as error:
         raise BadRequest(f"pull.address: {error}", "pull.address") from None
     first, blocks = wire.from_tokens // block_size, wire.tokens // block_size
-    return Pull(wire.source, wire.address, first, blocks, wire.within_s, wire.grant)
+    return Pull(wire.source, wire.address, first, blocks, wire.within_s, wire.grant, wire.seconds)
 
 
 def _check_size(field: str, value: int, limit: int) -> None:

@@ -18,7 +18,7 @@ from warmfleet_proto.limits import SECRET_BYTES
 
 SUM_BYTES = 16
 PIECE_BYTES = 8 << 20  # of consecutive blocks in one answer, at most (or one block)
-PIECE_BLOCKS = 4096  # so that sums stay small where blocks are tiny
+PIECE_BLOCKS = 64  # where blocks are small: what is computed meanwhile meets the transfer between two pieces
 
 _MAGIC = b"WFT1"
 _HELLO = Struct(f"<4sQ{SECRET_BYTES}s")
