@@ -24,6 +24,7 @@ from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.decisions.writer import Writer
 from warmfleet_router.discovery import Found
 from warmfleet_router.discovery.discoverer import Discoverer, sources
+from warmfleet_router.gateway.aliases import shares
 from warmfleet_router.grant import Granter
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
@@ -89,15 +90,13 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         metrics.watch_discovery(discoverer.views)
         await workers.settled(SETTLE_S)  # a replica that knew nothing would scatter prefixes
         grpc_address = await stack.enter_async_context(_service(config, router))
+        shown = admin.Setting(discoverer.views, shares(config.aliases))
         front = program.front(
             config,
             router,
             metrics,
             config.admin,
-            lambda gateway: [
-                *admin.routes(core, clock, gateway.dry_run.asks, discoverer.views),
-                *metrics.routes(),
-            ],
+            lambda gateway: [*admin.routes(core, clock, gateway.dry_run.asks, shown), *metrics.routes()],
             server_keys,
         )
         addresses = await stack.enter_async_context(front)

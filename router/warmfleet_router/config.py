@@ -14,6 +14,7 @@ from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.discovery import Discovery, Found
 from warmfleet_router.discovery.check import check_address, check_discovery, check_found
+from warmfleet_router.gateway import aliases
 from warmfleet_router.gateway.intake import Key
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.routing import Routing
@@ -35,6 +36,8 @@ class Frontend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     http: str = "127.0.0.1:8000"  # of the OpenAI API; port 0 takes a free one
     model: str = ""  # Hugging Face folder or GGUF file: tokenizer and chat template; empty: the demo
     served_name: str = ""  # what clients call the model; empty: whatever the workers do
+    # Names that clients may use for a model, or for several by weight: {chat = "a", next = {a = .9, b = .1}}
+    aliases: dict[str, str | dict[str, float]] = {}
     tenants: list[Key] = []  # empty: no API keys
     limits: Limits = Limits()
     # Servers that are not ours: [{url = "http://HOST:PORT", kind = "vllm", events = "tcp://HOST:5557"}]
@@ -77,6 +80,7 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     if not (is_loopback(config.http) or config.tenants or config.insecure):
         raise ConfigError("tenants: an address beyond loopback needs API keys, or set insecure = true")
     _check_tenants(config.tenants)
+    aliases.check(config.aliases)
     workers = config.workers if isinstance(config, RouterConfig) else ()
     check_found(Found(tuple(workers), tuple(config.backends)))
     if isinstance(config, GatewayConfig):

@@ -127,6 +127,7 @@ async def front(
         metrics,
         config.tls,
         server_keys=server_keys,
+        aliases=config.aliases,
         encoders=encoders,
     )
     async with AsyncExitStack() as stack:

@@ -19,6 +19,7 @@ from warmfleet_router import demo
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import LocalRouter
 from warmfleet_router.core import RouterCore
+from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.intake import ANONYMOUS, Tenants
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.relay import Wanted, routed
@@ -63,8 +64,8 @@ class Bench:
         self.fleet = Fleet("g", router, WorkerPool("g"), Reports(router), RetryBudget(), self.clock)
         encoders = {model: PromptEncoder(tokenizer.load(demo.weights()), typed_specials=True)}
         self.servers = Servers()
-        self.relays = Relays(self.fleet, (), encoders)
-        self.tokens = Tokens(encoders, ServerPool(()))
+        self.relays = Relays(self.fleet, {}, encoders, Aliases({}))
+        self.tokens = Tokens(encoders, ServerPool())
         listed = self.core.list_workers(rpb.ListWorkersRequest(), 9.9)
         self.servers.update(listed)
         self.relays.update(listed)

@@ -3,8 +3,8 @@
 It shows every tenant's traffic. It shares the gateway's port on loopback only.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 from warmfleet_proto import router_pb2 as pb
@@ -33,6 +33,14 @@ class Source(Protocol):
     def explain(self, request: pb.RouteRequest, now: float) -> pb.Explanation: ...
 
 
+class Setting(NamedTuple):
+    """What the router was told, beside what it has seen."""
+
+    sources: Callable[[], Sequence[SourceView]]  # where workers are found
+    aliases: Mapping[str, Mapping[str, float]]  # weights of the models behind each
+
+
+_NOTHING = Setting(list, {})
 Supposed = Callable[[web.Request], Awaitable[list[pb.RouteRequest]]]
 
 
@@ -42,27 +50,18 @@ def allowed(address: str) -> bool:
 
 
 def routes(
-    core: Source,
-    clock: Callable[[], float],
-    supposed: Supposed,
-    sources: Callable[[], Sequence[SourceView]] = list,
+    core: Source, clock: Callable[[], float], supposed: Supposed, setting: Setting = _NOTHING
 ) -> list[web.RouteDef]:
     """Under /admin; ``clock`` is the monotonic clock that feeds ``core``, ``supposed`` what a request would
-    ask of it, ``sources`` where its workers are found."""
+    ask of it."""
     started = clock()
 
     async def workers(request: web.Request) -> web.Response:
         now = clock()
         views = core.workers(now)
         fleet = figures.fleet(core.totals(now), views, core.counters.placements, now - started)
-        return pages.json(
-            request,
-            {
-                "fleet": fleet,
-                "workers": [figures.worker(view) for view in views],
-                "discovery": [view._asdict() for view in sources()],
-            },
-        )
+        shown = {"fleet": fleet, "workers": [figures.worker(view) for view in views]}
+        return pages.json(request, shown | figures.setting(setting.sources(), setting.aliases))
 
     async def placements(request: web.Request) -> web.Response:
         return pages.json(request, {"placements": latest()})

@@ -1,11 +1,12 @@
 """What the admin page's JSON says: the core's views under names that carry their units. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from warmfleet_proto import router_pb2 as pb
 
 from warmfleet_router.admin import words
+from warmfleet_router.discovery import SourceView
 from warmfleet_router.moves import Moved
 from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
 
@@ -24,6 +25,17 @@ def fleet(totals: Totals, workers: Sequence[WorkerView], placements: int, uptime
         "bookings": totals.bookings,
         "index_native": totals.index_native,
         **_load(totals),
+    }
+
+
+def setting(sources: Iterable[SourceView], aliases: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Where workers are found, and of each alias the models behind it with their shares."""
+    return {
+        "discovery": [source._asdict() for source in sources],
+        "aliases": {
+            alias: {model: weight / sum(weights.values()) for model, weight in weights.items()}
+            for alias, weights in aliases.items()
+        },
     }
 
 

@@ -331,13 +331,17 @@ function showCandidates(candidates) {
   table.hidden = candidates.length === 0;
 }
 
-function showSources(sources) {
+function showSources(sources, aliases) {
   const list = document.getElementById("sources");
-  list.hidden = sources.length === 0;
   const lines = sources.map((s) => {
     const says = s.ok ? "" : `: ${s.why}. What it named before stays.`;
     return element("li", s.ok ? "" : "bad", `${s.source}: ${count(s.found)} found${says}`);
   });
+  for (const [alias, models] of Object.entries(aliases)) {
+    const parts = Object.entries(models).map(([model, share]) => `${percent(share)} ${model}`);
+    lines.push(element("li", "", `${alias}: ${parts.join(", ")}`));
+  }
+  list.hidden = lines.length === 0;
   list.replaceChildren(...lines);
 }
 
@@ -365,7 +369,7 @@ async function refresh() {
     const [fleet, placed, pulled] = await Promise.all([ask("workers"), ask("placements"), ask("pulls")]);
     showFleet(fleet.fleet);
     workers.show(fleet.workers, (w) => w.worker);
-    showSources(fleet.discovery);
+    showSources(fleet.discovery, fleet.aliases);
     placements.show(placed.placements, (p) => p.booking);
     pulls.show(pulled.pulls, (p) => `${p.source} ${p.target}`);
     showLink(true);

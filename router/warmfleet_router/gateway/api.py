@@ -6,6 +6,7 @@ from aiohttp import web
 from warmfleet_proto.errors import Rejected, WarmfleetError
 
 from warmfleet_router.gateway import intake, openai, schema
+from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
@@ -33,6 +34,7 @@ class Api:
         limits: Limits,
         metrics: Metrics,
         relays: Relays,
+        aliases: Aliases,
     ) -> None:
         self._fleet = fleet
         self._preparer = preparer
@@ -42,6 +44,7 @@ class Api:
         self._limits = limits
         self._metrics = metrics
         self._relays = relays
+        self._aliases = aliases
         self._in_flight = 0
         self.draining = False
 
@@ -81,7 +84,8 @@ class Api:
     def _served_models(self, request: web.Request) -> dict[str, int]:
         """Names and contexts. Raises BadRequest when the key is not known."""
         self._tenants.of(request.headers.get("Authorization"))
-        return self._catalogue.models() | self._relays.models()
+        served = self._catalogue.models() | self._relays.models()
+        return served | self._aliases.models(served)
 
     async def _health(self, request: web.Request) -> web.Response:
         ready = self._catalogue.ready or self._relays.models()
@@ -117,6 +121,7 @@ class Api:
         if self._in_flight > self._limits.in_flight:
             raise Rejected(f"{self._limits.in_flight} requests are in flight already")
         body = await intake.read_body(request, self._limits.body_bytes)
+        body = await self._preparer.parsed(self._aliases.resolved, body)
         if self._relays.serves(body):
             return await self._relays.served(request, body, tenant, deadline, record)
         job = await parse(body, tenant)

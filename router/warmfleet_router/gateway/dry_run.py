@@ -11,6 +11,7 @@ from warmfleet_proto.router_pb2 import RouteRequest
 
 from warmfleet_router.gateway import body as _body
 from warmfleet_router.gateway import intake, schema
+from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.generation import Wanted
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
@@ -39,7 +40,8 @@ _KIND = msgspec.json.Decoder(_Kind)
 
 
 class DryRun:
-    def __init__(self, preparer: Preparer, tenants: intake.Tenants, limits: Limits) -> None:
+    def __init__(self, preparer: Preparer, tenants: intake.Tenants, limits: Limits, aliases: Aliases) -> None:
+        self._aliases = aliases
         self._preparer = preparer
         self._tenants = tenants
         self._limits = limits
@@ -50,7 +52,7 @@ class DryRun:
         ``?tenant=NAME`` hashes it as that tenant's. Raises BadRequest and Rejected.
         """
         tenant = self._tenants.named(request.query.get("tenant"))
-        text = await intake.read_body(request, self._limits.body_bytes)
+        text = self._aliases.resolved(await intake.read_body(request, self._limits.body_bytes))
         kind = _body.decode(text, _KIND)
         if kind.keys is not UNSET:
             return [_of_keys(_body.decode(text, _KEYS), tenant)]

@@ -76,7 +76,8 @@ class Preparer:
         token_ids = await self._encoder.chat(
             request.messages, request.tools, request.add_generation_prompt, salt, context
         )
-        prompt = Prompt(token_ids, self._sampling(request.options, token_ids, context, "messages"), None)
+        sampling = self._sampling(request.options, request.model, token_ids, "messages")
+        prompt = Prompt(token_ids, sampling, None)
         return _job("chatcmpl", request, (prompt,))
 
     async def completion(self, request: CompletionRequest, salt: bytes) -> Job:
@@ -89,12 +90,14 @@ class Preparer:
                 token_ids = await self._encoder.text(asked, salt, context)
             else:
                 token_ids = self._encoder.tokens(asked, tokenizer.vocab_size)
-            sampling = self._sampling(request.options, token_ids, context, "prompt")
+            sampling = self._sampling(request.options, request.model, token_ids, "prompt")
             prompts.append(Prompt(token_ids, sampling, _echo(tokenizer, asked) if request.echo else None))
         return _job("cmpl", request, tuple(prompts))
 
-    def _sampling(self, options: SamplingOptions, token_ids: bytes, context: int, field: str) -> Sampling:
+    def _sampling(self, options: SamplingOptions, model: str, token_ids: bytes, field: str) -> Sampling:
         prompt_tokens = len(token_ids) // TOKEN_BYTES
+        catalogue = self._catalogue
+        context = catalogue.context(model) if options.max_tokens else catalogue.roomy(model, prompt_tokens)
         max_tokens = completion_budget(options, prompt_tokens, context, field)
         if options.prompt_logprobs is not None:
             check_scores(prompt_tokens * (1 + options.prompt_logprobs))

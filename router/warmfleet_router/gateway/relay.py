@@ -55,15 +55,23 @@ def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
         choices=wanted.ask.choices,
         bypass_cache=wanted.ask.known.prompt_logprobs is not None,
     )
+    context = servers.models().get(wanted.ask.model, 0)
     if wanted.token_ids:
         request.token_ids = wanted.token_ids
         request.prompt_tokens = len(wanted.token_ids) // TOKEN_BYTES
+        request.max_tokens = _answer_tokens(wanted.ask, context - request.prompt_tokens)
         return request
     keys, tokens = text.keys_of(wanted.ask, wanted.salt)
-    room = servers.models().get(wanted.ask.model, tokens + 1) - 1  # an estimate refuses nobody
+    room = (context or tokens + 1) - 1  # an estimate refuses nobody
     request.prompt_tokens = max(min(tokens, room), 1)
+    request.max_tokens = _answer_tokens(wanted.ask, context - request.prompt_tokens)
     request.keys = keys[: KEY_BYTES * request.prompt_tokens]
     return request
+
+
+def _answer_tokens(ask: Ask, room: int) -> int:
+    """That a server must have room for. What none has room for, the servers refuse by themselves."""
+    return max(min(ask.max_tokens, room), 0)
 
 
 class Relay(Placed):

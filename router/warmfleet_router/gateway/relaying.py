@@ -9,6 +9,7 @@ from warmfleet_proto.errors import Rejected, WarmfleetError
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
 from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import error_event
 from warmfleet_router.gateway.http import REQUEST_ID
 from warmfleet_router.gateway.outlet import Outlet
@@ -30,8 +31,15 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 class Relays:
     """``keys``: of servers, by URL; ``encoders``: prompts of models whose tokenizer is configured here."""
 
-    def __init__(self, fleet: Fleet, keys: Mapping[str, str], encoders: Mapping[str, PromptEncoder]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        keys: Mapping[str, str],
+        encoders: Mapping[str, PromptEncoder],
+        aliases: Aliases,
+    ) -> None:
         self._fleet = fleet
+        self._aliases = aliases
         self._servers = Servers()
         self._pool = ServerPool(keys)
         self._tokens = Tokens(encoders, self._pool)
@@ -83,6 +91,7 @@ class Relays:
 
         Raises BadRequest and Rejected.
         """
+        body = self._aliases.resolved(body)
         wanted = await self._wanted(request_id, body, tenant, 0.0, path)
         servers = self._servers.serving(wanted.ask.model)
         asked = routed(wanted, self._servers, self._fleet.gateway_id)

@@ -16,6 +16,7 @@ from warmfleet_proto.router_pb2 import HeartbeatRequest, ListWorkersRequest
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Router
 from warmfleet_router.gateway import intake
+from warmfleet_router.gateway.aliases import Aliases, Setting
 from warmfleet_router.gateway.api import Api
 from warmfleet_router.gateway.catalogue import Catalogue
 from warmfleet_router.gateway.dry_run import DryRun
@@ -48,15 +49,19 @@ class Gateway:
         clock: Callable[[], float] = time.monotonic,
         server_keys: Mapping[str, str] | None = None,
         encoders: Mapping[str, PromptEncoder] | None = None,
+        aliases: Setting | None = None,
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._catalogue = Catalogue(served_name, encoder.tokenizer.vocab_size)
         self._fleet = Fleet(
             gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
         )
+        self._aliases = Aliases(aliases or {})
         preparer = Preparer(encoder, self._catalogue)
         tenants = self.tenants = intake.Tenants(keys)
-        self.relays = Relays(self._fleet, {} if server_keys is None else server_keys, encoders or {})
+        self.relays = Relays(
+            self._fleet, {} if server_keys is None else server_keys, encoders or {}, self._aliases
+        )
         self._api = Api(
             self._fleet,
             preparer,
@@ -66,8 +71,9 @@ class Gateway:
             limits,
             metrics,
             self.relays,
+            self._aliases,
         )
-        self.dry_run = DryRun(preparer, tenants, limits)
+        self.dry_run = DryRun(preparer, tenants, limits, self._aliases)
         self._heart: asyncio.Task[None] | None = None
         self._beaten = asyncio.Event()
 
@@ -104,6 +110,7 @@ class Gateway:
                 workers = await self._fleet.router.list_workers(ListWorkersRequest())
                 self._catalogue.update(workers)
                 self.relays.update(workers)
+                self._aliases.update(workers)
                 reachable = True
             except WarmfleetError as error:
                 if reachable:

@@ -11,17 +11,26 @@ def fleet(*workers: tuple[str, str, int, int]) -> ListWorkersResponse:
     return ListWorkersResponse(workers=views)
 
 
-def test_the_smallest_context_counts_and_joining_workers_do_not() -> None:
+def test_the_largest_context_counts_and_joining_workers_do_not() -> None:
     catalogue = Catalogue("", 100)
     with pytest.raises(Rejected):
         catalogue.context("m")
     catalogue.update(fleet(("m", "joining", 0, 0)))
     assert not catalogue.ready
     catalogue.update(fleet(("m", "healthy", 64, 100), ("m", "stuck", 32, 128), ("m", "lost", 8, 100)))
-    assert catalogue.context("m") == 32
+    assert catalogue.context("m") == 64
+    assert catalogue.models() == {"m": 64}
     with pytest.raises(BadRequest, match="'other' is not served") as unknown:
         catalogue.context("other")
     assert (unknown.value.field, unknown.value.status) == ("model", 404)
+
+
+def test_an_answer_of_any_length_does_not_ask_for_the_largest_worker() -> None:
+    catalogue = Catalogue("", 100)
+    catalogue.update(fleet(("m", "healthy", 64, 100), ("m", "healthy", 32, 100), ("m", "healthy", 1024, 100)))
+    assert [catalogue.roomy("m", tokens) for tokens in (1, 16, 17, 32, 33, 512, 900)] == [
+        32, 32, 64, 64, 1024, 1024, 1024
+    ]  # fmt: skip
 
 
 def test_a_fleet_that_goes_away_is_not_forgotten() -> None:
