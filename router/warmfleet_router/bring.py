@@ -38,14 +38,14 @@ def giver(group: Group, held: Mapping[int, int], now: float) -> Giver | None:
 
 
 def plan(
-    group: Group, of: Giver, worker: Worker, overlap: int, prompt: int, wait_s: float
+    group: Group, of: Giver, worker: Worker, overlap: int, prompt: int, wait_s: float, now: float
 ) -> PullPlan | None:
     """Of what ``of`` holds beyond the ``overlap`` tokens here; None where computing is better."""
     reach = min(of.tokens, (prompt - 1) // group.block_size * group.block_size)
     tokens = reach - overlap
     if tokens <= 0 or worker is of.worker or worker.identity is None or not worker.identity.gives_blocks:
         return None  # who gives no blocks takes none
-    latency_s, sending_s = group.links.seconds(of.worker, worker, tokens * group.token_bytes)
+    latency_s, sending_s = group.links.seconds(of.worker, worker, tokens * group.token_bytes, now)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(
         prompt - reach, reach
@@ -56,10 +56,10 @@ def plan(
 
 
 def load_s(
-    group: Group, worker: Worker, overlap: int, lower: int, prompt: int, wait_s: float
+    group: Group, worker: Worker, overlap: int, lower: int, prompt: int, wait_s: float, now: float
 ) -> float | None:
     """To load the last ``lower`` of ``overlap`` tokens from lower tiers; None where computing is better."""
-    seconds = sum(group.links.seconds(worker, worker, lower * group.token_bytes))
+    seconds = sum(group.links.seconds(worker, worker, lower * group.token_bytes, now))
     rates, top = worker.rates, overlap - lower
     saved_s = rates.prefill_s(prompt - top, top) - rates.prefill_s(prompt - overlap, overlap)
     return seconds if seconds - wait_s < WORTH * saved_s else None

@@ -232,7 +232,7 @@ class RouterCore:
         self.roster.fleet.succeeded(worker)
         if not request.cached_later:
             self.roster.computed(booking, None if request.cached_unknown else cached)
-            self._learn_links(booking, request, cached)
+            self._learn_links(booking, request, cached, now)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
                 record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
@@ -243,24 +243,24 @@ class RouterCore:
             worker.ttft.add(now, request.ttft_s)
             worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
 
-    def _learn_links(self, booking: Booking, request: pb.ProgressRequest, cached: int) -> None:
+    def _learn_links(self, booking: Booking, request: pb.ProgressRequest, cached: int, now: float) -> None:
         group, worker = self.roster.group_of(booking.worker), booking.worker
         if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
             prompt, without = booking.record.prompt_tokens, cached - min(request.pulled_tokens, cached)
             cold_s = worker.rates.prefill_s(prompt - without, without)
             saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
             self.moves.note(booking.source, worker.name, request, saved_s)
-            self._learn_link(group, booking, request)
+            self._learn_link(group, booking, request, now)
         if group and 0.0 < request.load_s < LONGEST_S:
-            group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s)
+            group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s, now)
 
-    def _learn_link(self, group: Group, booking: Booking, request: pb.ProgressRequest) -> None:
+    def _learn_link(self, group: Group, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
         """Where nothing came, all of it would have taken longer than was waited for."""
         count, seconds = float(request.pulled_bytes), request.pull_s
         if not count and request.pull_failure in ("given_up", "lost"):
             count, seconds = booking.pull_bytes, AT_LEAST * seconds
         if count:
-            group.links.observe(booking.source, booking.worker.name, count, seconds)
+            group.links.observe(booking.source, booking.worker.name, count, seconds, now)
 
     def _learn_late(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
         """From a backend that tells with its end what it had cached. Its queue is part of the time to the

@@ -68,7 +68,6 @@ class Group:
 
     def refresh(self, now: float) -> None:
         """Who may be placed on, after time has passed or someone's state has changed."""
-        self.links.now = now
         self._fade(now)
         workers, self.panic = usable(list(self.workers.values()), now)
         self.loads = array("d", [inf]) * len(self.loads)

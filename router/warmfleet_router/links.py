@@ -31,7 +31,6 @@ class Links:
 
     def __init__(self, bytes_per_s: float = 0.0) -> None:
         """``bytes_per_s``: what a link between workers is expected to carry; 0: unknown."""
-        self.now = 0.0  # to be kept up by the owner
         self._guesses = {
             False: (LATENCY_S, 1.0 / (bytes_per_s or LINK_BYTES_PER_S)),
             True: (LATENCY_S, 1.0 / OWN_BYTES_PER_S),
@@ -39,31 +38,32 @@ class Links:
         self._all = {own: _Link(guess) for own, guess in self._guesses.items()}
         self._pairs: dict[tuple[str, str], _Link] = {}
 
-    def seconds(self, source: Worker, target: Worker, count: float) -> tuple[float, float]:
+    def seconds(self, source: Worker, target: Worker, count: float, now: float) -> tuple[float, float]:
         """Of latency and of sending ``count`` bytes."""
-        latency, byte = self._known(source.name, target.name)
+        latency, byte = self._known(source.name, target.name, now)
         return latency, count * byte
 
-    def observe(self, source: str, target: str, count: float, seconds: float) -> None:
+    def observe(self, source: str, target: str, count: float, seconds: float, now: float) -> None:
         """``count`` bytes received, all or what came before they were given up."""
         own, pair = source == target, (source, target)
-        before = self._known(source, target)
+        before = self._known(source, target, now)
         if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
             del self._pairs[next(iter(self._pairs))]
-        if not self._fresh(self._pairs.get(pair)):
+        if not _fresh(self._pairs.get(pair), now):
             self._pairs[pair] = _Link(before)
-        if not self._fresh(self._all[own]):
+        if not _fresh(self._all[own], now):
             self._all[own] = _Link(self._guesses[own])
         for link in (self._pairs[pair], self._all[own]):
             link.line.observe((1.0, count), seconds)
-            link.at = self.now
+            link.at = now
 
-    def _known(self, source: str, target: str) -> tuple[float, ...] | list[float]:
+    def _known(self, source: str, target: str, now: float) -> tuple[float, ...] | list[float]:
         own = source == target
         for link in (self._pairs.get((source, target)), self._all[own]):
-            if link is not None and self._fresh(link):
+            if link is not None and _fresh(link, now):
                 return link.line.coefficients
         return self._guesses[own]
 
-    def _fresh(self, link: _Link | None) -> bool:
-        return link is not None and self.now - link.at <= MEMORY_S
+
+def _fresh(link: _Link | None, now: float) -> bool:
+    return link is not None and now - link.at <= MEMORY_S

@@ -144,13 +144,13 @@ def _candidates(
                 eviction = reuse * rates.queue_s(displaced)
         ready, pull = 0.0, None  # when what is brought is there
         if slot in lower:
-            loaded = load_s(group, worker, overlap, lower[slot] * size, prompt, wait)
+            loaded = load_s(group, worker, overlap, lower[slot] * size, prompt, wait, now)
             if loaded is None:
                 overlap -= lower[slot] * size
             else:
                 ready = loaded
         if peer is not None and overlap < reach:
-            pull = plan(group, peer, worker, overlap, prompt, wait)
+            pull = plan(group, peer, worker, overlap, prompt, wait, now)
             if pull is not None:
                 overlap += pull.tokens
                 ready = max(ready, pull.seconds)
