@@ -1,17 +1,17 @@
 """Products whose rows do not depend on how many rows there are.
 
-A BLAS sums products of very few rows in another order than those of many, and on several threads those of
-other counts too (MKL 2024.2: fewer than four; five and seven on two threads). In float32 that shows: the
-logits of a real model move by 1e-4 between a decode and a chunk. Weights that oneDNN has laid out once are
-summed alike for two rows and more, on any number of threads, and a decode step reads them in half the
-time (measured on AVX512, both dtypes).
+A BLAS sums products of few rows in another order than those of many, and on several threads those of other
+counts too (MKL 2024.2: fewer than four, on newer CPUs fewer than 16; five and seven on two threads). In
+float32 that shows: the logits of a real model move by 1e-4 between a decode and a chunk. Weights that oneDNN
+has laid out once are summed alike for two rows and more, on any number of threads, and a decode step reads
+them in half the time (measured on AVX512, both dtypes).
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-LEAST = 4
+LEAST = 16
 LEAST_PACKED = 2
 _PLANNED_ROWS = 64  # a layout good for steps that decode, and no worse than plain ones for long chunks
 
