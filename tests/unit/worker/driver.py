@@ -5,7 +5,7 @@ blocks hold a value of their own, so that it shows when a step reads one, and wh
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -68,6 +68,7 @@ class Driver:
         self.started: dict[Key, Started] = {}
         self.prompt_logprobs: dict[Key, tuple[Logprobs, ...]] = {}
         self.larder: Larder | None = None
+        self.lent: Callable[[], list[int]] = list  # blocks pinned for peers
         self._handles = count(1)
         self._launched: deque[tuple[Plan, Finish]] = deque()
 
@@ -84,7 +85,7 @@ class Driver:
         if arrival is not None:
             self.scheduler.arrived(arrival, self.now)
             self.log.publish(self.scheduler.cache.take_changes())
-            self.scheduler.check_integrity()
+            self.scheduler.check_integrity(self.lent())
             self._poison()  # what came for nothing
         return arrival is not None
 
@@ -150,7 +151,7 @@ class Driver:
         self.scheduler.commit(result, self.now)
         self.log.publish(self.scheduler.cache.take_changes())
         self._take_outputs()
-        self.scheduler.check_integrity()
+        self.scheduler.check_integrity(self.lent())
         self._poison()
         self.steps.append(Step(plan, result))
         return self.steps[-1]
@@ -201,7 +202,7 @@ class Driver:
         self.scheduler.fail("broken", self.now)
         self.log.publish(self.scheduler.cache.take_changes())
         self._take_outputs()
-        self.scheduler.check_integrity()
+        self.scheduler.check_integrity(self.lent())
 
     def check_exact(self, request: Request) -> None:
         """Every choice delivered the oracle's tokens and ended by its length."""
