@@ -190,7 +190,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker", "address", "state", "model", "model_fingerprint", "block_size", "total_blocks", "held_blocks", "running", "waiting", "bookings", "max_context", "epoch", "vocab_size", "engine", "silent")
+    __slots__ = ("worker", "address", "state", "model", "model_fingerprint", "block_size", "total_blocks", "held_blocks", "running", "waiting", "bookings", "max_context", "epoch", "vocab_size", "engine", "silent", "models", "adapters")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,8 @@ class WorkerView(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     address: str
     state: str
@@ -223,7 +225,9 @@ class WorkerView(_message.Message):
     vocab_size: int
     engine: str
     silent: bool
-    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., bookings: _Optional[int] = ..., max_context: _Optional[int] = ..., epoch: _Optional[int] = ..., vocab_size: _Optional[int] = ..., engine: _Optional[str] = ..., silent: bool = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., bookings: _Optional[int] = ..., max_context: _Optional[int] = ..., epoch: _Optional[int] = ..., vocab_size: _Optional[int] = ..., engine: _Optional[str] = ..., silent: bool = ..., models: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("chosen", "candidates")

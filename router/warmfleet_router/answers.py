@@ -70,6 +70,8 @@ def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
                 vocab_size=v.vocab_size,
                 engine=v.engine,
                 silent=v.confidence is not None,
+                models=v.models,
+                adapters=v.adapters,
             )
             for v in views
         ]

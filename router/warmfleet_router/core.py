@@ -158,7 +158,7 @@ class RouterCore:
                 f"more than the context of {longest} tokens",
                 "prompt",
             )
-        pools = [(group, group.pool_for(wanted.context, wanted.exclude)) for group in groups]
+        pools = [(group, group.pool_for(wanted.context, wanted.exclude, wanted.model)) for group in groups]
         pools = [(group, pool) for group, pool in pools if pool.workers]
         if not pools:
             raise Rejected(f"no worker for {wanted.model!r} can take the request now")

@@ -103,6 +103,8 @@ class Worker:
     rates: Rates
     identity: Identity | None = None
     slot: int = -1  # its number in the group's index
+    models: frozenset[str] = frozenset()  # further names that it answers to ...
+    adapters: frozenset[str] = frozenset()  # ... and those of them that are computed with other weights
     epoch: int = 0
     clock_ahead_s: float = 0.0  # its monotonic clock less ours, when it last reported
     report: Report = field(default_factory=Report)

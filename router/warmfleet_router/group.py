@@ -41,6 +41,7 @@ class Group:
         self._faded_at = 0.0
         self._measurements = 0
         self._lend_at = 0.0
+        self._further: frozenset[str] = frozenset()  # names of which not every worker may know
         self.pool = Pool((), frozenset(), Ring(), 0)
         self.least_context = 0  # of the pool's workers
         self.most_context = 0  # of all workers
@@ -75,6 +76,7 @@ class Group:
             worker.settle()
             self.loads[worker.slot] = _load_s(worker)
         self.pool = Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
+        self._further = frozenset().union(*(w.models for w in self.workers.values()))
         self.least_context = min((_context(w) for w in workers), default=0)
         self.most_context = max((_context(w) for w in self.workers.values()), default=0)
         self.total_blocks = sum(w.identity.total_blocks for w in workers if w.identity)
@@ -111,11 +113,13 @@ class Group:
             worker.rates = rates.lent()
             self.settle(worker)
 
-    def pool_for(self, context: int, exclude: AbstractSet[str]) -> Pool:
-        """Those of the pool that take ``context`` tokens and that the request has not tried."""
-        if context <= self.least_context and not exclude:
+    def pool_for(self, context: int, exclude: AbstractSet[str], model: str) -> Pool:
+        """Those of the pool that serve ``model``, take ``context`` tokens and have not been tried."""
+        if context <= self.least_context and not exclude and model not in self._further:
             return self.pool
         workers = [w for w in self.pool.workers if _context(w) >= context and w.name not in exclude]
+        if model in self._further:
+            workers = [w for w in workers if model in w.models]
         return Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
 
 

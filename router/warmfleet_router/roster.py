@@ -26,6 +26,7 @@ MAX_NAME_CHARS = 128
 MAX_FINGERPRINT_BYTES = 64
 MAX_BLOCK_SIZE = 1 << 16
 MOST_SILENCE_S = 600.0
+MAX_MODELS = 1024  # further names of one worker
 SLACK_BLOCKS = 2  # that an answer may find less: of a prompt held whole the last is computed again
 
 
@@ -77,7 +78,16 @@ class Roster:
             self._seat(worker, identity, now)
         if self.fleet.incarnated(worker, status.epoch, now):
             self._forget(worker)
+        self._also(worker, status)
         self._settle(worker, now)
+
+    def _also(self, worker: Worker, status: pb.StatusResponse) -> None:
+        """Further names may come and go with every status: adapters are loaded while it runs."""
+        models = frozenset(status.models) - {status.model}
+        if models != worker.models:
+            worker.models = models
+            self._name_models()
+        worker.adapters = models.intersection(status.adapters)
 
     def broken(self, address: str, now: float) -> None:
         """Its stream broke, or it does not answer."""
@@ -90,7 +100,7 @@ class Roster:
         """Back to being an address of which nothing is known."""
         self._orphan(worker)
         self._leave(worker, now)
-        worker.identity = None
+        worker.identity, worker.models, worker.adapters = None, frozenset(), frozenset()
         self._name_models()
 
     def _seat(self, worker: Worker, identity: Identity, now: float) -> None:
@@ -119,9 +129,10 @@ class Roster:
         for worker in self.fleet.workers.values():
             group = self.group_of(worker)
             if group is not None and worker.identity is not None:
-                groups = self.models.setdefault(worker.identity.model, [])
-                if group not in groups:
-                    groups.append(group)
+                for model in (worker.identity.model, *worker.models):
+                    groups = self.models.setdefault(model, [])
+                    if group not in groups:
+                        groups.append(group)
 
     def _forget(self, worker: Worker) -> None:
         """A new incarnation: nothing that the old one held or ran counts any more."""
@@ -301,6 +312,8 @@ def _identity(status: pb.StatusResponse, address: str) -> Identity:
         and 0 < status.block_size <= MAX_BLOCK_SIZE
         and status.epoch
         and 0.0 <= status.silence_s <= MOST_SILENCE_S
+        and len(status.models) <= MAX_MODELS
+        and all(0 < len(model) <= MAX_NAME_CHARS for model in status.models)
     )
     if not good:
         raise Corrupt("a status without a usable name, model, fingerprint, block size and epoch", address)

@@ -54,6 +54,8 @@ class WorkerView:
     ttft_error: float | None  # learned mean of |measured - predicted| / measured
     confidence: float | None = None  # in what a silent worker is taken to hold, 0 to 1
     guessed_blocks: int | None = None  # its learned capacity
+    models: tuple[str, ...] = ()  # further names that it answers to
+    adapters: tuple[str, ...] = ()  # of those: computed with other weights
     agreement: float | None = None  # share of answers that found what events had told, 0 to 1
 
 

@@ -49,6 +49,8 @@ def worker_view(roster: Roster, worker: Worker, routed: int, now: float) -> Work
         confidence=worker.guess.confidence if worker.guess is not None else None,
         guessed_blocks=int(worker.guess.capacity) if worker.guess is not None else None,
         agreement=worker.agreement.rate,
+        models=tuple(sorted(worker.models)),
+        adapters=tuple(sorted(worker.adapters)),
     )
 
 

@@ -46,6 +46,7 @@ def worker(view: WorkerView) -> dict[str, Any]:
         "state": view.state,
         "model": view.model,
         "engine": view.engine,
+        "models": view.models,
         "epoch": f"{view.epoch:016x}",
         "bookings": view.bookings,
         "share": view.share,

@@ -51,7 +51,7 @@ def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
         gateway_id=gateway_id,
         model=wanted.ask.model,
         tenant=wanted.tenant.name,
-        salt=salt_of("", wanted.salt),
+        salt=salt_of(servers.adapter(wanted.ask.model), wanted.salt),
         choices=wanted.ask.choices,
         bypass_cache=wanted.ask.known.prompt_logprobs is not None,
     )
@@ -133,6 +133,8 @@ class Relay(Placed):
         headers = {"Content-Type": "application/json"}
         if server.knows_ids:
             headers["X-Request-Id"] = self.wanted.request_id
+        if server.rank:
+            headers["X-data-parallel-rank"] = server.rank
         async with self._in_time():
             self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
             await self._begin(self._reply)

@@ -98,7 +98,7 @@ class Relays:
         within = [server for server in servers if not subset or server.endpoint in subset]
         if servers and not within:
             raise Rejected("no server of the subset serves the model")
-        asked.exclude.extend(server.endpoint for server in servers if server not in within)
+        asked.exclude.extend(server.name for server in servers if server not in within)
         placement = await self._fleet.router.route(asked)
         self._fleet.reports.booked(placement.booking)
         chosen = self._servers.of(placement.address)

@@ -21,14 +21,38 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     replay: str = ""  # of their replays
     key: str = ""  # its API key
     blocks: Annotated[int, Meta(ge=0, le=1 << 26)] = 0  # of its cache; 0: as it tells
+    # Data-parallel engines behind the one address (vLLM): each has a cache of its own, and its events at the
+    # endpoints above with its rank added to the port. ``rank``: this one alone, with just these endpoints.
+    ranks: Annotated[int, Meta(ge=1, le=256)] = 1
+    rank: Annotated[int, Meta(ge=0, le=255)] | None = None
 
     @property
     def base(self) -> str:
         return self.url.rstrip("/").removesuffix("/v1")
 
     @property
+    def address(self) -> str:
+        """Its name in the fleet: a rank is a worker."""
+        return self.base if self.rank is None else f"{self.base}#{self.rank}"
+
+    def each_rank(self) -> list["Backend"]:
+        if self.ranks == 1:
+            return [self]
+        return [
+            msgspec.structs.replace(
+                self, ranks=1, rank=n, events=_shifted(self.events, n), replay=_shifted(self.replay, n)
+            )
+            for n in range(self.ranks)
+        ]
+
+    @property
     def headers(self) -> dict[str, str]:
         return bearer(self.key) if self.key else {}
+
+
+def _shifted(endpoint: str, by: int) -> str:
+    place, _, port = endpoint.rpartition(":")
+    return f"{place}:{int(port) + by}" if endpoint else ""
 
 
 def keys_of(backends: Iterable[Backend]) -> dict[str, str]:
@@ -48,6 +72,10 @@ def check(key: str, backend: Backend) -> None:
         value = getattr(backend, name)
         if value and not _ENDPOINT.fullmatch(value):
             raise ConfigError(f"{key}.{name}: expected tcp://HOST:PORT, got {value!r}")
+    if backend.ranks > 1 and backend.rank is not None:
+        raise ConfigError(f"{key}.rank: either one rank or the number of all ranks")
+    if (backend.ranks > 1 or backend.rank is not None) and backend.kind != "vllm":
+        raise ConfigError(f"{key}.ranks: only of vllm")
     if backend.replay and not backend.events:
         raise ConfigError(f"{key}.replay: there are no events to replay")
     if backend.events and backend.kind == "openai":

@@ -9,13 +9,29 @@ _ABSENT = ("joining", "lost")
 
 
 class Server(NamedTuple):
-    url: str
+    """``address``: its base URL, and behind a ``#`` the data-parallel rank that it is of a server."""
+
+    address: str
     engine: str
     silent: bool
+    model: str = ""  # whose weights its models share, but for adapters
+
+    @property
+    def url(self) -> str:
+        return self.address.partition("#")[0]
+
+    @property
+    def rank(self) -> str:
+        """Empty where it is a whole server."""
+        return self.address.partition("#")[2]
+
+    @property
+    def name(self) -> str:
+        return self.address.partition("//")[2]
 
     @property
     def endpoint(self) -> str:
-        """HOST:PORT; its name, too."""
+        """HOST:PORT."""
         return self.url.partition("//")[2]
 
     @property
@@ -38,6 +54,7 @@ class Servers:
         self._contexts: dict[str, int] = {}  # of a model, the largest among its servers
         self._servers: dict[str, Server] = {}  # by address
         self._models: dict[str, list[Server]] = {}
+        self._adapters: set[str] = set()
 
     def update(self, fleet: ListWorkersResponse) -> None:
         """A model whose servers are gone stays: whether it can be had right now is the router's to say."""
@@ -46,16 +63,22 @@ class Servers:
         for worker in fleet.workers:
             if worker.engine not in ENGINES or worker.state in _ABSENT:
                 continue
-            server = Server(worker.address, worker.engine, worker.silent)
+            server = Server(worker.address, worker.engine, worker.silent, worker.model)
             self._servers[worker.address] = server
-            self._models.setdefault(worker.model, []).append(server)
-            self._contexts[worker.model] = max(self._contexts.get(worker.model, 0), worker.max_context)
+            self._adapters.update(worker.adapters)
+            for model in (worker.model, *worker.models):
+                self._models.setdefault(model, []).append(server)
+                self._contexts[model] = max(self._contexts.get(model, 0), worker.max_context)
 
     def of(self, address: str) -> Server:
         return self._servers.get(address) or Server(address, "openai", True)
 
     def serving(self, model: str) -> list[Server]:
         return self._models.get(model, [])
+
+    def adapter(self, model: str) -> str:
+        """The adapter that a model's name names; empty where it is none."""
+        return model if model in self._adapters else ""
 
     def __contains__(self, model: str) -> bool:
         return model in self._models

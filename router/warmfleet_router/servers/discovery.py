@@ -1,12 +1,13 @@
 """What a server tells of itself over HTTP: its model, its cache, its load."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import WorkerLost
 
+from warmfleet_router.roster import MAX_MODELS, MAX_NAME_CHARS
 from warmfleet_router.servers import text
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.figures import Figures, read
@@ -15,6 +16,15 @@ TIMEOUT_S = 2.0
 MAX_ANSWER_BYTES = 4 << 20
 UNTOLD_CONTEXT = 1 << 20  # of a server that does not tell: it refuses by itself
 _MOST = 1 << 30
+
+
+class Names(NamedTuple):
+    """What a server answers to."""
+
+    model: str
+    others: list[str]
+    adapters: list[str]  # of those
+    context: int  # tokens; 0: it does not tell
 
 
 class Probe:
@@ -29,18 +39,20 @@ class Probe:
 
     async def status(self, epoch: int) -> pb.StatusResponse:
         """Who it is. Without events it is keyed on text, where nothing better is known."""
-        model = await self._model()
+        names = await self.names()
         figures = await self.figures()
         info = await self._info() if self._backend.kind == "sglang" else {}
         block_size = figures.block_size or _whole(info.get("page_size")) or text.BLOCK_TOKENS
         tokens = figures.tokens or _whole(info.get("max_total_num_tokens"))
         blocks = self._backend.blocks or figures.blocks or tokens // block_size
-        context = _whole(model.get("max_model_len")) or _whole(info.get("context_length"))
+        context = names.context or _whole(info.get("context_length"))
         return pb.StatusResponse(
-            worker=self._backend.base.partition("//")[2],
+            worker=self._backend.address.partition("//")[2],
             epoch=epoch,
-            model=model["id"],
-            model_fingerprint=b"served as " + model["id"].encode()[:48],
+            model=names.model,
+            model_fingerprint=b"served as " + names.model.encode()[:48],
+            models=names.others,
+            adapters=names.adapters,
             block_size=block_size,
             total_blocks=blocks,
             max_context=context or UNTOLD_CONTEXT,
@@ -55,23 +67,29 @@ class Probe:
         if self._has_metrics:
             answer = await self._get("/metrics")
             if answer is not None:
-                return read(answer.decode(errors="replace"))
+                return read(answer.decode(errors="replace"), self._backend.rank)
             self._has_metrics = False
         if self._has_health:
             if await self._get("/health") is not None:
                 return Figures()
             self._has_health = False
-        await self._model()
+        await self.names()
         return Figures()
 
-    async def _model(self) -> dict[str, Any]:
-        answer = await self._get("/v1/models")
-        models = _object(answer).get("data")
-        if not isinstance(models, list) or not models or not isinstance(models[0], dict):
+    async def names(self) -> Names:
+        """The first model is its own; what names it as its parent is an adapter over it.
+
+        Behind an address that is no engine, other names are other models: their KV is not the first's.
+        """
+        models = _object(await self._get("/v1/models")).get("data")
+        named = [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []
+        named = [m for m in named if isinstance(m.get("id"), str) and m["id"]]
+        if not named:
             raise WorkerLost("its /v1/models names no model")
-        if not isinstance(models[0].get("id"), str) or not models[0]["id"]:
-            raise WorkerLost("its /v1/models names no model")
-        return dict(models[0])
+        first, *others = named[:MAX_MODELS]
+        adapters = [m["id"] for m in others if m.get("parent") or self._backend.kind == "openai"]
+        others_ids = [m["id"] for m in others if len(m["id"]) <= MAX_NAME_CHARS]
+        return Names(first["id"], others_ids, adapters, _whole(first.get("max_model_len")))
 
     async def _info(self) -> dict[str, Any]:
         return _object(await self._get("/get_server_info"))

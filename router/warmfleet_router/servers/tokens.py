@@ -51,6 +51,8 @@ class Tokens:
     async def of(self, ask: Ask, salt: bytes, servers: list[Server]) -> bytes:
         """Packed ids; empty where they cannot be had. Raises Rejected when too much waits."""
         encoder = self._encoders.get(ask.model)
+        if encoder is None and servers:  # an adapter's prompts are encoded as those of its model
+            encoder = self._encoders.get(servers[0].model)
         try:
             if not ask.chat and not isinstance(prompt := _prompt.decode(ask.known.prompt), str):
                 return array("I", prompt).tobytes()

@@ -5,6 +5,7 @@ followed as long as it answers. One that stops answering begins a new incarnatio
 """
 
 import asyncio
+import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -25,6 +26,7 @@ from warmfleet_router.servers.discovery import Probe
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+MODEL_POLLS = 10  # every so many polls it is asked for its models again
 POLLS = 4  # that may fail in a row before a server counts as lost
 BUSY_S = 60.0  # a server that computes for us may answer nothing else meanwhile
 FIRST_WAIT_S = 0.1  # before another attempt; doubles
@@ -46,16 +48,17 @@ class ServerWatcher:
 
     async def watch(self, backends: Collection[Backend]) -> None:
         """These, and no others any more. One that is described in another way is another one."""
+        backends = [rank for backend in backends for rank in backend.each_rank()]
         gone = [backend for backend in self._tasks if backend not in backends]
         await self._cancel([self._tasks.pop(backend) for backend in gone])
         for backend in gone:
-            self._core.roster.remove(backend.base, self._clock())
+            self._core.roster.remove(backend.address, self._clock())
         for backend in backends:
             if backend not in self._tasks:
                 self._session = self._session or aiohttp.ClientSession()
-                self._core.roster.add(backend.base)
+                self._core.roster.add(backend.address)
                 follow = self._follow(backend, Probe(backend, self._session))
-                self._tasks[backend] = asyncio.create_task(follow, name=f"watch {backend.base}")
+                self._tasks[backend] = asyncio.create_task(follow, name=f"watch {backend.address}")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -75,29 +78,31 @@ class ServerWatcher:
         while True:
             try:
                 status = await probe.status(secrets.randbits(64) or 1)
-                self._core.roster.joined(backend.base, status, self._clock())
+                self._core.roster.joined(backend.address, status, self._clock())
                 log.event(
-                    _log, "server joined", address=backend.base, model=status.model, engine=backend.kind
+                    _log, "server joined", address=backend.address, model=status.model, engine=backend.kind
                 )
                 wait, known = FIRST_WAIT_S, ""
                 async with self._presence(backend, status):
-                    await self._poll(backend, probe, status.epoch)
+                    await self._poll(backend, probe, status)
             except WarmfleetError as error:
                 if (why := str(error)) != known:
                     known = why
-                    log.event(_log, "server lost", level=logging.WARNING, address=backend.base, why=why)
+                    log.event(_log, "server lost", level=logging.WARNING, address=backend.address, why=why)
             except Exception:
-                _log.exception("following %s failed", backend.base)  # ours to mend; it is tried again
+                _log.exception("following %s failed", backend.address)  # ours to mend; it is tried again
             finally:
-                self._core.roster.broken(backend.base, self._clock())
+                self._core.roster.broken(backend.address, self._clock())
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_S)
 
-    async def _poll(self, backend: Backend, probe: Probe, epoch: int) -> None:
+    async def _poll(self, backend: Backend, probe: Probe, status: pb.StatusResponse) -> None:
         """Returns only by an error."""
         failures, answered, load = 0, self._clock(), pb.WorkerLoad()
-        while True:
+        for poll in itertools.count(1):
             try:
+                if not poll % MODEL_POLLS:
+                    await self._names(backend, probe, status)
                 figures = await probe.figures()
                 failures, answered = 0, self._clock()
                 load = pb.WorkerLoad(running=figures.running, waiting=figures.waiting)
@@ -107,14 +112,24 @@ class ServerWatcher:
                 if failures >= POLLS:
                     raise
             if not failures:
-                message = pb.WatchKvResponse(epoch=epoch, load=load)
-                for _ in self._core.roster.ingest(backend.base, message, self._clock()):
+                message = pb.WatchKvResponse(epoch=status.epoch, load=load)
+                for _ in self._core.roster.ingest(backend.address, message, self._clock()):
                     pass
             await asyncio.sleep(POLL_S)
 
+    async def _names(self, backend: Backend, probe: Probe, status: pb.StatusResponse) -> None:
+        """Adapters are loaded and let go while it runs. Raises WorkerLost for another model."""
+        names = await probe.names()
+        if names.model != status.model:
+            raise WorkerLost(f"it serves {names.model!r} now")
+        if [*names.others] != [*status.models] or [*names.adapters] != [*status.adapters]:
+            status.models[:], status.adapters[:] = names.others, names.adapters
+            self._core.roster.joined(backend.address, status, self._clock())
+            log.event(_log, "models changed", address=backend.address, models=[*names.others])
+
     def _computes(self, backend: Backend) -> bool:
         """For our own requests."""
-        worker = self._core.roster.fleet.workers.get(backend.base)
+        worker = self._core.roster.fleet.workers.get(backend.address)
         return worker is not None and worker.booked.slots > 0
 
     @asynccontextmanager
@@ -123,7 +138,7 @@ class ServerWatcher:
         if not backend.events:
             yield
             return
-        task = asyncio.create_task(self._events(backend, status), name=f"events of {backend.base}")
+        task = asyncio.create_task(self._events(backend, status), name=f"events of {backend.address}")
         try:
             yield
         finally:
@@ -138,16 +153,18 @@ class ServerWatcher:
         from warmfleet_router.events.subscriber import Subscriber
 
         def sink(instruction: Instruction) -> None:
-            self._core.roster.told(backend.base, instruction)
+            self._core.roster.told(backend.address, instruction)
 
         names = min(max(2 * status.total_blocks, LEAST_NAMES), 4 * MAX_NAMES)
         mirror = Mirror(status.model_fingerprint, status.block_size, names)
-        self._core.roster.follow(backend.base, mirror)
+        self._core.roster.follow(backend.address, mirror)
         decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
         follower = Follower(decoder, mirror, self._core.counters, bool(backend.replay))
         try:
-            await Subscriber(backend.events, backend.replay, follower, sink, self._clock, backend.base).run()
+            await Subscriber(
+                backend.events, backend.replay, follower, sink, self._clock, backend.address
+            ).run()
         except Exception as error:
-            log.event(_log, "events lost", level=logging.WARNING, address=backend.base, why=str(error))
+            log.event(_log, "events lost", level=logging.WARNING, address=backend.address, why=str(error))
         finally:
-            self._core.roster.follow(backend.base, None)
+            self._core.roster.follow(backend.address, None)

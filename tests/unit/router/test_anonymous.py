@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as pb
-from warmfleet_proto.errors import Corrupt
+from warmfleet_proto.errors import BadRequest, Corrupt
 from warmfleet_router.agreement import ENOUGH, Agreement
 from warmfleet_router.core import RouterCore
 from warmfleet_router.cursor import Store
@@ -89,6 +89,26 @@ def test_what_an_answer_did_not_find_is_not_expected_again(found: int, left: int
     assert route(core, 102.0).expected_tokens == left
     (view,) = core.workers(103.0)
     assert view.held_blocks == -(-left // group.block_size)
+
+
+def test_a_further_name_goes_to_those_that_know_it() -> None:
+    core, knows = server("knows", models=["poet"], adapters=["poet"])
+    other = FakeWorker(core, "other", status={"anonymous_load": True, "silence_s": 5.0})
+    core.roster.add(other.address)
+    core.roster.joined(other.address, other._status(), 0.0)
+    for now in range(4):
+        other.report(100.0 + now)
+        asked = pb.RouteRequest(gateway_id="g", model="poet", token_ids=PROMPT, salt=b"poet")
+        assert core.route(asked, 100.0 + now).worker == "knows"
+    assert {(w.worker, *w.adapters) for w in core.list_workers(pb.ListWorkersRequest(), 0).workers} == {
+        ("knows", "poet"),
+        ("other",),
+    }
+    status = knows._status()
+    del status.models[:]
+    core.roster.joined(knows.address, status, 105.0)
+    with pytest.raises(BadRequest, match="poet"):
+        core.route(asked, 105.0)
 
 
 def test_answers_that_contradict_the_events_end_the_trust_in_them() -> None:

@@ -27,6 +27,11 @@ def test_each_engine() -> None:
     assert read(LLAMA) == Figures(1, 4, 0, 0, 0)
 
 
+def test_of_one_engine_behind_the_address() -> None:
+    assert read(VLLM, 0) == Figures(3, 2, 0, 0, 0)
+    assert read(VLLM, 1).running == 1
+
+
 def test_nonsense_is_nothing() -> None:
     assert read("vllm:num_requests_running NaN\nvllm:num_requests_waiting -3\n") == Figures()
     assert read('vllm:num_requests_running 1e300\nvllm:cache_config_info{block_size="x"} 1') == Figures()

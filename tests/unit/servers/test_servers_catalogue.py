@@ -1,0 +1,40 @@
+"""What the router is asked about an adapter's prompt, and what a configured rank is."""
+
+import pytest
+from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
+from warmfleet_proto.settings import ConfigError
+from warmfleet_router.events.identity import salt_of
+from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.relay import Wanted, routed
+from warmfleet_router.servers.ask import parse
+from warmfleet_router.servers.backend import Backend, check
+from warmfleet_router.servers.catalogue import Servers
+
+LISTED = WorkerView(
+    worker="h:1", address="http://h:1", state="healthy", model="base", engine="vllm", max_context=100
+)
+
+
+def test_an_adapters_name_is_in_the_root_of_its_prompts() -> None:
+    servers = Servers()
+    LISTED.models[:], LISTED.adapters[:] = ["alias", "poet"], ["poet"]
+    servers.update(ListWorkersResponse(workers=[LISTED]))
+    assert servers.models() == {"base": 100, "alias": 100, "poet": 100}
+    for model, adapter in (("base", ""), ("alias", ""), ("poet", "poet")):
+        asked = parse(b'{"model":"%b","prompt":[1,2]}' % model.encode(), False)
+        wanted = Wanted("id", ANONYMOUS, asked, "salt", bytes(8), 0.0, "/v1/completions")
+        assert routed(wanted, servers, "g").salt == salt_of(adapter, "salt")
+
+
+def test_ranks_have_endpoints_of_their_own() -> None:
+    backend = Backend(
+        url="http://h:80/v1", kind="vllm", ranks=3, events="tcp://h:5557", replay="tcp://h:6000"
+    )
+    ranks = backend.each_rank()
+    assert [rank.address for rank in ranks] == ["http://h:80#0", "http://h:80#1", "http://h:80#2"]
+    assert [rank.events for rank in ranks] == ["tcp://h:5557", "tcp://h:5558", "tcp://h:5559"]
+    assert [rank.replay for rank in ranks] == ["tcp://h:6000", "tcp://h:6001", "tcp://h:6002"]
+    assert [rank.each_rank() for rank in ranks] == [[rank] for rank in ranks]
+    for bad in (Backend(url="http://h:1", ranks=2), Backend(url="http://h:1", kind="vllm", ranks=2, rank=0)):
+        with pytest.raises(ConfigError, match=r"\[0\]\.rank"):
+            check("backends[0]", bad)
