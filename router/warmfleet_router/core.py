@@ -229,8 +229,8 @@ class RouterCore:
             self.counters.delivered_tokens += cached
         if booking.epoch != worker.epoch:
             return
-        self.roster.fleet.succeeded(worker)
-        if not request.cached_later:
+        if not request.cached_later:  # a server that is not ours has succeeded at the end of its answer
+            self.roster.fleet.succeeded(worker)
             self.roster.computed(booking, None if request.cached_unknown else cached)
             self._learn_links(booking, request, cached, now)
         if 0.0 < request.prefill_s < LONGEST_S:

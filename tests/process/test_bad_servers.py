@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from warmfleet_router.fleet import EJECT_AFTER
 from warmfleet_router.servers.sse import MAX_EVENT_BYTES
 
 from tests.process import gateways
@@ -135,8 +136,50 @@ async def test_without_another_the_client_is_told(behave: Behave) -> None:
         assert b"127.0.0.1" not in body
 
 
+BREAKS_OFF = says(head(), EVENT, EVENT[:20])
+QUARANTINED = {
+    **{
+        name: BEFORE_ITS_FIRST_TOKEN[name]
+        for name in ("wrong content type", "an error in a 200", "huge header")
+    },
+    "an event without end": BEFORE_ITS_FIRST_TOKEN["an event without end"],
+    "a stream that breaks off": BREAKS_OFF,
+    "slow headers": says_nothing,
+}
+
+
+@pytest.mark.parametrize("behave", QUARANTINED.values(), ids=QUARANTINED)
+async def test_one_that_goes_on_like_that_is_left_out(
+    behave: Behave, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is ejected, and named: in the log with what it did, on the page with how often."""
+    monkeypatch.setattr("warmfleet_router.gateway.relay.SILENT_S", 0.05)
+    caplog.set_level("INFO")
+    async with fleet(behave, good) as (base, servers, http):
+        headers = {"X-Request-Timeout-S": "0.2", "Connection": "close"}
+        for _ in range(2 * EJECT_AFTER):
+            await ask(http, base, headers=headers)
+        shown: list[dict[str, Any]] = []
+
+        async def ejected() -> bool:
+            async with http.get(f"{base}/admin/workers") as response:
+                shown[:] = (await response.json())["workers"]
+            return [worker["state"] for worker in shown] == ["ejected", "healthy"]
+
+        await until(ejected)
+        bad = shown[0]
+        assert bad["dropped"] >= EJECT_AFTER
+        asked = servers[0].asked
+        for _ in range(4):
+            assert (await ask(http, base))[0] == 200
+        assert servers[0].asked == asked
+    named = [fields for record in caplog.records if "why" in (fields := getattr(record, "fields", {}))]
+    assert {fields["worker"] for fields in named} == {bad["worker"]}
+    assert all(fields["why"] for fields in named)
+
+
 async def test_a_stream_that_breaks_off_ends_with_an_error() -> None:
-    async with fleet(says(head(), EVENT, EVENT[:20])) as (base, _, http):
+    async with fleet(BREAKS_OFF) as (base, _, http):
         status, body = await ask(http, base)
         assert status == 200
         assert body.startswith(EVENT)

@@ -1,10 +1,12 @@
 """A request placed on a worker, and on another one while nothing has been answered."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError, WorkerLost
 from warmfleet_proto.router_pb2 import FinishRequest, Placement, RouteRequest
 
@@ -12,6 +14,8 @@ from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Router
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
+
+_log = logging.getLogger(__name__)
 
 _MAX_RETRIES = 3
 
@@ -71,6 +75,8 @@ class Placed:
                 return
             except (Rejected, WorkerLost) as error:
                 self.finish(error)
+                worker, why = self.placement.worker, str(error)
+                log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=why)
                 self.tried.append(self.placement.worker)
                 if not self._may_retry():
                     raise

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from warmfleet_proto.errors import BadRequest, WorkerLost
+from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
 
@@ -22,6 +22,7 @@ from warmfleet_router.servers.pool import ServerPool, refused
 
 MAX_BODY_BYTES = 64 << 20  # of an answer that is not streamed
 MAX_ERROR_BYTES = 256 << 10
+SILENT_S = 30.0  # of a stream before its first event, after which a missed deadline speaks against the server
 _BUSY = (429, 503)
 _EVENTS = "text/event-stream"
 
@@ -90,6 +91,7 @@ class Relay(Placed):
         self._reply: Reply | None = None
         self._first = b""
         self._ttft_s = 0.0
+        self._silent = False  # its server has not begun to answer in a time in which servers do
 
     # ---- for the record
 
@@ -120,6 +122,8 @@ class Relay(Placed):
         usage = self.usage or self.stream.usage
         cached = usage.cached_tokens if usage else None
         report.ttft_s = self._ttft_s
+        if self._silent:  # the deadline was the client's, but that much patience is enough
+            report.outcome, report.reason = FinishRequest.DROPPED, "silent"
         report.cached_known = cached is not None
         report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
 
@@ -135,9 +139,14 @@ class Relay(Placed):
             headers["X-Request-Id"] = self.wanted.request_id
         if server.rank:
             headers["X-data-parallel-rank"] = server.rank
-        async with self._in_time():
-            self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
-            await self._begin(self._reply)
+        try:
+            async with self._in_time():
+                self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
+                await self._begin(self._reply)
+        except Rejected:
+            late = self._fleet.clock()
+            self._silent = self.wanted.ask.stream and late >= self._deadline and late - now >= SILENT_S
+            raise
         self._ttft_s = self._fleet.clock() - now
         if self.answer.status == 200:
             progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
