@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import uvloop
 
 from loadtest.client import session
 from tests.bars.fleet import base, get
-from tests.bars.paced_server import MODEL
+from tests.bars.paced_server import MODEL, STEP_S
 from tests.bars.peers import free_port, sglang
 from tests.bars.programs import LOGS, Program, Starter, programs
 from tests.bars.rows import Row
@@ -132,8 +133,12 @@ async def first_tokens(
     seconds: dict[str, list[float]] = {name: [] for name in https}
 
     async def one_after_another(http: aiohttp.ClientSession, into: list[float], count: int) -> None:
-        into += [await first_token(http) for _ in range(count)]
+        """After an answer a pause of up to a step: clients know nothing of the engine's steps."""
+        for _ in range(count):
+            await asyncio.sleep(chance.random() * STEP_S)
+            into.append(await first_token(http))
 
+    chance = random.Random(at_once)
     for _ in range(10):
         for name, http in https.items():
             each = [one_after_another(http, seconds[name], times // 10) for _ in range(at_once)]

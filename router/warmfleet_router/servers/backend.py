@@ -24,7 +24,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     # Data-parallel engines behind the one address (vLLM): each has a cache of its own, and its events at the
     # endpoints above with its rank added to the port. ``rank``: this one alone, with just these endpoints.
     ranks: Annotated[int, Meta(ge=1, le=256)] = 1
-    rank: Annotated[int, Meta(ge=0, le=255)] | None = None
+    rank: Annotated[int, Meta(ge=-1, le=255)] = -1  # -1: none
 
     @property
     def base(self) -> str:
@@ -33,7 +33,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     @property
     def address(self) -> str:
         """Its name in the fleet: a rank is a worker."""
-        return self.base if self.rank is None else f"{self.base}#{self.rank}"
+        return self.base if self.rank < 0 else f"{self.base}#{self.rank}"
 
     def each_rank(self) -> list["Backend"]:
         if self.ranks == 1:
@@ -72,9 +72,9 @@ def check(key: str, backend: Backend) -> None:
         value = getattr(backend, name)
         if value and not _ENDPOINT.fullmatch(value):
             raise ConfigError(f"{key}.{name}: expected tcp://HOST:PORT, got {value!r}")
-    if backend.ranks > 1 and backend.rank is not None:
+    if backend.ranks > 1 and backend.rank >= 0:
         raise ConfigError(f"{key}.rank: either one rank or the number of all ranks")
-    if (backend.ranks > 1 or backend.rank is not None) and backend.kind != "vllm":
+    if (backend.ranks > 1 or backend.rank >= 0) and backend.kind != "vllm":
         raise ConfigError(f"{key}.ranks: only of vllm")
     if backend.replay and not backend.events:
         raise ConfigError(f"{key}.replay: there are no events to replay")

@@ -23,12 +23,12 @@ class Figures(NamedTuple):
     tokens: int = 0  # that the cache holds
 
 
-def read(text: str, rank: int | None = None) -> Figures:
-    """Of one data-parallel engine of the server, or of all: sums of their requests."""
+def read(text: str, rank: int = -1) -> Figures:
+    """Of one data-parallel engine of the server; -1: of all, sums of their requests."""
     running = waiting = tokens = 0.0
     blocks: dict[str, int] = {}
     for name, labels, value in _LINE.findall(text):
-        if rank is not None and f'engine="{rank}"' not in labels:
+        if rank >= 0 and f'engine="{rank}"' not in labels:
             continue
         if name in _RUNNING:
             running += _number(value)
