@@ -13,6 +13,7 @@ from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKI
 from warmfleet_router.fleet import Worker
 from warmfleet_router.pricing import Prefills
 from warmfleet_router.view import PlacementView
+from warmfleet_router.wanted import Prefix
 
 ID_BITS = 48  # of a booking's id, after its router's tag
 
@@ -30,6 +31,7 @@ class Booking:
     record: PlacementView
     source: str = ""  # the peer that blocks are pulled from
     pull_bytes: float = 0.0  # of those blocks
+    prefix: Prefix | None = None  # that it has asked for again
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
     keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed ...
     mirrored: Sequence[int] = ()  # ... and where events of a server that is not ours tell of it

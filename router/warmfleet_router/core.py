@@ -10,6 +10,7 @@ from copy import copy
 import xxhash
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router import answers
 from warmfleet_router.booking import ID_BITS, Booking, Ledger
@@ -19,11 +20,13 @@ from warmfleet_router.hasher import Hasher
 from warmfleet_router.moves import Moves
 from warmfleet_router.placement import Decision, decide
 from warmfleet_router.policy.base import Pool
+from warmfleet_router.replication import Replication
 from warmfleet_router.request import Request, checked
 from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing, make_policy
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 from warmfleet_router.views import total_view, worker_view
+from warmfleet_router.wanted import NEAR_SHARE, Prefix
 
 HISTORY = 100  # placements
 LONGEST_S = 86_400.0  # a timing beyond this is nonsense
@@ -42,6 +45,7 @@ class RouterCore:
     def __init__(self, routing: Routing, seed: int) -> None:
         self.counters = Counters()
         self.moves = Moves()
+        self.replication = Replication(routing, self.counters, self.moves)
         self.granter: Granter | None = None
         self.policy = make_policy(routing, seed)
         self.hasher = Hasher()
@@ -86,6 +90,8 @@ class RouterCore:
             self.counters.progress += 1
             self._learn(booking, request, now)
             self.roster.changed(booking.worker)
+            if (group := self.roster.group_of(booking.worker)) and booking.prefix:
+                group.wanted.computed(booking.prefix)
         return pb.ProgressResponse()
 
     def finish(self, request: pb.FinishRequest, now: float) -> pb.FinishResponse:
@@ -137,6 +143,12 @@ class RouterCore:
         """To be called about ten times a second."""
         self._expire(self._ledger.expire(now))
         self.roster.tick(now)
+        self.replication.tick(self.roster.groups.values(), now)
+
+    def brought(self, order_id: int, pulled: Pulled | None, now: float) -> None:
+        """What came of one of ``replication``'s orders; None where the target did not take it."""
+        if pulled is None or 0.0 <= pulled.seconds < LONGEST_S:
+            self.replication.brought(order_id, pulled, now)
 
     # ---- placing
 
@@ -183,11 +195,9 @@ class RouterCore:
         self._ledger.book(booking)
         decision.group.traffic.placed(chosen.prefill_s, now)
         worker.given_s += chosen.prefill_s
-        held = chosen.pull.from_tokens if chosen.pull else chosen.overlap
-        least = min([candidate.prefill_s for candidate in decision.candidates])
-        decision.group.demand.placed(decision.ask.keys, decision.ask.shared, least, now)
+        booking.prefix = _want(wanted, decision, now)
         booking.marks = decision.group.prefixes.add(
-            worker.slot, decision.ask.keys, held // decision.ask.block_size
+            worker.slot, decision.ask.keys, chosen.held // decision.ask.block_size
         )
         if worker.guess is not None and not wanted.bypass_cache:
             booking.keys, booking.since = decision.ask.keys, worker.guess.clock
@@ -303,6 +313,25 @@ class RouterCore:
                 self.counters.finished_dropped += 1
                 if same:
                     self.roster.failed(worker, now)
+
+
+def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:
+    """The demand for what the request shares with others, and what it loses for want of copies."""
+    group, ask, chosen = decision.group, decision.ask, decision.choice.candidate
+    least = min([candidate.prefill_s for candidate in decision.candidates])
+    group.demand.placed(ask.keys, ask.shared, least, now)
+    if wanted.bypass_cache:
+        return None
+    prefix = group.wanted.asked(ask.keys, ask.shared, wanted.salt, now)
+    if prefix is not None:
+        shortest = min([candidate.wait_s for candidate in decision.candidates])
+        enough = (1.0 - NEAR_SHARE) * ask.shared
+        holders = sum([candidate.held >= enough for candidate in decision.candidates])
+        whole_s = chosen.worker.rates.prefill_s(ask.prompt_tokens, 0)
+        group.wanted.lost(
+            max(holders, 1), max(decision.ttft_s - shortest - least, 0.0), max(whole_s - least, 0.0), now
+        )
+    return prefix
 
 
 def _record(wanted: Request, decision: Decision, id_: int, policy: str, now: float) -> PlacementView:

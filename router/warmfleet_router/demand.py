@@ -39,10 +39,10 @@ class Demand:
 
     def placed(self, keys: Sequence[int], shared: int, work_s: float, now: float) -> None:
         """A request whose first ``shared`` tokens some worker holds; ``work_s`` is left to do there."""
-        marks = list(self._marks(keys, shared))
-        if marks:
+        marked = list(marks(self._block_size, keys, shared))
+        if marked:
             self._all = _Work(self._all.then(now) + work_s, now)
-        for key in marks:
+        for key in marked:
             before = self._prefixes.pop(key, None)
             self._prefixes[key] = _Work((before.then(now) if before else 0.0) + work_s, now)
         while len(self._prefixes) > MAX_PREFIXES:
@@ -53,7 +53,7 @@ class Demand:
     ) -> bool:
         """Whether the deepest marked prefix within ``shared`` tokens asks more of each of its ``holders``
         than all marked ones ask of each of the ``workers``, and has asked for more than a copy takes."""
-        key = next(self._marks(keys, shared), None)
+        key = next(marks(self._block_size, keys, shared), None)
         work = self._prefixes.get(key) if key is not None else None
         if work is None:
             return False
@@ -64,8 +64,9 @@ class Demand:
         """The deepest mark within ``shared`` tokens; who holds that much holds the prefix."""
         return next((d for d in reversed(DEPTHS) if self._block_size <= d <= shared), shared)
 
-    def _marks(self, keys: Sequence[int], shared: int) -> Iterator[int]:
-        """The deepest first."""
-        for depth in reversed(DEPTHS):
-            if self._block_size <= depth <= shared:
-                yield keys[depth // self._block_size - 1]
+
+def marks(block_size: int, keys: Sequence[int], shared: int) -> Iterator[int]:
+    """Keys of the blocks at the marked depths within ``shared`` tokens, the deepest first."""
+    for depth in reversed(DEPTHS):
+        if block_size <= depth <= shared:
+            yield keys[depth // block_size - 1]

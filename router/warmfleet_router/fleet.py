@@ -122,6 +122,7 @@ class Worker:
 
     connected: bool = False
     draining: bool = False
+    leaves_s: float = 0.0  # while draining: until it goes, when it last reported
     stuck: bool = False
     heard_at: float | None = None
     full_at: float = 0.0  # slow start is over
@@ -230,7 +231,7 @@ class Fleet:
 
         Raises Corrupt for seconds that are none: they would spoil every price.
         """
-        for name in ("step_seconds_total", "step_age_s", "clock_s"):
+        for name in ("step_seconds_total", "step_age_s", "clock_s", "leaves_s"):
             if not 0.0 <= getattr(load, name) <= MOST_SECONDS:
                 raise Corrupt(f"{name} = {getattr(load, name)}", worker.address)
         before = worker.report
@@ -250,6 +251,7 @@ class Fleet:
             step_age_s=load.step_age_s,
         )
         worker.draining = load.draining
+        worker.leaves_s = load.leaves_s
         worker.clock_ahead_s = load.clock_s - now
         if worker.identity is None or not worker.identity.anonymous:
             worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)

@@ -16,6 +16,7 @@ from warmfleet_router.prefixes import BookedPrefixes
 from warmfleet_router.pressure import Pressure
 from warmfleet_router.pricing import starting_rates
 from warmfleet_router.traffic import MEMORY_S, Traffic
+from warmfleet_router.wanted import Wanted
 
 LEND_AGAIN = 1.1  # times the measurements: it costs microseconds a worker
 FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
@@ -37,6 +38,7 @@ class Group:
         self.links = Links(link_bytes_per_s)
         self.pressure = Pressure()
         self.demand = Demand(block_size)
+        self.wanted = Wanted(fingerprint, block_size)
         self.panic = False
         self._faded_at = 0.0
         self._measurements = 0

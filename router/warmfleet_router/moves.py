@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from warmfleet_proto.router_pb2 import ProgressRequest
+from warmfleet_proto.transfer_pb2 import Pulled
 
 MAX_PAIRS = 16_384  # remembered; the one that was first used is forgotten
 FAILURES = frozenset({"refused", "gone", "lost", "corrupt", "given_up", "full"})
@@ -23,6 +24,8 @@ class Moved:
     wasted_bytes: int = 0  # late, twice or damaged
     seconds: float = 0.0
     saved_s: float = 0.0  # of prefill, as predicted
+    ahead_bytes: int = 0  # of the bytes, those for which no request waited
+    evacuated_bytes: int = 0  # ... because their source was about to go
     failures: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -41,14 +44,17 @@ class Moves:
     def note(self, source: str, target: str, of: ProgressRequest, saved_s: float) -> None:
         """What a gateway reports of one pull."""
         moved = self._pair(source, target)
-        moved.pulls += 1
         moved.tokens += min(of.pulled_tokens, of.cached_tokens)
-        moved.bytes += min(of.pulled_bytes, MOST_BYTES)
-        moved.wasted_bytes += min(of.wasted_bytes, of.pulled_bytes, MOST_BYTES)
-        moved.seconds += of.pull_s
         moved.saved_s += saved_s
-        if of.pull_failure:
-            moved.failures[of.pull_failure if of.pull_failure in FAILURES else "other"] += 1
+        _carry(moved, of.pulled_bytes, of.wasted_bytes, of.pull_s, of.pull_failure)
+
+    def brought(self, source: str, target: str, of: Pulled, leaving: bool) -> None:
+        """What a worker answers of blocks that it was to bring; ``leaving``: from one that drained."""
+        moved = self._pair(source, target)
+        moved.tokens += of.tokens
+        moved.ahead_bytes += min(of.bytes, MOST_BYTES)
+        moved.evacuated_bytes += min(of.bytes, MOST_BYTES) * leaving
+        _carry(moved, of.bytes, of.wasted_bytes, of.seconds, of.failure)
 
     def _pair(self, source: str, target: str) -> Moved:
         moved = self._pairs.get((source, target))
@@ -57,3 +63,12 @@ class Moves:
                 del self._pairs[next(iter(self._pairs))]
             moved = self._pairs[source, target] = Moved(source, target)
         return moved
+
+
+def _carry(moved: Moved, count: int, wasted: int, seconds: float, failure: str) -> None:
+    moved.pulls += 1
+    moved.bytes += min(count, MOST_BYTES)
+    moved.wasted_bytes += min(wasted, count, MOST_BYTES)
+    moved.seconds += seconds
+    if failure:
+        moved.failures[failure if failure in FAILURES else "other"] += 1

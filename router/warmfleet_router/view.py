@@ -132,5 +132,8 @@ class Counters:
     available_tokens: int = 0
     delivered_tokens: int = 0  # sum over requests that reached their first token
     prompt_tokens: int = 0  # sum over placements
+    replications: int = 0  # copies of prefixes ordered ahead of requests
+    evacuations: int = 0  # ... because who held them was about to go
+    bring_failures: int = 0  # of both, that did not come whole
     decision_lines: int = 0  # of the decision log
     decision_lines_dropped: int = 0

@@ -62,6 +62,11 @@ class Candidate(NamedTuple):
     eviction_s: float  # to compute again what it displaces, times the chance that that is missed
     pull: PullPlan | None
 
+    @property
+    def held(self) -> int:
+        """Of ``overlap``, what is there already."""
+        return self.pull.from_tokens if self.pull else self.overlap
+
 
 class Choice(NamedTuple):
     candidate: Candidate

@@ -4,15 +4,34 @@ Each link carries one transfer after another.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from warmfleet_proto.transfer_pb2 import Pull
+from warmfleet_proto.transfer_pb2 import Pull, Pulled
 
 from warmfleet_router.replay.cache import Node
 from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.worker import Job, Load
+from warmfleet_router.replication import Order
+
+SLICE_BYTES = 256 << 20  # of an order, between which a link carries what requests wait for
 
 At = Callable[..., None]  # (when, action, *arguments)
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """An order that is being carried out."""
+
+    order: Order
+    source: Member
+    target: Member
+    keys: list[int]
+    nodes: list[Node]  # pinned at the source
+    have: int  # blocks at the target when it began
+    left: float  # bytes
+    began: float
+    over: Callable[[Order, Pulled], Any]
 
 
 class Bringing:
@@ -52,6 +71,46 @@ class Bringing:
         source.worker.cache.unpin(nodes)
         job.pulled = member.worker.arrive(job, blocks, blocks if complete else 0)
         self._stir(member)
+
+    def order(self, order: Order, now: float, over: Callable[[Order, Pulled], Any]) -> None:
+        """What the router wants to be brought; ``over`` is told what came of it."""
+        source, target = self._members[int(order.source.name[1:])], self._members[int(order.target.name[1:])]
+        keys = memoryview(order.keys).cast("Q").tolist()
+        have, nodes = target.worker.held(keys), source.worker.cache.match(keys)
+        size = target.worker.block_size * target.worker.profile.kv_bytes_per_token
+        if len(nodes) <= have:
+            over(order, Pulled(failure="gone"))
+            return
+        source.worker.cache.pin(nodes)  # leased
+        left = float((len(nodes) - have) * size)
+        self._carry(_Ahead(order, source, target, keys, nodes, have, left, now, over), now)
+
+    def _carry(self, of: _Ahead, now: float) -> None:
+        profile = of.target.worker.profile
+        carried = min(of.left, SLICE_BYTES)
+        begins = max(of.source.sending_until, now)
+        of.source.sending_until = begins + carried / profile.link_bytes_per_s
+        of.left -= carried
+        when = of.source.sending_until + (0.0 if of.left else profile.link_latency)
+        self._at(when, self._carried, of, when)
+
+    def _carried(self, of: _Ahead, now: float) -> None:
+        if of.left:
+            self._carry(of, now)
+            return
+        of.source.worker.cache.unpin(of.nodes)
+        worker = of.target.worker
+        came = worker.take_in(of.keys[: len(of.nodes)])
+        of.source.given_blocks += came
+        self._stir(of.target)
+        size = worker.block_size * worker.profile.kv_bytes_per_token
+        pulled = Pulled(
+            tokens=came * worker.block_size,
+            seconds=now - of.began,
+            bytes=(len(of.nodes) - of.have) * size,
+            failure="" if len(of.nodes) == len(of.keys) else "gone",
+        )
+        of.over(of.order, pulled)
 
     def load(self, member: Member, load: Load, now: float) -> None:
         """From host memory, as the worker asked."""

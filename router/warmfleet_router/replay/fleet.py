@@ -6,6 +6,7 @@ the network are modelled. Same inputs and seed, same outcome, to the byte.
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as wpb
 from warmfleet_proto.limits import HEARTBEAT_S
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.replay.bringing import Bringing
@@ -20,6 +22,7 @@ from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.replay.worker import Job, Worker
+from warmfleet_router.replication import Order
 from warmfleet_router.routing import Routing
 from warmfleet_router.spread import Spread
 
@@ -297,7 +300,13 @@ class Fleet:
         for core in self.cores:
             core.heartbeat(rpb.HeartbeatRequest(gateway_id=GATEWAY), self.now)
             core.tick(self.now)
+            for order in core.replication.take_orders():
+                self._bringing.order(order, self.now, partial(self._brought, core))
         self._at(self.now + TICK_S, self._tick)
+
+    def _brought(self, core: RouterCore, order: Order, pulled: Pulled) -> None:
+        self._tell(self.members[int(order.target.name[1:])])
+        core.brought(order.id, pulled, self.now)
 
     def _tell(self, member: Member) -> None:
         message = member.announcer.message(self.now)

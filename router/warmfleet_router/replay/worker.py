@@ -164,7 +164,10 @@ class Worker:
         job.waits -= 1
         self._arriving.subtract(job.keys[:expected])
         self._arriving += Counter()  # only what is left
-        keys = job.keys[:blocks]
+        return self.take_in(job.keys[:blocks])
+
+    def take_in(self, keys: Sequence[int]) -> int:
+        """What has been brought; how much of it has become readable: as much as there is room for."""
         nodes = self.cache.match(keys)
         self.cache.pin(nodes)
         missing = min(len(keys) - len(nodes), self.cache.available)
