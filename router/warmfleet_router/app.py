@@ -20,6 +20,7 @@ from warmfleet_router import admin, index, program
 from warmfleet_router.client import LocalRouter, Router
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
+from warmfleet_router.courier import Courier
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.decisions.writer import Writer
 from warmfleet_router.discovery import Found
@@ -67,8 +68,9 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         event(_log, "index_in_python", level=logging.WARNING, why=_IN_PYTHON)
     async with AsyncExitStack() as stack:
         core = _core(_without_key(config), stack)
+        granter = None
         if config.fleet_key_file:
-            core.granter = Granter(read_key("fleet_key_file", config.fleet_key_file))
+            granter = core.granter = Granter(read_key("fleet_key_file", config.fleet_key_file))
         router = LocalRouter(core, clock)
         metrics = Metrics()
         metrics.watch(core, clock)
@@ -89,6 +91,8 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         await stack.enter_async_context(discoverer)
         metrics.watch_discovery(discoverer.views)
         await workers.settled(SETTLE_S)  # a replica that knew nothing would scatter prefixes
+        if granter is not None:
+            await stack.enter_async_context(Courier(core, granter, clock, connect))
         grpc_address = await stack.enter_async_context(_service(config, router))
         shown = admin.Setting(discoverer.views, shares(config.aliases))
         front = program.front(
@@ -107,7 +111,8 @@ def _without_key(config: RouterConfig) -> RouterConfig:
     """No worker gives blocks without grants: none are pulled then."""
     if config.fleet_key_file:
         return config
-    return msgspec.structs.replace(config, routing=msgspec.structs.replace(config.routing, pulls=False))
+    routing = msgspec.structs.replace(config.routing, pulls=False, replicate=False)
+    return msgspec.structs.replace(config, routing=routing)
 
 
 def _core(config: RouterConfig, stack: AsyncExitStack) -> RouterCore:

@@ -31,7 +31,6 @@ from warmfleet_router.wanted import NEAR_SHARE, Prefix
 HISTORY = 100  # placements
 LONGEST_S = 86_400.0  # a timing beyond this is nonsense
 LONGEST = 1e6  # so is a completion
-AT_LEAST = 4.0  # times the patience, for what did not come at all: more than a pull is worth (bring.WORTH)
 _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
 
@@ -260,17 +259,10 @@ class RouterCore:
             cold_s = worker.rates.prefill_s(prompt - without, without)
             saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
             self.moves.note(booking.source, worker.name, request, saved_s)
-            self._learn_link(group, booking, request, now)
+            came, seconds, failure = float(request.pulled_bytes), request.pull_s, request.pull_failure
+            group.links.told(booking.source, worker.name, booking.pull_bytes, came, seconds, failure, now)
         if group and 0.0 < request.load_s < LONGEST_S:
             group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s, now)
-
-    def _learn_link(self, group: Group, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
-        """Where nothing came, all of it would have taken longer than was waited for."""
-        count, seconds = float(request.pulled_bytes), request.pull_s
-        if not count and request.pull_failure in ("given_up", "lost"):
-            count, seconds = booking.pull_bytes, AT_LEAST * seconds
-        if count:
-            group.links.observe(booking.source, booking.worker.name, count, seconds, now)
 
     def _learn_late(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
         """From a backend that tells with its end what it had cached. Its queue is part of the time to the

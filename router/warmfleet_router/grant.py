@@ -4,10 +4,11 @@ from array import array
 
 from warmfleet_proto.grant import seal, source_key
 from warmfleet_proto.hashing import root_hash
-from warmfleet_proto.limits import GRANT_TTL_S
+from warmfleet_proto.limits import GRANT_TTL_S, KEY_BYTES
 from warmfleet_proto.transfer_pb2 import Claims, Grant
 
 from warmfleet_router.placement import Decision
+from warmfleet_router.replication import Order
 
 
 class Granter:
@@ -39,4 +40,18 @@ def claims(decision: Decision, salt: bytes, now: float) -> Claims:
         first=first,
         keys=array("Q", decision.ask.keys[first : first + count]).tobytes(),
         expires_s=now + plan.source.clock_ahead_s + GRANT_TTL_S,
+    )
+
+
+def claims_of(order: Order, now: float) -> Claims:
+    """On the blocks that its target is to bring."""
+    source = order.source
+    return Claims(
+        source=source.name,
+        target=order.target.name,
+        epoch=source.epoch,
+        root=order.prefix.root,
+        first=order.first,
+        keys=order.keys[order.first * KEY_BYTES :],
+        expires_s=now + source.clock_ahead_s + GRANT_TTL_S,
     )

@@ -40,6 +40,7 @@ class Group:
         self.demand = Demand(block_size)
         self.wanted = Wanted(fingerprint, block_size)
         self.panic = False
+        self.copies_ahead = False  # hot prefixes are copied off the path of requests
         self._faded_at = 0.0
         self._measurements = 0
         self._lend_at = 0.0

@@ -15,6 +15,7 @@ LINK_BYTES_PER_S = 1e9  # of a guess: an ordinary network
 OWN_BYTES_PER_S = 1e10  # and host memory
 SPREAD = (1e-2, 1e-3)  # links differ by a factor of a million: one measurement outweighs the guess
 MEMORY_S = 60.0  # networks get well again
+AT_LEAST = 4.0  # times the patience, for what did not come at all: more than a pull is worth (bring.WORTH)
 MAX_PAIRS = 16_384  # remembered; the one that was measured first is forgotten
 
 
@@ -56,6 +57,22 @@ class Links:
         for link in (self._pairs[pair], self._all[own]):
             link.line.observe((1.0, count), seconds)
             link.at = now
+
+    def told(
+        self,
+        source: str,
+        target: str,
+        wanted: float,
+        count: float,
+        seconds: float,
+        failure: str,
+        now: float,
+    ) -> None:
+        """``count`` of ``wanted`` bytes came. Where none did, all of them would have taken longer."""
+        if not count and failure in ("given_up", "lost"):
+            count, seconds = wanted, AT_LEAST * seconds
+        if count:
+            self.observe(source, target, count, seconds, now)
 
     def _known(self, source: str, target: str, now: float) -> tuple[float, ...] | list[float]:
         own = source == target

@@ -174,6 +174,9 @@ _COUNTERS = {
     "available_tokens": "Largest overlap that any worker held.",
     "delivered_tokens": "Prompt tokens that workers reported as cached.",
     "prompt_tokens": "Prompt tokens of all placements.",
+    "replications": "Copies of prefixes ordered ahead of requests.",
+    "evacuations": "Copies ordered because who held them was about to go.",
+    "bring_failures": "Copies ordered that did not come whole.",
     "decision_lines": "Lines of the decision log.",
     "decision_lines_dropped": "Lines that it could not take in time.",
 }

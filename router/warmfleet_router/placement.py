@@ -75,7 +75,7 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     available = min(available, request.prompt_tokens - 1)
     waits = [candidate.wait_s for candidate in candidates]
     following = group.traffic.following(waits, len(pool.workers), now)
-    outgrown = _outgrown(group, ask, candidates, available, len(pool.workers), now)
+    outgrown = not group.copies_ahead and _outgrown(group, ask, candidates, available, len(pool.workers), now)
     return _Survey(group, Ask(*ask[:6], following, available, outgrown), candidates, available)
 
 

@@ -6,8 +6,10 @@ placements once its presence events have come, like everything else that a worke
 when demand falls: it is then what the worker evicts next.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
+from math import inf
 from typing import NamedTuple
 
 from warmfleet_proto.limits import GRANT_TTL_S, KEY_BYTES
@@ -20,6 +22,8 @@ from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 from warmfleet_router.wanted import NEAR_SHARE, Prefix
 
+LOOKS = 4  # at prefixes, a tick: each takes as long as a placement
+NEAR_S = 1e-3
 OVERHEAD_S = 5e-3  # of an order, whatever its size
 SENDING = 0.05  # a second of a link delays others by this much: what it carries for requests goes beside it
 MOST_FROM = 2  # orders at once that a worker gives blocks for; while it drains it gives them to
@@ -38,7 +42,6 @@ class Order(NamedTuple):
     source: Worker
     target: Worker
     prefix: Prefix
-    root: bytes
     keys: bytes  # packed, of the prefix up to the last block
     first: int
     blocks: int
@@ -53,13 +56,16 @@ class Order(NamedTuple):
 
 class Replication:
     def __init__(self, routing: Routing, counters: Counters, moves: Moves) -> None:
-        self._on = routing.replicate
+        self._on = routing.replicate and routing.policy == "cheapest"
         self._rate = routing.replicate_bytes_per_s
         self._evacuate_bytes = routing.evacuate_bytes
         self._counters = counters
         self._moves = moves
         self._ids = count(1)
         self._under_way: dict[int, Order] = {}
+        self._coming: set[Prefix] = set()  # of those orders, as the next two
+        self._sends: Counter[Worker] = Counter()
+        self._brings: Counter[Worker] = Counter()
         self._orders: list[Order] = []
         self._resting: dict[int, float] = {}  # until when, by mark
         self._spent: dict[Group, float] = {}  # bytes above what time has allowed
@@ -71,35 +77,38 @@ class Replication:
         orders, self._orders = self._orders, []
         return orders
 
-    # ---- time
-
-    def tick(self, groups: Iterable[Group], now: float) -> None:
-        if not self._on:
-            return
-        self._forget(now)
-        for group in groups:
-            givers = [worker for worker in group.workers.values() if _gives(worker)]
-            self._save(group, len(givers), now)
-            due = group.wanted.take_due()
-            if len(givers) > 1:
-                self._replicate(group, due, now)
-            self._evacuate(group, givers, now)
-        self._at = now
-
     def brought(self, order_id: int, pulled: Pulled | None, now: float) -> None:
         """What came of an order; None where the target did not take it."""
         order = self._under_way.pop(order_id, None)
         if order is None:
             return
         source, target = order.source, order.target
+        self._coming.discard(order.prefix)
+        _less(self._sends, source)
+        _less(self._brings, target)
         if pulled is None or pulled.failure:
             self._counters.bring_failures += 1
             self._resting[order.prefix.mark] = now + REST_S
-        if pulled is None:
+        if pulled is not None:
+            self._moves.brought(source.name, target.name, pulled, order.leaving)
+            came, seconds = float(pulled.bytes), pulled.seconds
+            order.group.links.told(source.name, target.name, order.bytes, came, seconds, pulled.failure, now)
+
+    def tick(self, groups: Collection[Group], now: float) -> None:
+        """Not for long: a few prefixes are looked at, the others next time."""
+        if not self._on:
             return
-        self._moves.brought(source.name, target.name, pulled, order.leaving)
-        if pulled.bytes and not pulled.failure:
-            order.group.links.observe(source.name, target.name, float(pulled.bytes), pulled.seconds)
+        self._forget(now)
+        self._spent = {group: self._spent.get(group, 0.0) for group in groups}
+        for group in groups:
+            givers = [worker for worker in group.workers.values() if _gives(worker)]
+            group.copies_ahead = len(givers) > 1
+            if group.copies_ahead:
+                self._replicate(group, len(givers), now)
+                for worker in givers:
+                    if worker.draining and worker.leaves_s > 0.0:
+                        self._evacuate(group, worker, now)
+        self._at = now
 
     def _forget(self, now: float) -> None:
         """What has taken its time."""
@@ -109,17 +118,14 @@ class Replication:
         self._resting = {mark: until for mark, until in self._resting.items() if until > now}
         self._leaving = {w: each for w, each in self._leaving.items() if w.draining and w.epoch == each.epoch}
 
-    def _save(self, group: Group, givers: int, now: float) -> None:
-        allowed = self._rate * givers * max(now - self._at, 0.0)
-        self._spent[group] = max(self._spent.get(group, 0.0) - allowed, -SAVE_S * self._rate * givers)
-
     # ---- copies of what is in demand
 
-    def _replicate(self, group: Group, due: Iterable[Prefix], now: float) -> None:
-        for prefix in due:
-            if self._spent[group] >= 0.0:
-                return
-            order = self._copy(group, prefix, now)
+    def _replicate(self, group: Group, givers: int, now: float) -> None:
+        allowed = self._rate * givers
+        spent = self._spent[group] - allowed * max(now - self._at, 0.0)
+        self._spent[group] = max(spent, -SAVE_S * allowed)
+        for prefix in group.wanted.take_due(LOOKS):
+            order = self._copy(group, prefix, now) if self._spent[group] < 0.0 else None
             if order is not None:
                 self._spent[group] += order.bytes
                 self._counters.replications += 1
@@ -128,91 +134,77 @@ class Replication:
     def _copy(self, group: Group, prefix: Prefix, now: float) -> Order | None:
         """Where another copy saves more than it costs."""
         seen = self._seen(group, prefix)
-        if seen is None:
+        sources = [w for w in seen.holders if not w.draining and self._sends[w] < MOST_FROM]
+        if not sources:
             return None
+        source = min(sources, key=lambda w: (self._sends[w], w.given_s))
         enough = seen.blocks * (1.0 - NEAR_SHARE)
-        holders = sum(blocks >= enough for blocks in seen.held.values())
-        source = min(
-            (w for w in seen.holders if w.connected and self._sends(w) < MOST_FROM),
-            key=lambda w: (self._sends(w), w.given_s),
-            default=None,
+        target = self._cheapest(
+            group, source, seen, now, [w for w in seen.others if seen.held_by(w) < enough]
         )
-        if source is None or source.draining:
-            return None
-        others = [w for w in seen.others if seen.held.get(w.slot, 0) < enough]
-        target = self._cheapest(group, source, others, seen, prefix)
         if target is None:
             return None
-        lacks = seen.blocks - seen.held.get(target.slot, 0)
-        saved_s = (
-            prefix.requests(now)
-            * group.wanted.saves(holders)
-            * target.rates.queue_s(lacks * group.block_size)
-        )
-        if saved_s <= _cost_s(group, source, target, lacks):
+        tokens = (seen.blocks - seen.held_by(target)) * group.block_size
+        saves = group.wanted.saves(sum(blocks >= enough for blocks in seen.held.values()))
+        saved_s = prefix.requests(now) * saves * target.rates.queue_s(tokens)
+        slow = sum(group.links.seconds(source, target, tokens * group.token_bytes, now)) > GRANT_TTL_S
+        if slow or saved_s <= _cost_s(group, source, target, tokens, now):
             return None
-        return self._order(group, prefix, source, target, seen, now, GRANT_TTL_S, leaving=False)
+        return self._order(group, prefix, source, target, seen, now, GRANT_TTL_S)
 
     # ---- what a worker that drains holds
 
-    def _evacuate(self, group: Group, givers: Iterable[Worker], now: float) -> None:
-        for worker in givers:
-            if not worker.draining or not worker.connected:
-                continue
-            leaving = self._leaving.get(worker)
-            if leaving is None:
-                prefixes = iter(group.wanted.hottest(now))
-                leaving = self._leaving[worker] = _Leaving(worker.epoch, prefixes, self._evacuate_bytes)
-            while self._sends(worker) < MOST_FROM_DRAINING and leaving.bytes_left > 0:
-                prefix = next(leaving.prefixes, None)
-                if prefix is None:
-                    break
-                order = self._save_from(group, worker, prefix, now)
-                if order is not None:
-                    leaving.bytes_left -= order.bytes
-                    self._counters.evacuations += 1
-                    self._give(order)
+    def _evacuate(self, group: Group, worker: Worker, now: float) -> None:
+        leaving = self._leaving.get(worker)
+        if leaving is None:
+            hottest = iter(group.wanted.hottest(now))
+            leaving = self._leaving[worker] = _Leaving(worker.epoch, hottest, self._evacuate_bytes)
+        for _ in range(LOOKS):
+            free = any(_gives(w) and self._brings[w] < MOST_TO for w in group.pool.workers)
+            if not free or self._sends[worker] >= MOST_FROM_DRAINING or leaving.bytes_left <= 0:
+                return
+            prefix = next(leaving.prefixes, None)
+            order = self._rescue(group, worker, prefix, now) if prefix else None
+            if order is not None:
+                leaving.bytes_left -= order.bytes
+                self._counters.evacuations += 1
+                self._give(order)
 
-    def _save_from(self, group: Group, worker: Worker, prefix: Prefix, now: float) -> Order | None:
+    def _rescue(self, group: Group, worker: Worker, prefix: Prefix, now: float) -> Order | None:
         """What nobody who stays holds of a prefix."""
         seen = self._seen(group, prefix)
-        if seen is None or worker not in seen.holders or worker.leaves_s <= 0:
+        stay = any(not w.draining for w in seen.holders)
+        target = self._cheapest(group, worker, seen, now, seen.others)
+        if worker not in seen.holders or stay or target is None:
             return None
-        if any(seen.held.get(w.slot, 0) >= seen.blocks for w in group.pool.workers):
-            return None
-        target = self._cheapest(group, worker, seen.others, seen, prefix)
-        if target is None:
-            return None
-        return self._order(group, prefix, worker, target, seen, now, worker.leaves_s, leaving=True)
+        return self._order(group, prefix, worker, target, seen, now, min(worker.leaves_s, GRANT_TTL_S))
 
     # ---- both
 
-    def _seen(self, group: Group, prefix: Prefix) -> "_Seen | None":
-        """Who holds how much of it; None where nobody does, or where it rests or is on its way."""
-        if prefix.mark in self._resting or any(o.prefix is prefix for o in self._under_way.values()):
-            return None
+    def _seen(self, group: Group, prefix: Prefix) -> "_Seen":
+        """Nobody where it rests or is on its way."""
+        if prefix.mark in self._resting or prefix in self._coming:
+            return _Seen(0, {}, [], [], None)
         held = {slot: blocks for slot, blocks, *_ in group.index.lookup(prefix.keys, group.loads)}
-        most = max((blocks for slot, blocks in held.items() if _gives(group.workers[slot])), default=0)
-        if not most:
-            return None
-        holders = [group.workers[slot] for slot, blocks in held.items() if blocks == most]
-        others = [group.workers[slot] for slot, blocks in held.items() if blocks < most]
-        home = group.pool.ring.home(prefix.mark, group.pool.members, float("inf"))
-        if home is not None and home.slot not in held:
-            others.append(home)
-        others = [w for w in others if w in group.pool.members and _gives(w) and self._brings(w) < MOST_TO]
-        return _Seen(most, held, [w for w in holders if _gives(w)], others, home)
+        home = group.pool.ring.home(prefix.mark, group.pool.members, inf)
+        if home is not None:
+            held.setdefault(home.slot, 0)
+        givers = {slot: group.workers[slot] for slot in held if _gives(group.workers[slot])}
+        most = max((held[slot] for slot in givers), default=0)
+        holders = [w for slot, w in givers.items() if most and held[slot] == most]
+        others = [w for slot, w in givers.items() if held[slot] < most]
+        others = [w for w in others if w in group.pool.members and self._brings[w] < MOST_TO]
+        return _Seen(most, held, holders, others, home)
 
     def _cheapest(
-        self, group: Group, source: Worker, others: Iterable[Worker], seen: "_Seen", prefix: Prefix
+        self, group: Group, source: Worker, seen: "_Seen", now: float, others: Iterable[Worker]
     ) -> Worker | None:
         """The ring home among those where it costs little more than the least, else who was given least."""
-        costs = {w: _cost_s(group, source, w, seen.blocks - seen.held.get(w.slot, 0)) for w in others}
-        if not costs:
-            return None
-        limit = (1.0 + NEAR_SHARE) * min(costs.values()) + 1e-3
+        lack = {w: (seen.blocks - seen.held_by(w)) * group.block_size for w in others}
+        costs = {w: _cost_s(group, source, w, tokens, now) for w, tokens in lack.items()}
+        limit = (1.0 + NEAR_SHARE) * min(costs.values(), default=0.0) + NEAR_S
         near = [w for w, cost in costs.items() if cost <= limit]
-        return seen.home if seen.home in near else min(near, key=lambda w: w.given_s)
+        return seen.home if seen.home in near else min(near, key=lambda w: w.given_s, default=None)
 
     def _order(
         self,
@@ -223,36 +215,19 @@ class Replication:
         seen: "_Seen",
         now: float,
         within_s: float,
-        *,
-        leaving: bool,
     ) -> Order:
-        first = seen.held.get(target.slot, 0)
-        keys = prefix.keys[: seen.blocks * KEY_BYTES]
-        blocks = seen.blocks - first
+        keys, first = prefix.keys[: seen.blocks * KEY_BYTES], seen.held_by(target)
+        number, blocks = next(self._ids), seen.blocks - first
         return Order(
-            next(self._ids),
-            group,
-            source,
-            target,
-            prefix,
-            prefix.root,
-            keys,
-            first,
-            blocks,
-            now,
-            within_s,
-            leaving,
+            number, group, source, target, prefix, keys, first, blocks, now, within_s, source.draining
         )
 
     def _give(self, order: Order) -> None:
         self._under_way[order.id] = order
+        self._coming.add(order.prefix)
+        self._sends[order.source] += 1
+        self._brings[order.target] += 1
         self._orders.append(order)
-
-    def _sends(self, worker: Worker) -> int:
-        return sum(order.source is worker for order in self._under_way.values())
-
-    def _brings(self, worker: Worker) -> int:
-        return sum(order.target is worker for order in self._under_way.values())
 
 
 class _Leaving:
@@ -271,14 +246,22 @@ class _Seen(NamedTuple):
     others: list[Worker]  # who could bring them
     home: Worker | None
 
+    def held_by(self, worker: Worker) -> int:
+        return self.held.get(worker.slot, 0)
+
+
+def _less(counts: Counter[Worker], worker: Worker) -> None:
+    counts[worker] -= 1
+    if not counts[worker]:
+        del counts[worker]
+
 
 def _gives(worker: Worker) -> bool:
     return worker.identity is not None and worker.identity.gives_blocks and worker.connected
 
 
-def _cost_s(group: Group, source: Worker, target: Worker, blocks: int) -> float:
-    """Seconds that bringing so many blocks costs others: the link, and what is displaced."""
-    tokens = blocks * group.block_size
-    sending_s = sum(group.links.seconds(source, target, tokens * group.token_bytes))
+def _cost_s(group: Group, source: Worker, target: Worker, tokens: int, now: float) -> float:
+    """Seconds that bringing so much costs others: the link, and what is displaced."""
+    sending_s = sum(group.links.seconds(source, target, tokens * group.token_bytes, now))
     displaced = max(tokens - target.report.free_blocks * group.block_size, 0)
     return OVERHEAD_S + SENDING * sending_s + group.pressure.reuse * target.rates.queue_s(displaced)

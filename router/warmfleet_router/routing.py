@@ -24,8 +24,8 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     externality: Annotated[float, msgspec.Meta(ge=0, le=1000)] | Literal["adaptive"] = "adaptive"
     # cheapest: workers may be told to pull blocks from their peers where that is cheaper than computing them.
     pulls: bool = True
-    # Copies of prefixes that are in demand are brought ahead of requests, and what a draining worker holds of
-    # them is saved: of so many bytes a second and worker at most, and so many in all from one that drains.
+    # cheapest: copies of prefixes in demand are brought ahead of requests, and what a draining worker holds
+    # of them is saved: of so many bytes a second and worker at most, and so many in all from one that drains.
     replicate: bool = True
     replicate_bytes_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = 1e9
     evacuate_bytes: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 64e9

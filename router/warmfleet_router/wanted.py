@@ -4,7 +4,8 @@ One is remembered at the deepest mark that it shares with what some worker holds
 all of it so far, of a system prompt that part of it which the last two who came with it have in common.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from math import exp
 
 from warmfleet_proto.hashing import root_hash
@@ -122,9 +123,10 @@ class Wanted:
         if len(self._due) < MAX_DUE:
             self._due[prefix.mark] = prefix
 
-    def take_due(self) -> Iterable[Prefix]:
-        due, self._due = self._due, {}
-        return due.values()
+    def take_due(self, most: int) -> list[Prefix]:
+        """Those that have been due for longest."""
+        marks_due = list(islice(self._due, most))
+        return [self._due.pop(mark) for mark in marks_due]
 
     def hottest(self, now: float) -> list[Prefix]:
         """All that are remembered."""

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from warmfleet_router.app import running
 from warmfleet_router.config import RouterConfig
+from warmfleet_router.routing import Routing
 from warmfleet_worker.worker import Worker
 
 from tests.model import demo_model_path
@@ -64,7 +65,9 @@ class Running:
 
 
 @asynccontextmanager
-async def fleet(tmp_path: Path, key: bool = True, **transfer: Any) -> AsyncIterator[Running]:
+async def fleet(
+    tmp_path: Path, key: bool = True, routing: dict[str, Any] | None = None, **transfer: Any
+) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         workers = {}
         for name in ("a", "b"):
@@ -78,6 +81,7 @@ async def fleet(tmp_path: Path, key: bool = True, **transfer: Any) -> AsyncItera
             model=str(demo_model_path()),
             workers=[worker.grpc_address for worker in workers.values()],
             fleet_key_file=str(path) if key else "",
+            routing=Routing(**routing or {}),
         )
         addresses = await stack.enter_async_context(running(config))
         http = aiohttp.ClientSession(f"http://{addresses['http']}")

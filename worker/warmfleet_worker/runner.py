@@ -69,6 +69,7 @@ class Runner:
         self.carriers: dict[Source, Carrier] = {}
         self.below: Below | None = None
         self.closing = False
+        self.leaves_at = 0.0  # at the latest, while it drains
         self.on_outputs: Callable[[list[Output]], None] = lambda _: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._launched: deque[Finish] = deque()  # the engine thread's
@@ -160,6 +161,7 @@ class Runner:
     async def drain(self, deadline_s: float) -> int:
         """Admits nothing more; returns how many requests were left when the time was over."""
         self.scheduler.draining = True
+        self.leaves_at = self.now() + deadline_s
         self._tell_change()
         try:
             async with asyncio.timeout(deadline_s):

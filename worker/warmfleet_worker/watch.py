@@ -77,4 +77,5 @@ def load_of(runner: Runner, bookings: Sequence[int] = ()) -> WorkerLoad:
         step_age_s=runner.step_age_s,
         draining=scheduler.draining,
         clock_s=runner.now(),
+        leaves_s=max(runner.leaves_at - runner.now(), 0.0) if scheduler.draining else 0.0,
     )

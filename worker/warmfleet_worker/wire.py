@@ -110,6 +110,7 @@ def load(
     step_age_s: float,
     draining: bool,
     clock_s: float,
+    leaves_s: float = 0.0,
 ) -> pb.WorkerLoad:
     return pb.WorkerLoad(
         **of._asdict(),
@@ -123,4 +124,5 @@ def load(
         step_age_s=step_age_s,
         draining=draining,
         clock_s=clock_s,
+        leaves_s=leaves_s,
     )

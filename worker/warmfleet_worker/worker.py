@@ -80,6 +80,7 @@ class Worker:
         """How many requests were left."""
         await self._health.set_serving(False)
         unfinished = await self.runner.drain(deadline_s)
+        await self.exchange.emptied(self.runner.leaves_at - self.runner.now())
         if self.below is not None:
             await self.below.settle(min(deadline_s, _SETTLE_S))
         return unfinished

@@ -102,6 +102,8 @@ def pulls(moves: Iterable[Moved]) -> dict[str, Any]:
                 "seconds": moved.seconds,
                 "gb_per_s": moved.bytes_per_s / 1e9,
                 "saved_prefill_s": moved.saved_s,
+                "ahead_bytes": moved.ahead_bytes,
+                "evacuated_bytes": moved.evacuated_bytes,
                 "failures": dict(moved.failures),
             }
             for moved in moves

@@ -208,15 +208,17 @@ function showPlacement(parts, p) {
 }
 
 function makePull(parts) {
-  for (const name of ["source", "target", "pulls", "moved", "saved", "wasted", "failures"]) {
+  for (const name of ["source", "target", "pulls", "moved", "ahead", "saved", "wasted", "failures"]) {
     parts[name] = element("span");
   }
   parts.rate = element("span", "sub");
+  parts.rescued = element("span", "sub");
   return [
     cell("", parts.source),
     cell("", parts.target),
     cell("number", parts.pulls),
     cell("number", parts.moved, parts.rate),
+    cell("number", parts.ahead, parts.rescued),
     cell("number", parts.saved),
     cell("number", parts.wasted),
     cell("", parts.failures),
@@ -229,6 +231,8 @@ function showPull(parts, p) {
   setText(parts.pulls, count(p.pulls));
   setText(parts.moved, bytes(p.bytes));
   setText(parts.rate, `${p.gb_per_s.toFixed(2)} GB/s`);
+  setText(parts.ahead, bytes(p.ahead_bytes));
+  setText(parts.rescued, p.evacuated_bytes ? `${bytes(p.evacuated_bytes)} rescued` : "");
   setText(parts.saved, seconds(p.saved_prefill_s));
   setText(parts.wasted, bytes(p.wasted_bytes));
   setText(parts.failures, Object.entries(p.failures).map(([why, n]) => `${n} ${why}`).join(" · ") || "–");

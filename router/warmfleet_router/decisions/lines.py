@@ -155,6 +155,14 @@ class Ticked(Line, tag="tick"):
     t: list[float]
 
 
+class Brought(Line, tag="brought"):
+    """What came of an order to bring a prefix: the fields of a Pulled; none where it was not taken."""
+
+    t: float
+    order: int
+    pulled: dict[str, Any] | None = None
+
+
 class Swept(Line, tag="swept"):
     budget: int
 
@@ -167,7 +175,7 @@ class Lost(Line, tag="lost"):
 
 AnyLine = (
     Begin | Added | Removed | Joined | Broken | Heard | More | Placed | Explained | First | Ended | Beat
-    | Ticked | Swept | Lost
+    | Ticked | Brought | Swept | Lost
 )  # fmt: skip
 
 encode = msgspec.json.Encoder().encode

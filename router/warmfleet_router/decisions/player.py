@@ -7,6 +7,7 @@ import msgspec
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto import worker_pb2 as wpb
 from warmfleet_proto.errors import WarmfleetError
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.cursor import Ask, Instruction
@@ -164,6 +165,9 @@ def _tell(core: RouterCore, line: AnyLine) -> None:
         case lines.Ticked(ticks):
             for t in ticks:
                 core.tick(t)
+            core.replication.take_orders()  # what came of them is in the log
+        case lines.Brought(t, order, pulled):
+            core.brought(order, None if pulled is None else message_of(Pulled, pulled), t)
         case lines.Swept(budget):
             roster.sweep(budget)
 

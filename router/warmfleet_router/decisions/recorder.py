@@ -6,6 +6,7 @@ from typing import NamedTuple
 import msgspec
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto import worker_pb2 as wpb
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.booking import Booking
 from warmfleet_router.core import RouterCore
@@ -19,6 +20,7 @@ from warmfleet_router.decisions.lines import (
     Beat,
     Begin,
     Broken,
+    Brought,
     Chain,
     Change,
     Ended,
@@ -82,6 +84,10 @@ class RecordingCore(RouterCore):
     def tick(self, now: float) -> None:
         self._journal.tick(now)
         super().tick(now)
+
+    def brought(self, order_id: int, pulled: Pulled | None, now: float) -> None:
+        self._journal.note(Brought(now, order_id, None if pulled is None else plain(pulled)))
+        super().brought(order_id, pulled, now)
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
         booking = super()._book(wanted, decision, now)

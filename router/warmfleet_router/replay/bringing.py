@@ -86,21 +86,26 @@ class Bringing:
         self._carry(_Ahead(order, source, target, keys, nodes, have, left, now, over), now)
 
     def _carry(self, of: _Ahead, now: float) -> None:
-        profile = of.target.worker.profile
-        carried = min(of.left, SLICE_BYTES)
+        """One slice more, as far as there is time for it."""
+        profile, until = of.target.worker.profile, of.began + of.order.within_s
         begins = max(of.source.sending_until, now)
+        carried = min(of.left, SLICE_BYTES, max(until - begins, 0.0) * profile.link_bytes_per_s)
+        if not carried:
+            self._at(max(until, now), self._given_up, of, max(until, now))
+            return
         of.source.sending_until = begins + carried / profile.link_bytes_per_s
         of.left -= carried
         when = of.source.sending_until + (0.0 if of.left else profile.link_latency)
-        self._at(when, self._carried, of, when)
+        self._at(when, self._carry if of.left else self._carried, of, when)
+
+    def _given_up(self, of: _Ahead, now: float) -> None:
+        of.source.worker.cache.unpin(of.nodes)
+        of.over(of.order, Pulled(seconds=now - of.began, failure="given_up"))
 
     def _carried(self, of: _Ahead, now: float) -> None:
-        if of.left:
-            self._carry(of, now)
-            return
         of.source.worker.cache.unpin(of.nodes)
         worker = of.target.worker
-        came = worker.take_in(of.keys[: len(of.nodes)])
+        came = worker.cache.take_in(of.keys[: len(of.nodes)])
         of.source.given_blocks += came
         self._stir(of.target)
         size = worker.block_size * worker.profile.kv_bytes_per_token

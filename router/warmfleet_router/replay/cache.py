@@ -90,6 +90,17 @@ class Cache:
         self.stored.append(node)
         return node
 
+    def take_in(self, keys: Sequence[int]) -> int:
+        """A prefix that has been brought; how much of it has become readable: as much as there is room for."""
+        nodes = self.match(keys)
+        self.pin(nodes)
+        missing = min(len(keys) - len(nodes), self.available)
+        self.take(missing)
+        for key in keys[len(nodes) : len(nodes) + missing]:
+            nodes.append(self.seal(key, nodes[-1] if nodes else None))
+        self.unpin(nodes)
+        return missing
+
     def pin(self, nodes: Sequence[Node]) -> None:
         if self.evictions and (oldest := self._oldest()):
             late = (self._clock + oldest.stamp) / 2

@@ -301,12 +301,14 @@ class Fleet:
             core.heartbeat(rpb.HeartbeatRequest(gateway_id=GATEWAY), self.now)
             core.tick(self.now)
             for order in core.replication.take_orders():
+                self._pending += 1
                 self._bringing.order(order, self.now, partial(self._brought, core))
         self._at(self.now + TICK_S, self._tick)
 
     def _brought(self, core: RouterCore, order: Order, pulled: Pulled) -> None:
         self._tell(self.members[int(order.target.name[1:])])
         core.brought(order.id, pulled, self.now)
+        self._pending -= 1
 
     def _tell(self, member: Member) -> None:
         message = member.announcer.message(self.now)

@@ -164,18 +164,7 @@ class Worker:
         job.waits -= 1
         self._arriving.subtract(job.keys[:expected])
         self._arriving += Counter()  # only what is left
-        return self.take_in(job.keys[:blocks])
-
-    def take_in(self, keys: Sequence[int]) -> int:
-        """What has been brought; how much of it has become readable: as much as there is room for."""
-        nodes = self.cache.match(keys)
-        self.cache.pin(nodes)
-        missing = min(len(keys) - len(nodes), self.cache.available)
-        self.cache.take(missing)
-        for key in keys[len(nodes) : len(nodes) + missing]:
-            nodes.append(self.cache.seal(key, nodes[-1] if nodes else None))
-        self.cache.unpin(nodes)
-        return missing
+        return self.cache.take_in(job.keys[:blocks])
 
     # ---- before a step -----------------------------------------------------------------------
 

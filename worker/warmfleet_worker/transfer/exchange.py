@@ -1,6 +1,7 @@
 """A worker's two sides of moving blocks, put together: what it gives to peers, what it brings from them."""
 
 import asyncio
+import contextlib
 import os
 from typing import Annotated, Literal
 
@@ -39,6 +40,7 @@ from warmfleet_worker.transfer.transport import Transport
 
 DESCRIPTOR = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
 
+_QUIET_S = 1.0  # ten ticks of a router
 _TICK_S = 0.25  # between looks at the leases' time
 _MOST_STREAMS = 8
 _MOST_LANES = 8  # of a kind
@@ -120,6 +122,18 @@ class Exchange:
             self.service.offers.append(offer)
         add_TransferServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
         self._ticks = asyncio.create_task(self._expire(self.service))
+
+    async def emptied(self, within_s: float) -> None:
+        """Until no peer has taken blocks from here for a while: a router that watches this worker drain has
+        them brought where they will be asked for."""
+        if self.service is None or not self._runner.listeners or not len(self._runner.presence):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                lent = -1
+                while lent != self.service.lent or len(self.leases):
+                    lent = self.service.lent
+                    await asyncio.sleep(_QUIET_S)
 
     async def close(self) -> None:
         await self.puller.close()

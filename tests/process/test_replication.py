@@ -1,0 +1,55 @@
+"""Copies that the router orders though no request waits for them: a real router, gateway and sim workers."""
+
+import asyncio
+from pathlib import Path
+
+from warmfleet_worker.worker import Worker
+
+from tests.process.test_router_pulls import PREFIX, Running, asked_with, fleet
+
+
+async def asked(made: Running, question: str) -> str:
+    """After 1,600 tokens that all questions share; who answered."""
+    return await asked_with(made, 2 * PREFIX, question)
+
+
+async def until_held(worker: Worker, blocks: int) -> None:
+    async with asyncio.timeout(10):
+        while worker.scheduler.cache.pool.cached < blocks:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_hot_prefix_is_copied_and_no_request_waits_for_it(tmp_path: Path) -> None:
+    """Requests wait at the holder while the other worker is idle: a copy comes by itself."""
+    async with fleet(tmp_path, routing={"pulls": False}) as made:
+        holder = await asked(made, "Which river is the longest?")
+        other = next(name for name in made.workers if name != holder)
+        questions = [asked(made, f"Which of them has {n} bridges?") for n in range(8)]
+        assert set(await asyncio.gather(*questions)) == {holder}, "computing the prefix again takes longer"
+        await until_held(made.workers[other], 90)
+        (moved,) = await made.pulls()
+        assert (moved["source"], moved["target"], moved["failures"]) == (holder, other, {})
+        assert moved["ahead_bytes"] == moved["bytes"] > 0
+        assert moved["evacuated_bytes"] == 0
+        assert made.workers[other].scheduler.totals.requests == 0
+        async with made.busy(holder):
+            assert await asked(made, "Which bridge is the highest?") == other
+        assert made.workers[other].scheduler.totals.cached_tokens > 1400
+
+
+async def test_what_a_draining_worker_holds_is_served_warm_by_the_other(tmp_path: Path) -> None:
+    async with fleet(tmp_path, routing={"pulls": False}) as made:
+        holder = await asked(made, "Which river is the longest?")
+        other = next(name for name in made.workers if name != holder)
+        assert await asked(made, "Which bridge is the oldest?") == holder
+        assert await made.pulls() == [], "an idle holder is enough"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await made.workers[holder].drain(20.0) == 0
+        assert loop.time() - began < 10, "it goes when nothing more is taken"
+        (moved,) = await made.pulls()
+        assert (moved["source"], moved["target"]) == (holder, other)
+        assert moved["evacuated_bytes"] == moved["bytes"] > 0
+        await made.workers[holder].close()
+        assert await asked(made, "Which bridge is the highest?") == other
+        assert made.workers[other].scheduler.totals.cached_tokens > 1400
