@@ -91,7 +91,7 @@ class Cache:
         return node
 
     def take_in(self, keys: Sequence[int]) -> int:
-        """A prefix that has been brought; how much of it has become readable: as much as there is room for."""
+        """A prefix that has been brought; how much of it has become readable: what there is room for."""
         nodes = self.match(keys)
         self.pin(nodes)
         missing = min(len(keys) - len(nodes), self.available)
