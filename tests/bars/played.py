@@ -44,6 +44,8 @@ class Play(NamedTuple):
     limit: int | None = None
     without: str = ""
     decode: bool = False
+    pulls: bool = True  # for requests, where there is a link
+    replicate: bool = True
     routers: int = 1
     in_turn: bool = False
     delay: float = 0.0  # of presence events
@@ -58,6 +60,7 @@ class Play(NamedTuple):
     def label(self) -> str:
         lambda_ = "" if self.externality is None else f", lambda {self.externality:g}"
         pulls = f", {self.link / 1e9:g} GB/s" if self.link else ""
+        pulls += ", no pulls" * (not self.pulls) + ", no copies" * (not self.replicate)
         without = f", without {self.without}" if self.without else ""
         turn = " in turn" if self.in_turn else ""
         routers = f", {self.routers} routers{turn}" if self.routers > 1 else ""
@@ -91,7 +94,8 @@ def play(of: Play) -> Row:
     trace = loaded(of.trace, of.limit, of.decode)
     if of.spaced:
         trace = spaced(trace)
-    routing = Routing(policy=of.policy, externality="adaptive" if of.externality is None else of.externality)
+    externality = "adaptive" if of.externality is None else of.externality
+    routing = Routing(policy=of.policy, externality=externality, pulls=of.pulls, replicate=of.replicate)
     if of.engine == "flat":
         engine = profile.flat(TOKEN_S * trace.block_size, trace.block_size)
     else:

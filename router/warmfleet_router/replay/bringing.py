@@ -26,7 +26,7 @@ class _Ahead:
     order: Order
     source: Member
     target: Member
-    keys: list[int]
+    keys: list[int]  # of what the source held when it began
     nodes: list[Node]  # pinned at the source
     have: int  # blocks at the target when it began
     left: float  # bytes
@@ -76,14 +76,17 @@ class Bringing:
         """What the router wants to be brought; ``over`` is told what came of it."""
         source, target = self._members[int(order.source.name[1:])], self._members[int(order.target.name[1:])]
         keys = memoryview(order.keys).cast("Q").tolist()
-        have, nodes = target.worker.held(keys), source.worker.cache.match(keys)
-        size = target.worker.block_size * target.worker.profile.kv_bytes_per_token
-        if len(nodes) <= have:
+        have, there = target.worker.held(keys), source.worker.held(keys)
+        if there <= have:
             over(order, Pulled(failure="gone"))
             return
+        nodes = source.worker.cache.match(keys)
         source.worker.cache.pin(nodes)  # leased
-        left = float((len(nodes) - have) * size)
-        self._carry(_Ahead(order, source, target, keys, nodes, have, left, now, over), now)
+        size = target.worker.block_size * target.worker.profile.kv_bytes_per_token
+        ahead = _Ahead(
+            order, source, target, keys[:there], nodes, have, float((there - have) * size), now, over
+        )
+        self._carry(ahead, now)
 
     def _carry(self, of: _Ahead, now: float) -> None:
         """One slice more, as far as there is time for it."""
@@ -105,17 +108,12 @@ class Bringing:
     def _carried(self, of: _Ahead, now: float) -> None:
         of.source.worker.cache.unpin(of.nodes)
         worker = of.target.worker
-        came = worker.cache.take_in(of.keys[: len(of.nodes)])
+        came = worker.cache.take_in(of.keys)
         of.source.given_blocks += came
         self._stir(of.target)
         size = worker.block_size * worker.profile.kv_bytes_per_token
-        pulled = Pulled(
-            tokens=came * worker.block_size,
-            seconds=now - of.began,
-            bytes=(len(of.nodes) - of.have) * size,
-            failure="" if len(of.nodes) == len(of.keys) else "gone",
-        )
-        of.over(of.order, pulled)
+        brought = (len(of.keys) - of.have) * size
+        of.over(of.order, Pulled(tokens=came * worker.block_size, seconds=now - of.began, bytes=brought))
 
     def load(self, member: Member, load: Load, now: float) -> None:
         """From host memory, as the worker asked."""
