@@ -2,8 +2,7 @@
 
 import asyncio
 from pathlib import Path
-
-from warmfleet_worker.worker import Worker
+from typing import Any
 
 from tests.process.test_router_pulls import PREFIX, Running, asked_with, fleet
 
@@ -13,10 +12,13 @@ async def asked(made: Running, question: str) -> str:
     return await asked_with(made, 2 * PREFIX, question)
 
 
-async def until_held(worker: Worker, blocks: int) -> None:
+async def moved(made: Running) -> dict[str, Any]:
+    """What the page says of the only pair between which something has moved, once it does."""
     async with asyncio.timeout(10):
-        while worker.scheduler.cache.pool.cached < blocks:  # noqa: ASYNC110
+        while not (pulls := await made.pulls()):
             await asyncio.sleep(0.02)
+    (pair,) = pulls
+    return pair
 
 
 async def test_a_hot_prefix_is_copied_and_no_request_waits_for_it(tmp_path: Path) -> None:
@@ -26,11 +28,10 @@ async def test_a_hot_prefix_is_copied_and_no_request_waits_for_it(tmp_path: Path
         other = next(name for name in made.workers if name != holder)
         questions = [asked(made, f"Which of them has {n} bridges?") for n in range(8)]
         assert set(await asyncio.gather(*questions)) == {holder}, "computing the prefix again takes longer"
-        await until_held(made.workers[other], 90)
-        (moved,) = await made.pulls()
-        assert (moved["source"], moved["target"], moved["failures"]) == (holder, other, {})
-        assert moved["ahead_bytes"] == moved["bytes"] > 0
-        assert moved["evacuated_bytes"] == 0
+        pair = await moved(made)
+        assert (pair["source"], pair["target"], pair["failures"]) == (holder, other, {})
+        assert pair["ahead_bytes"] == pair["bytes"] > 0
+        assert pair["evacuated_bytes"] == 0
         assert made.workers[other].scheduler.totals.requests == 0
         async with made.busy(holder):
             assert await asked(made, "Which bridge is the highest?") == other
@@ -47,9 +48,9 @@ async def test_what_a_draining_worker_holds_is_served_warm_by_the_other(tmp_path
         began = loop.time()
         assert await made.workers[holder].drain(20.0) == 0
         assert loop.time() - began < 10, "it goes when nothing more is taken"
-        (moved,) = await made.pulls()
-        assert (moved["source"], moved["target"]) == (holder, other)
-        assert moved["evacuated_bytes"] == moved["bytes"] > 0
+        pair = await moved(made)
+        assert (pair["source"], pair["target"]) == (holder, other)
+        assert pair["evacuated_bytes"] == pair["bytes"] > 0
         await made.workers[holder].close()
         assert await asked(made, "Which bridge is the highest?") == other
         assert made.workers[other].scheduler.totals.cached_tokens > 1400
