@@ -15,7 +15,7 @@ async def asked(made: Running, question: str) -> str:
 async def moved(made: Running) -> dict[str, Any]:
     """What the page says of the only pair between which something has moved, once it does."""
     async with asyncio.timeout(10):
-        while not (pulls := await made.pulls()):
+        while not (pulls := await made.pulls()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     (pair,) = pulls
     return pair
