@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warmfleet_proto.hashing import keys
 from warmfleet_proto.limits import LEASE_TTL_S
-from warmfleet_proto.worker_pb2 import Ending
+from warmfleet_proto.worker_pb2 import BringRequest, Ending
+from warmfleet_worker.source import Source
 from warmfleet_worker.transfer.pull import Failure
 
-from tests.process.exchange import End, giving, grant_of, hashes_of, pair, pull_of
+from tests.process.exchange import End, giving, grant_of, hashes_of, pair, pull_of, root_of
 from tests.process.gateway import expected, stream, stub_of
+from tests.process.test_bring import bring
 from tests.process.test_pull import at_rest, lease, until
 from tests.process.test_tiers import below, prompt, settled
 
@@ -167,4 +170,28 @@ async def test_six_hundred_wrong_blocks_on_disk_never_leave(tmp_path: Path) -> N
             started = await pulled(a, b, number, number + 1)
             assert started.peer_tokens == 0
         assert store.corrupt == 30, "the first of each prompt: what follows it is not even read"
+        await all_at_rest(a, b)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_a_hint_loads_what_the_worker_has_below_before_the_request_comes(
+    tmp_path: Path, on_disk: bool
+) -> None:
+    async with pair(tmp_path, disk(tmp_path) if on_disk else {}, **SMALL) as (a, b):
+        await made_on(a, 1, 1)
+        await displaced(a, 2)
+        if on_disk:
+            below(a.worker).host.sums = [b""] * len(below(a.worker).host.sums)
+            for node in list(below(a.worker).host.cache._nodes.values()):
+                below(a.worker).host.condemn(node.block)
+        hint = BringRequest(root=root_of(a.worker), keys=keys(hashes_of(a.worker, prompt(1))))
+        brought = await bring(a, hint)
+        assert brought.held_tokens == BLOCKS * 16
+        started = await pulled(b, a, 1, 9)
+        assert (started.cached_tokens, started.host_tokens, started.disk_tokens) == (BLOCKS * 16, 0, 0)
+        totals = a.worker.scheduler.batch.fetching.totals
+        assert totals.arrived[Source.DISK if on_disk else Source.HOST] == BLOCKS
+        again = await bring(a, hint)
+        assert again.held_tokens == BLOCKS * 16
+        assert totals.arrived.total() == BLOCKS
         await all_at_rest(a, b)

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from warmfleet_proto.errors import Corrupt
+from warmfleet_proto.hashing import keys
 from warmfleet_worker.events import Appeared
 from warmfleet_worker.tiers.disk import DiskStore, Stored
 
@@ -64,7 +65,10 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(number=st.sampled_from(sorted(_CHAINS)), start=st.integers(0, 11))
     def serve(self, number: int, start: int) -> None:
         hashes = [block.identity.hash for block in _CHAINS[number]]
-        run = self.store.catalogue.run(_CHAINS[number][0].identity.root, hashes, start)
+        root = _CHAINS[number][0].identity.root
+        run = self.store.catalogue.run(root, hashes, start)
+        named = self.store.catalogue.named(root, keys(hashes[start:]), start)
+        assert named == hashes[start : start + run]
         self.store.catalogue.use(hashes[: start + run])
         for block in _CHAINS[number][start : start + run]:
             self.check(block)

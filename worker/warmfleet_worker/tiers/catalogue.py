@@ -6,6 +6,8 @@ Pure, and read by two threads: the one that owns it changes it, the other only a
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from warmfleet_proto.limits import KEY_BYTES
+
 from warmfleet_worker.tiers.format import Place
 
 
@@ -22,6 +24,7 @@ class Entry:
 class Catalogue:
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
+        self._named: dict[bytes, Entry] = {}  # by key; of two with one key the later
         self._segments: dict[int, dict[bytes, Entry]] = {}
         self._children: Counter[bytes] = Counter()
 
@@ -50,6 +53,19 @@ class Catalogue:
             found += 1
         return found
 
+    def named(self, root: bytes, keys: bytes, depth: int) -> list[bytes]:
+        """BlockHashes of the longest run, from position ``depth`` of a chain on, of blocks that go by these
+        packed 8-byte keys."""
+        found: list[bytes] = []
+        for start in range(0, len(keys), KEY_BYTES):
+            entry = self._named.get(keys[start : start + KEY_BYTES])
+            if entry is None or entry.identity[2:] != (root, depth + len(found)):
+                break
+            if found and entry.identity.parent != found[-1]:
+                break
+            found.append(entry.identity.hash)
+        return found
+
     def use(self, hashes: Iterable[bytes]) -> None:
         """A chain, or its front: what comes before a block that is used is used too."""
         for block_hash in hashes:
@@ -65,7 +81,7 @@ class Catalogue:
         else:
             self._children[place.identity.parent] += 1
         entry = Entry(place, segment)
-        self._entries[block_hash] = entry
+        self._entries[block_hash] = self._named[block_hash[:KEY_BYTES]] = entry
         self._segments.setdefault(segment, {})[block_hash] = entry
         return before is None
 
@@ -76,6 +92,7 @@ class Catalogue:
         if len(entries) < len(places) or not entries.keys().isdisjoint(self._entries):
             return False
         self._entries.update(entries)
+        self._named.update([(block_hash[:KEY_BYTES], entry) for block_hash, entry in entries.items()])
         self._segments[segment] = entries
         self._children.update([place.identity.parent for place in places])
         return True
@@ -86,6 +103,8 @@ class Catalogue:
         if self._entries.get(identity.hash) is not entry:
             return False
         del self._entries[identity.hash]
+        if self._named.get(identity.hash[:KEY_BYTES]) is entry:
+            del self._named[identity.hash[:KEY_BYTES]]
         del self._segments[entry.segment][identity.hash]
         self._children[identity.parent] -= 1
         if not self._children[identity.parent]:

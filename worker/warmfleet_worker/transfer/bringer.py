@@ -2,6 +2,7 @@
 
 A peer lends the blocks and says for which tokens they stand; only then does this worker know their
 BlockHashes, which must have the keys that it was told. From there on it is a pull like that of any request.
+Without a peer the worker loads what its own lower tiers have, before the request comes that wants it.
 """
 
 import logging
@@ -21,6 +22,7 @@ from warmfleet_worker.prefix import Node
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.sequence import Key, Params, Request, new_sequence
 from warmfleet_worker.submission import pull_of
+from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.transfer.peers import Peers
 from warmfleet_worker.transfer.pull import Failure, Pull, Pulled
 from warmfleet_worker.transfer.puller import FAILURES
@@ -30,15 +32,17 @@ _log = logging.getLogger(__name__)
 
 MAX_BRINGS = 4  # under way at once
 _LEASE_S = 2.0  # for an answer from the source
+_LOAD_S = 5.0  # for a run from a lower tier
 
 
 class Bringer:
     """``name`` is this worker's, as grants call it."""
 
-    def __init__(self, name: str, runner: Runner, peers: Peers) -> None:
+    def __init__(self, name: str, runner: Runner, peers: Peers, below: Below | None = None) -> None:
         self._name = name
         self._runner = runner
         self._peers = peers
+        self._below = below
         self._numbers = count(1)
         self._under_way = 0
 
@@ -52,7 +56,7 @@ class Bringer:
         self._under_way += 1
         try:
             before = len(self._held(request))
-            pulled = await self._bring(request, pull)
+            pulled = await (self._bring(request, pull) if pull else self._load(request))
             held = len(self._held(request))
         finally:
             self._under_way -= 1
@@ -68,14 +72,14 @@ class Bringer:
             ),
         )
 
-    def _checked(self, request: BringRequest) -> Pull:
+    def _checked(self, request: BringRequest) -> Pull | None:
         if len(request.root) != HASH_BYTES:
             raise BadRequest(f"root has {len(request.root)} bytes: expected {HASH_BYTES}", "root")
         blocks, rest = divmod(len(request.keys), KEY_BYTES)
         if rest or not 0 < blocks <= GRANT_BLOCKS:
             raise BadRequest(f"keys has {len(request.keys)} bytes: expected 1 to {GRANT_BLOCKS} keys", "keys")
         if not request.HasField("pull"):
-            raise BadRequest("pull is missing: nothing says where the blocks are", "pull")
+            return None
         size = self._runner.engine.block_size
         pull = pull_of(request.pull, blocks * size, size)
         if pull.first + pull.blocks != blocks:
@@ -84,6 +88,32 @@ class Bringer:
 
     def _held(self, request: BringRequest) -> list[Node]:
         return self._runner.scheduler.cache.named(request.root, request.keys, 0)
+
+    async def _load(self, request: BringRequest) -> Pulled:
+        """What the lower tiers have of it, a run of one tier after the other."""
+        began, before = self._runner.now(), -1
+        while before < (held := len(nodes := self._held(request))) < len(request.keys) // KEY_BYTES:
+            before = held
+            if not (token_ids := await self._stored(request, held)):
+                break
+            prompt = b"".join([node.token_ids for node in nodes]) + token_ids
+            hashes = chain(request.root, prompt, self._runner.engine.block_size)
+            await self._runner.bring(new_sequence(self._asked(request, prompt, hashes)), _LOAD_S)
+        whole = held == len(request.keys) // KEY_BYTES
+        return Pulled(self._runner.now() - began, 0, 0, Failure.NONE if whole else Failure.GONE)
+
+    async def _stored(self, request: BringRequest, depth: int) -> bytes:
+        """Token ids of the run from there on that the nearest tier has."""
+        if self._below is None:
+            return b""
+        rest = request.keys[depth * KEY_BYTES :]
+        if nodes := self._below.host.cache.named(request.root, rest, depth):
+            return b"".join([node.token_ids for node in nodes])
+        if self._below.store is None:
+            return b""
+        hashes = self._below.store.catalogue.named(request.root, rest, depth)
+        records = await self._below.records(request.root, hashes)
+        return b"".join([record.token_ids for record in records.values()])
 
     async def _bring(self, request: BringRequest, pull: Pull) -> Pulled:
         began, held = self._runner.now(), self._held(request)
@@ -133,6 +163,10 @@ class Bringer:
         named, blocks = keys(hashes), len(hashes) - len(held)
         if blocks <= 0 or named != request.keys[: len(named)]:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
+        wanted = self._asked(request, prompt, hashes)
+        wanted.pull = pull._replace(first=len(held), blocks=blocks)
+        return wanted
+
+    def _asked(self, request: BringRequest, prompt: bytes, hashes: list[bytes]) -> Request:
         key, params = Key("", next(self._numbers)), Params(Sampling(), max_tokens=0)
-        run = pull._replace(first=len(held), blocks=blocks)
-        return Request(key, "", request.root, prompt, hashes, params, self._runner.now(), pull=run)
+        return Request(key, "", request.root, prompt, hashes, params, self._runner.now())

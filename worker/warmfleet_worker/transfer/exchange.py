@@ -88,7 +88,7 @@ class Exchange:
             targets.append(TcpTarget(None if tls is None else target_context(tls), streams))
         peers = Peers(tls)
         self.puller = Puller(name, runner, peers, targets, slabs)
-        self.bringer = Bringer(name, runner, peers)
+        self.bringer = Bringer(name, runner, peers, below)
         runner.carriers[Source.PEER] = self.puller
         runner.scheduler.batch.fetching.supplies.append(PeerSupply())
         self.leases = Leases(runner.scheduler.cache, below.host if below else None)
