@@ -120,7 +120,7 @@ def _candidates(
     now: float,
 ) -> list[Candidate]:
     """The inner loop of a placement: a microsecond a worker, so it calls nothing that it can do itself."""
-    candidates = []
+    candidates, new = [], tuple.__new__  # what Candidate() itself calls, from Python
     workers, members, prompt, size = group.workers, pool.members, ask.prompt_tokens, ask.block_size
     longest = ask.max_tokens or prompt + group.most_context
     reach = peer.tokens if peer else 0
@@ -154,18 +154,17 @@ def _candidates(
             if pull is not None:
                 overlap += pull.tokens
                 ready = max(ready, pull.seconds)
-        candidates.append(
-            Candidate(
-                worker,
-                overlap,
-                wait,
-                ready - wait if ready > wait else 0.0,
-                rates.prefill_s(prompt - overlap, overlap),
-                worker.crowd_s * (completion if completion < longest else longest),
-                1.0 if now >= worker.full_at else worker.weight(now),
-                ranks.get(slot, 0),
-                eviction,
-                pull,
-            )
+        fields = (
+            worker,
+            overlap,
+            wait,
+            ready - wait if ready > wait else 0.0,
+            rates.prefill_s(prompt - overlap, overlap),
+            worker.crowd_s * (completion if completion < longest else longest),
+            1.0 if now >= worker.full_at else worker.weight(now),
+            ranks.get(slot, 0),
+            eviction,
+            pull,
         )
+        candidates.append(new(Candidate, fields))
     return candidates
