@@ -10,7 +10,7 @@ from warmfleet_kernels.dispatch import add_rms_norm, attention, prepare, rotate_
 from warmfleet_kernels.packing import fetch, send
 from warmfleet_kernels.reference import copy_blocks, write_kv
 from warmfleet_kernels.rotation import Rotation, rotate
-from warmfleet_kernels.rows import pack, project
+from warmfleet_kernels.rows import pack, project, project_onto
 
 __all__ = [
     "Batch",
@@ -24,6 +24,7 @@ __all__ = [
     "pack",
     "prepare",
     "project",
+    "project_onto",
     "rotate",
     "rotate_write",
     "send",

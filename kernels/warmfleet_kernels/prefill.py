@@ -9,6 +9,8 @@ length, whatever is in it, and so the same strides.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ SLAB_TOKENS = 131_072  # of the sequences gathered together; a longer one has th
 _ROWS = 256  # cuDNN's pieces have this times a power of two rows; fewer rows: flash
 _KEYS = 2048  # ... and prefixes of this times a power of two keys
 _MANY = 1024  # rows, from which on a call of its own pays; fewer: one call of flash for many sequences
+_NARROW = 1024  # rows, up to which attention over a prefix leaves processors idle at its end
 _LONG = 8192  # prefix, from which on flash must split the keys to fill the device: not in a ragged call
 
 
@@ -182,12 +185,36 @@ def _attend_piece(query: Tensor, keys: Tensor, out: Tensor) -> None:
         out.copy_(_flash(query, keys)[0])
         return
     start, first, parts = keys.shape[2] - count, 0, []
-    for size in _key_pieces(start):
-        parts.append(_cudnn(query, keys[:, :, first : first + size], causal=False))
-        first += size
-    own = keys[:, :, first:]
-    parts.append(_cudnn(query, own, causal=True) if first == start else _flash(query, own))
+    with _side_by_side(query, start) as side:
+        for size in _key_pieces(start):
+            parts.append(_cudnn(query, keys[:, :, first : first + size], causal=False))
+            first += size
+        own = keys[:, :, first:]
+        with torch.cuda.stream(side):
+            parts.append(_cudnn(query, own, causal=True) if first == start else _flash(query, own))
     _merge(parts, out)
+
+
+@contextmanager
+def _side_by_side(query: Tensor, start: int) -> Iterator[torch.cuda.Stream | None]:
+    """A stream for what may run beside the attention over a prefix of ``start`` keys: both see what was
+    launched before, and what follows sees both. None: that gains nothing.
+
+    512 rows on 32k take 128 of an H200's 132 processors for .4 ms: their own keys are done on the others
+    meanwhile.
+    """
+    if not query.is_cuda or start < _KEYS or len(query) > _NARROW:
+        yield None
+        return
+    main, side = torch.cuda.current_stream(query.device), _side(query.device)
+    side.wait_stream(main)
+    yield side
+    main.wait_stream(side)
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _row_pieces(count: int, start: int) -> Iterator[int]:

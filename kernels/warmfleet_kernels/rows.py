@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 LEAST = 16
 LEAST_PACKED = 2
+_SUMMED = 512  # rows, from which on a GPU's product adds the residual faster than the norm behind it
 _PLANNED_ROWS = 64  # a layout good for steps that decode, and no worse than plain ones for long chunks
 
 
@@ -43,6 +44,13 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         product = linear(at_least(x) if exact else x, weight, bias)
     return product[: len(x)]
+
+
+def project_onto(hidden: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``hidden`` with ``project(x, weight)`` added in place, or the two for ``add_rms_norm`` to add."""
+    if hidden.is_cuda and len(x) >= _SUMMED:
+        return hidden.addmm_(x, weight.t()), None
+    return hidden, project(x, weight)
 
 
 def _packs(dtype: torch.dtype) -> bool:

@@ -35,6 +35,7 @@ class Bench:
 
     @cached_property
     def engine(self) -> TorchEngine:
+        torch.cuda.empty_cache()
         began = time.perf_counter()
         made = model.engine(model.room(BLOCKS))
         loaded = time.perf_counter()

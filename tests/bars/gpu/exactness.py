@@ -20,7 +20,8 @@ EXACT = 1e-4
 
 
 def cache_on_and_off() -> Iterator[Row]:
-    """bf16: no further from each other than bf16 is from float32 of the same weights."""
+    """bf16: no further from each other than two results are whose errors, each as large as that of bf16
+    against float32 of the same weights, have nothing to do with each other."""
     config = dataclasses.replace(model.LLAMA_3_8B, layers=LAYERS)
     weights = model.weights(config)
     half = _off(_engine(Llama(config, weights)), max(NEW))
@@ -33,8 +34,9 @@ def cache_on_and_off() -> Iterator[Row]:
         yield Row("7", f"{what}, float32", f"{apart:.1e}", f"<= {EXACT:.0e}", apart <= EXACT)
         rounding = (half[-new:] - exact[-new:]).norm().item() / exact[-new:].norm().item()
         apart = (_on(ours, new) - half[-new:]).norm().item() / exact[-new:].norm().item()
-        limit = f"<= {rounding:.4f}, of bf16 to float32"
-        yield Row("7", f"{what}, bf16, relative", f"{apart:.4f}", limit, apart <= rounding)
+        limit = 2**0.5 * rounding
+        wanted = f"<= {limit:.4f}, 2 ** .5 x bf16 to float32"
+        yield Row("7", f"{what}, bf16, relative", f"{apart:.4f}", wanted, apart <= limit)
 
 
 def _engine(llama: Llama) -> TorchEngine:

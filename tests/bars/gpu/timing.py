@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -65,16 +66,26 @@ def measure_ceilings() -> Ceilings:
     del source, target
     a, b = torch.randn((2, 8192, 8192), dtype=torch.bfloat16, device="cuda")
     matmul = 2 * 8192**3 / device_s([lambda: a @ b])
-    many = 400
-    took = wall_s(lambda: [a @ b for _ in range(many)], repeats=1, warm=1)
-    return Ceilings(copy, matmul, many * 2 * 8192**3 / took, attention_rate(8192))
+    took = wall_s(_products(a, b, 400), repeats=1, warm=1)
+    return Ceilings(copy, matmul, 400 * 2 * 8192**3 / took, attention_rate(8192))
 
 
 def matmul_rate(seconds: float) -> float:
     """FLOP/s of products of 8192^3 one after another for about so long, a few times like whole prompts."""
     a, b = torch.randn((2, 8192, 8192), dtype=torch.bfloat16, device="cuda")
     many = max(1, round(seconds / 1.6e-3))
-    return many * 2 * 8192**3 / wall_s(lambda: [a @ b for _ in range(many)], repeats=3)
+    return many * 2 * 8192**3 / wall_s(_products(a, b, many), repeats=3, warm=1)
+
+
+def _products(a: Tensor, b: Tensor, many: int) -> Callable[[], None]:
+    """All into one result: hundreds of them kept would fill the device."""
+    out = torch.empty_like(a)
+
+    def multiply() -> None:
+        for _ in range(many):
+            torch.mm(a, b, out=out)
+
+    return multiply
 
 
 def attention_rate(length: int) -> float:

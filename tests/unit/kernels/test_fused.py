@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from warmfleet_kernels import Batch, Rotation, fused, reference
+from warmfleet_kernels import Batch, Rotation, fused, project_onto, reference
 
 from tests.unit.kernels.paged import DEVICE, angles
 
@@ -38,6 +38,14 @@ def test_add_rms_norm(rows, width, dtype, adds, seed) -> None:
     total, _ = reference.add_rms_norm(hidden, update if adds else None, weight, 1e-5)
     assert torch.equal(found[0], total)
     assert near(found[1], reference.add_rms_norm(total.double(), None, weight.double(), 1e-5)[1])
+
+
+@pytest.mark.parametrize("rows", [3, 600])
+def test_a_product_added_or_to_be_added(rows) -> None:
+    hidden, x, weight = (numbers(n, 64, dtype=torch.float32, seed=n) for n in (rows, rows + 1, 64))
+    wanted = hidden.double() + x[1:].double() @ weight.double().t()
+    total, update = project_onto(hidden, x[1:], weight)
+    assert near(total if update is None else total + update, wanted)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm
-from warmfleet_kernels import Batch, Rotation, add_rms_norm, attention, project, rotate_write, silu_mul
+from warmfleet_kernels import (
+    Batch,
+    Rotation,
+    add_rms_norm,
+    attention,
+    project,
+    project_onto,
+    rotate_write,
+    silu_mul,
+)
 
 from warmfleet_worker.models.config import ModelConfig
 from warmfleet_worker.models.rope import Rope
@@ -61,9 +70,11 @@ class Llama:
         update = None
         for index, layer in enumerate(self._weights.layers):
             hidden, normed = self._add_norm(hidden, update, layer.attention_norm)
-            update = self._attend(layer, index, normed, rotation, batch, pool)
+            attended = self._attend(layer, index, normed, rotation, batch, pool)
+            hidden, update = project_onto(hidden, attended, layer.output)
             hidden, normed = self._add_norm(hidden, update, layer.mlp_norm)
-            update = project(silu_mul(project(normed, layer.gate_up)), layer.down)
+            gated = silu_mul(project(normed, layer.gate_up))
+            hidden, update = project_onto(hidden, gated, layer.down)
         return self._add_norm(hidden, update, self._weights.norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -81,7 +92,7 @@ class Llama:
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
         query = rotate_write(pool, index, batch, query, key, value, rotation)
-        return project(attention(pool, index, batch, query).flatten(1), layer.output)
+        return attention(pool, index, batch, query).flatten(1)
 
     def _add_norm(self, hidden: Tensor, update: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
         return add_rms_norm(hidden, update, weight, self.config.norm_eps)
