@@ -302,3 +302,22 @@ async def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
 async def stream_of(worker: Worker) -> AsyncIterator[Stream]:
     async with stub_of(worker) as stub, stream(stub) as opened:
         yield opened
+
+
+async def test_nixl_moves_blocks_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("nixl")
+    async with pair(tmp_path, transfer={"transports": ["nixl"]}) as (a, b):
+        await made_on(a)
+        pulled = await answered(b, PROMPT, 1, pull=pull_of(a.worker, PROMPT))
+        assert (pulled.tokens, pulled.failure) == (192, "")
+        assert b.worker.exchange.puller.carried == {"nixl": pulled.bytes}
+        await at_rest(a, b)
+
+
+async def test_under_tls_nothing_leaves_by_nixl(tmp_path: Path) -> None:
+    """It encrypts nothing."""
+    tls = certificate(tmp_path, "worker", authority(tmp_path, "fleet"))
+    wire = {"certificate": tls.certificate, "key": tls.key, "authority": tls.authority}
+    async with giving(tmp_path, "a", tls=wire) as a:
+        assert a.exchange.service is not None
+        assert {offer.transport for offer in a.exchange.service.offers} == {"tcp", "shm"}

@@ -5,11 +5,12 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
-from warmfleet_worker.engine.access import HostAccess
+from warmfleet_worker.engine.access import HostAccess, host_memory
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
 from warmfleet_worker.transfer.lane import Lane, Lanes, Shape, Window
 from warmfleet_worker.transfer.shared_memory import SharedMemory
@@ -37,6 +38,9 @@ class Pool:
     @classmethod
     def empty(cls, like: "Pool") -> "Pool":
         return cls(torch.zeros_like(like.words))
+
+    def host_memory(self, size: int) -> memoryview:
+        return host_memory(size, pinned=False)
 
     def read_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
         self._access.read(blocks, copy)
@@ -94,7 +98,16 @@ def device(pool: Pool, shape: Shape) -> Lanes:
     return DeviceLanes(pool.words, HostMemory(), shape)
 
 
+def nixl(pool: Pool, shape: Shape) -> Lanes:
+    from warmfleet_worker.transfer.nixl_lanes import NixlLanes
+
+    engine: Any = pool
+    return NixlLanes(engine, 2, shape)
+
+
 KINDS: dict[str, Callable[[Pool, Shape], Lanes]] = {"shm": shared, "device": device}
+if find_spec("nixl"):
+    KINDS["nixl"] = nixl
 
 
 def shape_of(pool: Pool, blocks: int) -> Shape:

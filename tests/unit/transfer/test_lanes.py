@@ -101,7 +101,7 @@ DAMAGES = ("flipped", "swapped", "replayed", "torn")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damaged_block_is_noticed(kind: str, damage: str) -> None:
     """Each in its slab after its sum was made, as a source that goes wrong would have it."""
-    count, words = (1001 if kind == "shm" or torch.cuda.is_available() else 41), 64
+    count, words = (1001 if kind != "device" or torch.cuda.is_available() else 41), 64
     source = Pool.random(count, words)
     sound, target = source.words.clone(), Pool.empty(source)
     shape = shape_of(source, count)
@@ -205,7 +205,7 @@ def test_lanes_are_bounded_and_used_again(serve: Serve) -> None:
 
 def test_a_lane_that_cannot_be_had_is_no_lane(serve: Serve) -> None:
     class Full:
-        name, streams = "shm", 1
+        name, streams, leaves_the_host = "shm", 1, False
 
         def make(self) -> Any:
             raise MemoryError("no room")

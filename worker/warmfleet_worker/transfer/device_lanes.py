@@ -51,6 +51,7 @@ class DeviceLanes:
     """See ``lane.Lanes``. ``pool`` [blocks, ...] lies where ``memory`` does."""
 
     name = "cuda"
+    leaves_the_host = False
     streams = 1  # one thread keeps the link busy
 
     def __init__(self, pool: Tensor, memory: DeviceMemory, shape: Shape | None = None) -> None:

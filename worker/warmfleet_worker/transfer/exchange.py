@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import grpc
@@ -51,8 +52,8 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key_file: str = ""  # made by ``warmfleet key --worker NAME``; empty: this worker gives no blocks
     listen: str = ""  # HOST:PORT of the data port; empty: a free one beside the gRPC port
-    transports: tuple[Literal["cuda", "shm", "tcp"], ...] = ("cuda", "shm", "tcp")  # offered and taken, where
-    # they can be; the fastest of a pair is used
+    transports: tuple[Literal["cuda", "nixl", "shm", "tcp"], ...] = ("cuda", "nixl", "shm", "tcp")  # offered
+    # and taken, where they can be; the fastest of a pair is used
     streams: Annotated[int, Meta(ge=0, le=64)] = 0  # connections a pull; 0: one a core, at most eight
     memory_bytes: Annotated[int, Meta(ge=MAX_PULLS * PIECE_BYTES)] = 256 << 20  # of blocks on their way here
     bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0  # that peers get at most, by tcp alone; 0: no bound
@@ -82,7 +83,7 @@ class Exchange:
         streams = config.streams or min(os.cpu_count() or 1, _MOST_STREAMS)
         size = max(PIECE_BYTES, engine.block_bytes)
         slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size, engine.host_memory)
-        self._lanes = _lanes(config, engine, streams)
+        self._lanes = _lanes(config, engine, streams, tls is not None)
         targets: list[Transport] = [LaneTarget(each) for each in self._lanes]
         if "tcp" in config.transports:
             targets.append(TcpTarget(None if tls is None else target_context(tls), streams))
@@ -118,8 +119,7 @@ class Exchange:
         if "tcp" in self._config.transports:
             self.service.offers.append(self._serve_tcp(host))
         for source in self.lane_sources:
-            offer = transfer_pb2.Offer(transport=source.name, host=here(), socket=source.listen_here())
-            self.service.offers.append(offer)
+            self.service.offers.append(_serve_lanes(source, host))
         add_TransferServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
         self._ticks = asyncio.create_task(self._expire(self.service))
 
@@ -160,13 +160,24 @@ class Exchange:
             service.expire()
 
 
-def _lanes(config: Transfer, engine: Engine, streams: int) -> list[Lanes]:
-    """The kinds that this worker can have."""
+def _serve_lanes(source: LaneSource, host: str) -> transfer_pb2.Offer:
+    """``host`` of the gRPC server. Within the host where its lanes reach no further."""
+    if source.leaves_the_host:
+        return transfer_pb2.Offer(transport=source.name, port=source.listen(host, 0))
+    return transfer_pb2.Offer(transport=source.name, host=here(), socket=source.listen_here())
+
+
+def _lanes(config: Transfer, engine: Engine, streams: int, secret: bool) -> list[Lanes]:
+    """The kinds that this worker can have; ``secret``: nothing may leave the host in the clear."""
     made: list[Lanes] = []
     if "cuda" in config.transports and engine.cuda_pool is not None:
         from warmfleet_worker.transfer.device_lanes import DeviceLanes
 
         made.append(DeviceLanes.of_cuda(engine.cuda_pool))
+    if "nixl" in config.transports and not secret and find_spec("nixl"):
+        from warmfleet_worker.transfer.nixl_lanes import NixlLanes
+
+        made.append(NixlLanes(engine, streams))
     if "shm" in config.transports:
         made.append(SharedMemory(engine, streams))
     return made

@@ -72,6 +72,10 @@ class Lanes(Protocol):
     def streams(self) -> int:
         """How many threads a pull is worth, at most."""
 
+    @property
+    def leaves_the_host(self) -> bool:
+        """Whether other hosts can open them."""
+
     def make(self) -> Lane:
         """Raises MemoryError."""
 
@@ -80,6 +84,19 @@ class Lanes(Protocol):
 
     def close(self) -> None:
         """Nothing is open any more."""
+
+
+def fetched(lot: Lot, first: int, count: int, slab: memoryview) -> list[bytes] | None:
+    """Blocks of a lot into a slab of the host's memory, and their sums; None once the lease has ended."""
+    parcel = lot.fetch(first, count, slab)
+    if parcel is None:
+        return None
+    at = 0
+    for part in parcel.parts:
+        if part.obj is not slab.obj:  # it lies elsewhere in the host's memory
+            slab[at : at + len(part)] = part
+        at += len(part)
+    return parcel.sums
 
 
 def send_welcome(stream: TcpStream, block_bytes: int, blocks: int, shape: Shape) -> None:

@@ -35,6 +35,10 @@ class LaneSource(DataPort):
     def name(self) -> str:
         return self._lanes.name
 
+    @property
+    def leaves_the_host(self) -> bool:
+        return self._lanes.leaves_the_host
+
     def close(self) -> None:
         super().close()
         while self._spare:

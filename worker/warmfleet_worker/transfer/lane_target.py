@@ -2,6 +2,7 @@
 
 import socket
 from collections import deque
+from contextlib import suppress
 from typing import NamedTuple
 
 from warmfleet_proto.errors import WorkerLost
@@ -10,8 +11,8 @@ from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.transfer import frames, lane
 from warmfleet_worker.transfer.here import here
 from warmfleet_worker.transfer.lane import Landing, Lanes, Window
-from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
-from warmfleet_worker.transfer.transport import Haul, Piece
+from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream, connect
+from warmfleet_worker.transfer.transport import Address, Haul, Piece
 
 
 class LaneTarget:
@@ -25,10 +26,12 @@ class LaneTarget:
         self._lanes = lanes
 
     def reaches(self, offer: Offer) -> bool:
-        return bool(offer.host) and offer.host == here()
+        if self._lanes.leaves_the_host:
+            return bool(offer.port)
+        return bool(offer.socket) and bool(offer.host) and offer.host == here()
 
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
-        stream = _connect(offer.socket)
+        stream = _connect(offer.socket) if offer.socket else connect(Address(host, offer.port), None)
         try:
             stream.send([frames.hello(lease, secret)])
             shape = lane.receive_welcome(stream, haul.block_bytes, haul.blocks)
@@ -97,9 +100,12 @@ class _Drain:
         self._landing.append(_Landing(piece, slab, sums, landed))
 
     def _land(self) -> None:
-        piece, slab, wanted, landed = self._landing[0]
-        sums = landed()
-        self._landing.popleft()
+        piece, slab, wanted, landed = self._landing.popleft()
+        try:
+            sums = landed()
+        except WorkerLost:
+            self._haul.lost(piece)
+            raise
         self._free.append(slab)
         self._haul.received(piece.blocks * self._haul.block_bytes)
         good = 0
@@ -110,7 +116,8 @@ class _Drain:
     def _give_up(self) -> None:
         """What has begun to land ends before anybody else may have its blocks."""
         while self._landing:
-            self._land()
+            with suppress(WorkerLost):
+                self._land()
         for piece, _ in self._asked:
             self._haul.lost(piece)
 

@@ -13,7 +13,7 @@ from warmfleet_proto.errors import WorkerLost
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.transfer.frames import block_sums, piece_blocks
-from warmfleet_worker.transfer.lane import Landing, Shape
+from warmfleet_worker.transfer.lane import Landing, Shape, fetched
 from warmfleet_worker.transfer.tcp_stream import TcpStream
 from warmfleet_worker.transfer.transport import Lot
 
@@ -25,6 +25,7 @@ class SharedMemory:
     """See ``lane.Lanes``."""
 
     name = "shm"
+    leaves_the_host = False
 
     def __init__(self, engine: Engine, streams: int, shape: Shape | None = None) -> None:
         self.streams = streams
@@ -68,16 +69,7 @@ class SharedLane:
         stream.send_file(self._file)
 
     def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
-        copy = _slab(self._memory, self.shape, slab)
-        parcel = lot.fetch(first, count, copy)
-        if parcel is None:
-            return None
-        at = 0
-        for part in parcel.parts:
-            if part.obj is not copy.obj:  # it lies in the host's memory
-                copy[at : at + len(part)] = part
-            at += len(part)
-        return parcel.sums
+        return fetched(lot, first, count, _slab(self._memory, self.shape, slab))
 
     def close(self) -> None:
         os.close(self._file)

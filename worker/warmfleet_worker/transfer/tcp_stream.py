@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from warmfleet_proto.errors import WorkerLost
 
+from warmfleet_worker.transfer.transport import Address
+
 STALL_S = 2.0  # without a byte: the peer is stuck
 _FILE = b"F"  # goes with a descriptor
 _PARTS = 512  # of one sendmsg; Linux takes 1,024
@@ -106,6 +108,15 @@ class TcpStream:
                 start += 1
             if sent:
                 parts[start] = parts[start][sent:]
+
+
+def connect(address: Address, tls: ssl.SSLContext | None) -> TcpStream:
+    """Raises WorkerLost."""
+    try:
+        plain = socket.create_connection(address, STALL_S)
+        return TcpStream(plain if tls is None else tls.wrap_socket(plain, server_hostname=address.host))
+    except OSError as error:
+        raise WorkerLost(f"no data connection to {address.host}:{address.port}: {error}") from None
 
 
 def _why(error: OSError) -> str:

@@ -1,6 +1,5 @@
 """The target's end of the tcp transport: asks for pieces, receives them into slabs, verifies their sums."""
 
-import socket
 import ssl
 from collections import deque
 
@@ -8,7 +7,7 @@ from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.transfer_pb2 import Offer
 
 from warmfleet_worker.transfer import frames
-from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
+from warmfleet_worker.transfer.tcp_stream import TcpStream, connect
 from warmfleet_worker.transfer.transport import Address, Haul, Piece
 
 _UNDER_WAY = 2  # questions a stream, so that the source never waits for one
@@ -28,22 +27,13 @@ class TcpTarget:
         return True
 
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
-        stream = self._connect(Address(host, offer.port))
+        stream = connect(Address(host, offer.port), self._tls)
         try:
             stream.send([frames.hello(lease, secret)])
             frames.check_welcome(stream.receive(frames.WELCOME_BYTES), haul.block_bytes, haul.blocks)
             _receive_all(stream, haul)
         finally:
             stream.close()
-
-    def _connect(self, address: Address) -> TcpStream:
-        try:
-            plain = socket.create_connection(address, STALL_S)
-            if self._tls is None:
-                return TcpStream(plain)
-            return TcpStream(self._tls.wrap_socket(plain, server_hostname=address.host))
-        except OSError as error:
-            raise WorkerLost(f"no data connection to {address.host}:{address.port}: {error}") from None
 
 
 def _receive_all(stream: TcpStream, haul: Haul) -> None:
