@@ -38,6 +38,8 @@ class Known(Struct):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    reasoning_effort: Raw = NULL
     cache_salt: str | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None

@@ -34,7 +34,7 @@ def keys_of(ask: Ask, salt: str) -> tuple[bytes, int]:
 def _root(ask: Ask, salt: str) -> bytes:
     """All that stands before or changes the whole prompt."""
     known = ask.known
-    raw = (known.tools, known.documents, known.chat_template)
+    raw = (known.tools, known.documents, known.chat_template, known.reasoning_effort)
     before = [ask.model, ask.chat, salt, known.chat_template_kwargs, *map(bytes, raw)]
     digest = hashlib.sha256(msgspec.json.encode(before, order="deterministic")).digest()
     return root_hash(b"warmfleet text v1", CHUNK_BYTES, salt=digest)

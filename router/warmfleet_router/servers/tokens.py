@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 from warmfleet_proto.errors import BadRequest, WorkerLost
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
 from warmfleet_router.gateway.messages import NULL, Message, Tool, for_template, tools_for_template
 from warmfleet_router.prompt.encoder import PromptEncoder
-from warmfleet_router.servers.ask import Ask
+from warmfleet_router.servers.ask import Ask, Known
 from warmfleet_router.servers.catalogue import Server
 from warmfleet_router.servers.pool import ServerPool
 
@@ -23,7 +23,8 @@ _TokenIds = Annotated[list[Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]], Meta(min
 
 
 class _Told(Struct):
-    tokens: _TokenIds
+    tokens: _TokenIds | None = None  # of /tokenize
+    token_ids: _TokenIds | None = None  # of /render
 
 
 _messages = msgspec.json.Decoder(list[Message])
@@ -36,6 +37,7 @@ _CHAT = (
     "tools",
     "add_generation_prompt",
     "continue_final_message",
+    "add_special_tokens",
     "chat_template",
     "chat_template_kwargs",
 )
@@ -56,7 +58,7 @@ class Tokens:
         try:
             if not ask.chat and not isinstance(prompt := _prompt.decode(ask.known.prompt), str):
                 return array("I", prompt).tobytes()
-            if encoder is not None:
+            if encoder is not None and not _is_foreign(ask.known):
                 return await self._encoded(ask, encoder, salt)
         except (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""  # images and the like: the server may well know what to do
@@ -69,8 +71,6 @@ class Tokens:
             text = _prompt.decode(known.prompt)
             assert isinstance(text, str)
             return await encoder.text(text, salt)
-        if known.chat_template != NULL or known.documents != NULL or known.continue_final_message:
-            return b""
         messages = for_template(_messages.decode(b"[" + b",".join(map(bytes, known.messages or ())) + b"]"))
         tools = tools_for_template(_tools.decode(known.tools)) if known.tools != NULL else None
         return await encoder.chat(
@@ -78,17 +78,21 @@ class Tokens:
             tools or None,
             known.add_generation_prompt is not False,
             salt,
-            variables=known.chat_template_kwargs or {},
+            variables=_variables(known),
         )
 
     async def _asked(self, ask: Ask, server: Server) -> bytes:
-        fields: dict[str, Any] = {name: ask.fields[name] for name in _CHAT if name in ask.fields}
+        """By a page that knows of all the fields that matter: the older one where it does."""
         if not ask.chat:
-            fields = {"model": ask.model, "prompt": ask.known.prompt}
+            path, fields = "/tokenize", _only(ask.fields, ("model", "prompt", "add_special_tokens"))
+        elif ask.known.documents == NULL and ask.known.reasoning_effort == NULL:
+            path, fields = "/tokenize", _only(ask.fields, _CHAT)
+        else:
+            path, fields = "/v1/chat/completions/render", ask.fields
         headers = {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(ASK_S):
-                reply = await self._pool.post(server.url, "/tokenize", msgspec.json.encode(fields), headers)
+                reply = await self._pool.post(server.url, path, msgspec.json.encode(fields), headers)
                 try:
                     if reply.status != 200:
                         return b""
@@ -97,4 +101,27 @@ class Tokens:
                     reply.release(over=False)
         except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
             return b""
-        return array("I", told.tokens).tobytes()
+        return array("I", told.tokens or told.token_ids or ()).tobytes()
+
+
+def _is_foreign(known: Known) -> bool:
+    """Our template and tokenizer would make another prompt of it than the server does."""
+    return (
+        known.chat_template != NULL
+        or known.documents != NULL
+        or bool(known.continue_final_message)
+        or known.add_special_tokens is not None
+    )
+
+
+def _variables(known: Known) -> dict[str, Any]:
+    """Of the template, as vLLM sets them: an effort asks for thinking, or for none."""
+    given = known.chat_template_kwargs or {}
+    if known.reasoning_effort == NULL:
+        return given
+    effort = msgspec.json.decode(known.reasoning_effort)
+    return {"enable_thinking": effort != "none"} | given | {"reasoning_effort": effort}
+
+
+def _only(fields: dict[str, Raw], names: tuple[str, ...]) -> dict[str, Raw]:
+    return {name: fields[name] for name in names if name in fields}

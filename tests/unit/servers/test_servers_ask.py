@@ -96,6 +96,8 @@ def test_whatever_changes_the_prompt_changes_its_keys() -> None:
         turns(text, chat_template_kwargs={"enable_thinking": False}),
         turns(text, chat_template="{{ messages }}"),
         turns(text, model="other"),
+        turns(text, documents=[{"text": "x"}]),
+        turns(text, reasoning_effort="high"),
         keys_of(asked(messages=[{"role": "user", "content": text}]), "salt")[0],
     ]
     assert len({keys[:8] for keys in kinds}) == len(kinds)

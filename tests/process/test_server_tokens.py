@@ -1,0 +1,80 @@
+"""Token ids where template and tokenizer are not here: the server is asked by the page that knows them."""
+
+from array import array
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers.ask import parse
+from warmfleet_router.servers.catalogue import Server
+from warmfleet_router.servers.pool import ServerPool
+from warmfleet_router.servers.tokens import Tokens
+
+from tests.model import demo_model_path
+from tests.process.gateways import load_once
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+SERVER_IDS, RENDERED = [7, 8, 9], [10, 11]
+asked: list[tuple[str, dict[str, Any]]] = []
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    asked.append((request.path, await request.json()))
+    return web.json_response({"count": 3, "max_model_len": 100, "tokens": SERVER_IDS})
+
+
+async def render(request: web.Request) -> web.Response:
+    asked.append((request.path, await request.json()))
+    return web.json_response({"token_ids": RENDERED, "sampling_params": {"n": 1}, "features": None})
+
+
+async def ids(known: bool = False, chat: bool = True, silent: bool = False, **fields: Any) -> list[int]:
+    """As the router takes them; ``known``: the model's tokenizer is here."""
+    asked.clear()
+    app = web.Application()
+    app.add_routes([web.post("/tokenize", tokenize), web.post("/v1/chat/completions/render", render)])
+    loaded = load_once(demo_model_path())
+    encoders = {"m": PromptEncoder(loaded)} if known else {}
+    pool = ServerPool()
+    async with TestServer(app) as server:
+        servers = [Server(str(server.make_url("")), "vllm", silent, "m")]
+        prompt = {"messages": MESSAGES} if chat else {"prompt": "hi"}
+        body = web.json_response({"model": "m", "temperature": 0.5, **prompt, **fields}).body
+        assert isinstance(body, bytes)
+        packed = await Tokens(encoders, pool).of(parse(body, chat), b"", servers)
+        await pool.close()
+    return list(array("I", packed))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"tools": [{"type": "function"}]}, {"chat_template": "x"}])
+async def test_a_chat_is_asked_about(kwargs: dict[str, Any]) -> None:
+    assert await ids(**kwargs) == SERVER_IDS
+    assert asked == [("/tokenize", {"model": "m", "messages": MESSAGES, **kwargs})]
+
+
+@pytest.mark.parametrize("kwargs", [{"documents": [{"text": "x"}]}, {"reasoning_effort": "low"}])
+async def test_what_tokenize_does_not_know_is_rendered(kwargs: dict[str, Any]) -> None:
+    assert await ids(**kwargs) == RENDERED
+    fields = {"model": "m", "temperature": 0.5, "messages": MESSAGES, **kwargs}
+    assert asked == [("/v1/chat/completions/render", fields)]
+
+
+async def test_a_completion_is_asked_about() -> None:
+    assert await ids(chat=False, add_special_tokens=False) == SERVER_IDS
+    assert asked == [("/tokenize", {"model": "m", "prompt": "hi", "add_special_tokens": False})]
+
+
+async def test_nobody_is_asked_where_ids_are_known_or_of_no_use() -> None:
+    assert await ids(known=True)
+    assert await ids(chat=False, prompt=[1, 2]) == [1, 2]
+    assert not await ids(silent=True)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"chat_template": "x"}, {"continue_final_message": True}, {"add_special_tokens": True}]
+)
+async def test_a_prompt_that_our_template_would_make_otherwise_is_asked_about(kwargs: dict[str, Any]) -> None:
+    assert await ids(known=True, **kwargs) == SERVER_IDS
