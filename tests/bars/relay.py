@@ -31,7 +31,7 @@ from tests.bars.rows import Row
 from tests.process.data_plane import binary
 
 SERVERS, STREAMS, TOKENS, ROUNDS = 2, 128, 250, 3
-TIMES_ONE, AT_ONCE, TIMES = 200, 16, 100  # first tokens one at a time; AT_ONCE at a time
+TIMES_ONE, AT_ONCE, TIMES, TURNS = 200, 16, 20, 5  # first tokens one at a time; AT_ONCE at a time
 GATEWAY, ENVOY, ADDED_MS = 0.6, 1.0, 1.0
 PROMPT_WORDS = 400
 
@@ -129,26 +129,27 @@ async def stream(http: aiohttp.ClientSession, number: int) -> int:
 async def first_tokens(
     https: dict[str, aiohttp.ClientSession], at_once: int, times: int
 ) -> dict[str, list[float]]:
-    """Seconds of each way; the ways take turns."""
+    """Seconds of each way; the ways take turns. Of one client, ``times`` requests one after the other; of
+    more, each goes on reading for half a second, and pauses for up to a step: clients know nothing of steps.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in https}
+    chance, tokens = random.Random(at_once), 2 if at_once == 1 else 25
 
-    async def one_after_another(http: aiohttp.ClientSession, into: list[float], count: int) -> None:
-        """After an answer a pause of up to a step: clients know nothing of the engine's steps."""
-        for _ in range(count):
-            await asyncio.sleep(chance.random() * STEP_S)
-            into.append(await first_token(http))
+    async def one_after_another(http: aiohttp.ClientSession, into: list[float]) -> None:
+        for _ in range(times // TURNS):
+            if at_once > 1:
+                await asyncio.sleep(chance.random() * STEP_S)
+            into.append(await first_token(http, tokens))
 
-    chance = random.Random(at_once)
-    for _ in range(10):
+    for _ in range(TURNS):
         for name, http in https.items():
-            each = [one_after_another(http, seconds[name], times // 10) for _ in range(at_once)]
-            await asyncio.gather(*each)
+            await asyncio.gather(*(one_after_another(http, seconds[name]) for _ in range(at_once)))
     return seconds
 
 
-async def first_token(http: aiohttp.ClientSession) -> float:
+async def first_token(http: aiohttp.ClientSession, tokens: int) -> float:
     began = time.perf_counter()
-    async with http.post("/v1/chat/completions", data=body(2), headers=JSON) as response:
+    async with http.post("/v1/chat/completions", data=body(tokens), headers=JSON) as response:
         await response.content.readany()
         seconds = time.perf_counter() - began
         await response.read()
