@@ -9,8 +9,9 @@ from warmfleet_router.servers import sse
 class Pick:
     """A placement whose request somebody else carries out: its load is let go when they say that it ended."""
 
-    def __init__(self, fleet: Fleet, booking: int, endpoints: list[str], body: bytes) -> None:
+    def __init__(self, fleet: Fleet, booking: int, endpoints: list[str], rank: str, body: bytes) -> None:
         self.endpoints = endpoints  # HOST:PORT; the first is the choice
+        self.rank = rank  # of the engines behind it; empty: there is one
         self.body = body
         self._fleet = fleet
         self._booking = booking

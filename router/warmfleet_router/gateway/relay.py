@@ -16,7 +16,7 @@ from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.placing import Fleet, Placed
 from warmfleet_router.servers import sse, text
 from warmfleet_router.servers.ask import Ask
-from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.catalogue import RANK, Servers
 from warmfleet_router.servers.connection import Reply
 from warmfleet_router.servers.pool import ServerPool, refused
 
@@ -138,7 +138,7 @@ class Relay(Placed):
         if server.knows_ids:
             headers["X-Request-Id"] = self.wanted.request_id
         if server.rank:
-            headers["X-data-parallel-rank"] = server.rank
+            headers[RANK] = server.rank
         try:
             async with self._in_time():
                 self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)

@@ -104,7 +104,8 @@ class Relays:
         chosen = self._servers.of(placement.address)
         others = [server.endpoint for server in within if server.endpoint != chosen.endpoint]
         outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
-        return Pick(self._fleet, placement.booking, [chosen.endpoint, *others[:fallbacks]], outgoing)
+        endpoints = [chosen.endpoint, *others[:fallbacks]]
+        return Pick(self._fleet, placement.booking, endpoints, chosen.rank, outgoing)
 
     async def _wanted(
         self, request_id: str, body: bytes, tenant: intake.Tenant, deadline: float, path: str

@@ -81,10 +81,10 @@ class Exchange:
         tenant = self._tenants.of(self._headers.get("authorization"))
         request_id = intake.request_id(self._headers.get("x-request-id"))
         self._pick = await self._relays.pick(request_id, body, tenant, path, self._subset, _FALLBACKS)
-        outgoing, endpoints = self._pick.body, self._pick.endpoints
+        outgoing, endpoints, rank = self._pick.body, self._pick.endpoints, self._pick.rank
         if self._duplex:
-            return list(replies.picked_duplex(endpoints, outgoing, outgoing != body))
-        return [replies.picked(endpoints, None if outgoing == body else outgoing)]
+            return list(replies.picked_duplex(endpoints, rank, outgoing, outgoing != body))
+        return [replies.picked(endpoints, rank, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
         status = _values(headers, (":status",)).get(":status", "")

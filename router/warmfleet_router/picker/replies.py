@@ -16,6 +16,7 @@ from warmfleet_proto.errors import WarmfleetError
 
 from warmfleet_router.gateway.http import told
 from warmfleet_router.gateway.openai import error_of
+from warmfleet_router.servers.catalogue import RANK
 
 ENDPOINT = "x-gateway-destination-endpoint"
 SUBSET = "x-gateway-destination-endpoint-subset"
@@ -36,34 +37,35 @@ def goes_on(kind: str) -> Reply:
     return ext.ProcessingResponse(**{kind: make()})
 
 
-def picked(endpoints: Sequence[str], body: bytes | None) -> Reply:
+def picked(endpoints: Sequence[str], rank: str, body: bytes | None) -> Reply:
     """To a buffered body; the first endpoint is the choice, the others for when it fails.
 
-    ``body`` replaces the client's; None: it stays as it is. To be read only.
+    ``rank`` of the engines behind an endpoint, for vLLM; empty: there is one. ``body`` replaces the
+    client's; None: it stays as it is. To be read only.
     """
     if body is None:
-        return _untouched(tuple(endpoints))
-    reply = _picked(endpoints, body)
+        return _untouched(tuple(endpoints), rank)
+    reply = _picked(endpoints, rank, body)
     reply.request_body.response.body_mutation.body = body
     return reply
 
 
 @lru_cache(maxsize=4096)  # of a fleet there are few
-def _untouched(endpoints: Sequence[str]) -> Reply:
-    return _picked(endpoints, None)
+def _untouched(endpoints: Sequence[str], rank: str) -> Reply:
+    return _picked(endpoints, rank, None)
 
 
-def _picked(endpoints: Sequence[str], body: bytes | None) -> Reply:
-    common = ext.CommonResponse(clear_route_cache=True, header_mutation=_header(endpoints, body))
+def _picked(endpoints: Sequence[str], rank: str, body: bytes | None) -> Reply:
+    common = ext.CommonResponse(clear_route_cache=True, header_mutation=_header(endpoints, rank, body))
     return ext.ProcessingResponse(
         request_body=ext.BodyResponse(response=common), dynamic_metadata=_metadata(endpoints)
     )
 
 
-def picked_duplex(endpoints: Sequence[str], body: bytes, changed: bool) -> Iterator[Reply]:
+def picked_duplex(endpoints: Sequence[str], rank: str, body: bytes, changed: bool) -> Iterator[Reply]:
     """To a body that was taken off its stream: the headers first, then all of it in pieces."""
     common = ext.CommonResponse(
-        clear_route_cache=True, header_mutation=_header(endpoints, body if changed else None)
+        clear_route_cache=True, header_mutation=_header(endpoints, rank, body if changed else None)
     )
     yield ext.ProcessingResponse(
         request_headers=ext.HeadersResponse(response=common), dynamic_metadata=_metadata(endpoints)
@@ -91,8 +93,10 @@ def refused(error: WarmfleetError) -> Reply:
     return ext.ProcessingResponse(immediate_response=immediate)
 
 
-def _header(endpoints: Sequence[str], body: bytes | None) -> Any:
+def _header(endpoints: Sequence[str], rank: str, body: bytes | None) -> Any:
     values = [_value(ENDPOINT, ",".join(endpoints))]
+    if rank:
+        values.append(_value(RANK, rank))
     if body is not None:
         values.append(_value("content-length", str(len(body))))
     return ext.HeaderMutation(set_headers=values)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
 ENGINES = ("vllm", "sglang", "openai")
+RANK = "x-data-parallel-rank"  # the header by which vLLM is told which of its engines to take
 _ABSENT = ("joining", "lost")
 
 

@@ -6,9 +6,10 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import ANONYMOUS
 from warmfleet_router.gateway.relay import Wanted, routed
+from warmfleet_router.picker import replies
 from warmfleet_router.servers.ask import parse
 from warmfleet_router.servers.backend import Backend, check
-from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.catalogue import RANK, Servers
 
 LISTED = WorkerView(
     worker="h:1", address="http://h:1", state="healthy", model="base", engine="vllm", max_context=100
@@ -24,6 +25,14 @@ def test_an_adapters_name_is_in_the_root_of_its_prompts() -> None:
         asked = parse(b'{"model":"%b","prompt":[1,2]}' % model.encode(), False)
         wanted = Wanted("id", ANONYMOUS, asked, "salt", bytes(8), 0.0, "/v1/completions")
         assert routed(wanted, servers, "g").salt == salt_of(adapter, "salt")
+
+
+def test_a_picked_rank_goes_into_its_header() -> None:
+    for rank in ("", "3"):
+        reply = replies.picked(["h:1"], rank, None)
+        set_headers = reply.request_body.response.header_mutation.set_headers
+        sent = {each.header.key: each.header.raw_value for each in set_headers}
+        assert sent == {replies.ENDPOINT: b"h:1"} | ({RANK: b"3"} if rank else {})
 
 
 def test_ranks_have_endpoints_of_their_own() -> None:
