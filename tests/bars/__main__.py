@@ -39,6 +39,7 @@ BARS = {
     "relay": "6.4: streams relayed from other servers: gateway and Envoy beside sglang-router",
     "picks": "6.2: CPU of an endpoint pick for Envoy",
     "vllm": "6.1: two real vLLM behind the gateway: predicted against reported cached tokens; minutes",
+    "vllm_ranks": "6.1: one real vLLM with two data-parallel ranks and an adapter; minutes",
     "llama_cpp": "6.3: two llama.cpp servers, placed by their prompts' text; minutes",
     "replicas": "6.5: one, two and four routers over the same workers; minutes",
     "tiers": "5.3: TTFT by the tier that a prefix lies in, and with a disk in trouble",

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.bars.programs import Program, Starter
 
@@ -32,7 +33,7 @@ def sglang(starter: Starter, workers: Sequence[str], *flags: str) -> tuple[Progr
 
 
 def vllm_kv_aware(
-    starter: Starter, backends: Sequence[dict[str, str]], model: str, block: int
+    starter: Starter, backends: Sequence[dict[str, Any]], model: str, block: int
 ) -> tuple[Program, str]:
     """vllm-router by the KV events of ``backends`` (url, events, replay), and its own base URL."""
     port = free_port()

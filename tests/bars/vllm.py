@@ -66,7 +66,7 @@ class Front:
         self.url = base(self._program.ready()["http"])
         self.answers: list[Answer] = []
         for server in servers:
-            self.until(server, lambda worker: worker["state"] == "healthy", 30)
+            self.until(server, lambda worker: worker["state"] == "healthy" and MODEL in self.models(), 30)
 
     def until(self, server: Server, true: Callable[[dict[str, Any]], bool], seconds: float) -> float:
         """When it came true of the server."""
@@ -77,11 +77,11 @@ class Front:
 
     def worker(self, server: Server) -> dict[str, Any]:
         workers: list[dict[str, Any]] = json.loads(get(f"{self.url}/admin/workers"))["workers"]
-        return next(worker for worker in workers if worker["address"] == server.url)
+        return next(worker for worker in workers if worker["address"].partition("#")[0] == server.url)
 
     def talks(self) -> list[Row]:
         self.answers = talks(self.url, MODEL, SHAPE, 7)
-        told = self._told(len(self.answers))
+        told = self.told(len(self.answers))
         wrong = [tuple(each) for each in told if not each.agrees]
         agree = 1 - len(wrong) / len(told)
         shown = f"{agree:.0%} of {len(told)}" + (f" (others: {wrong})" if wrong else "")
@@ -100,7 +100,7 @@ class Front:
         _post(f"{server.url}/reset_prefix_cache", b"")
         for _ in range(4):
             self._ask(messages)
-        told = self._told(4)
+        told = self.told(4)
         phantoms = [tuple(each) for each in told[1:] if each.expected // BLOCK > each.delivered // BLOCK]
         shown = f"{len(phantoms)} of 3, first {tuple(told[0])}"
         yield Row("6.1", "vLLM: phantom hits after a reset was noticed", shown, "0", not phantoms)
@@ -118,7 +118,7 @@ class Front:
         )
         seconds = empty - ready
         yield Row("6.1", "vLLM restarted: index = truth", f"{seconds:.1f} s", "<= 5 s", seconds <= 5)
-        told = self._told(len(talks(self.url, MODEL, SHAPE._replace(talks=3), 8)))
+        told = self.told(len(talks(self.url, MODEL, SHAPE._replace(talks=3), 8)))
         right = sum(each.agrees for each in told)
         what = "vLLM restarted: predicted = reported afterwards"
         yield Row("6.1", what, f"{right} of {len(told)}", f">= {AGREE:.0%}", right >= AGREE * len(told))
@@ -127,11 +127,18 @@ class Front:
         ask(self.url, MODEL, messages, SHAPE.max_tokens)
         time.sleep(SHAPE.pause_s)
 
-    def _told(self, latest: int) -> list[Told]:
+    def told(self, latest: int) -> list[Told]:
         """The oldest first."""
         return [
             Told(p["expected_tokens"], p["delivered_tokens"] or 0) for p in reversed(self._placements(latest))
         ]
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in json.loads(get(f"{self.url}/v1/models"))["data"]]
+
+    def used(self, latest: int) -> set[str]:
+        """Workers of the latest placements."""
+        return {placement["worker"] for placement in self._placements(latest)}
 
     def _latest(self) -> dict[str, Any]:
         placement = self._placements(1)[0]

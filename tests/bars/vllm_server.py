@@ -10,6 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tests.bars.hf_folder import folder
 from tests.bars.peers import ENVIRONMENT, answers, free_port
@@ -31,22 +32,25 @@ _SETTINGS = (
 class Server:
     """One vLLM, again and again at the same ports. ``flags`` go to it as they are."""
 
-    def __init__(self, starter: Starter, name: str, *flags: str) -> None:
+    def __init__(self, starter: Starter, name: str, *flags: str, ranks: int = 1) -> None:
         self._starter = starter
         self._name = name
         self._flags = flags
-        self.port, self.events, self.replay = free_port(), free_port(), free_port()
+        self._ranks = ranks
+        self.port = free_port()
+        self.events, self.replay = free_port(), free_port()  # of further ranks: the ports behind them
         self.url = f"http://127.0.0.1:{self.port}"
         self.program: Program | None = None
 
     @property
-    def backend(self) -> dict[str, str]:
+    def backend(self) -> dict[str, Any]:
         """As the router's configuration has it."""
         return {
             "url": self.url,
             "kind": "vllm",
             "events": f"tcp://127.0.0.1:{self.events}",
             "replay": f"tcp://127.0.0.1:{self.replay}",
+            "ranks": self._ranks,
         }
 
     def start(self) -> None:

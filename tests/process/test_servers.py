@@ -93,6 +93,22 @@ async def test_usage_is_passed_on_where_it_was_asked_for() -> None:
         assert msgspec.json.decode(events[-2][6:])["usage"]["completion_tokens"] == 3
 
 
+async def test_a_client_of_http_1_0_gets_the_bare_events() -> None:
+    async with front(1) as made:
+        body = msgspec.json.encode({"model": "tiny", "messages": LONG, "max_tokens": 3, "stream": True})
+        reader, writer = await asyncio.open_connection(*made.base.removeprefix("http://").split(":"))
+        head = (
+            f"POST {CHAT} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        answer, _, events = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert b" 200 OK\r\n" in answer
+        assert events.startswith(b"data: {")
+        assert events.endswith(b"data: [DONE]\n\n")
+
+
 async def test_models_are_listed() -> None:
     async with front(1) as made, made.http.get(f"{made.base}/v1/models") as response:
         assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]

@@ -42,7 +42,7 @@ def together(found: list[Found]) -> Found:
     workers = dict.fromkeys(worker for each in found for worker in each.workers)
     backends: dict[str, Backend] = {}
     for backend in (backend for each in found for backend in each.backends):
-        backends.setdefault(backend.base, backend)
+        backends.setdefault(backend.address, backend)
     return Found(tuple(workers), tuple(backends.values()))
 
 

@@ -20,7 +20,7 @@ def check_found(found: Found, before: str = "") -> None:
     _check_once(f"{before}workers: an address", found.workers)
     for number, server in enumerate(found.backends):
         backend.check(f"{before}backends[{number}]", server)
-    _check_once(f"{before}backends: a url", [server.base for server in found.backends])
+    _check_once(f"{before}backends: a url", [server.address for server in found.backends])
 
 
 def check_discovery(discovery: Discovery) -> None:

@@ -85,7 +85,8 @@ def _router() -> dict[str, Any]:
 
 
 def _fleet(backends: Sequence[Backend]) -> dict[str, Any]:
-    endpoints = [_endpoint(backend.base.partition("//")[2]) for backend in backends]
+    bases = dict.fromkeys(backend.base for backend in backends)  # ranks share one
+    endpoints = [_endpoint(base.partition("//")[2]) for base in bases]
     in_turn = {"@type": f"{_TYPES}.load_balancing_policies.round_robin.v3.RoundRobin"}
     source = {"metadata": {"key": NAMESPACE, "path": [{"key": ENDPOINT}]}}
     override = {
