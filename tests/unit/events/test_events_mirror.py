@@ -185,6 +185,17 @@ def test_an_eviction_that_was_told_is_no_reset() -> None:
     assert index.present == before
 
 
+def test_a_chain_that_an_eviction_broke_is_no_reset() -> None:
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.apply(told([8], [8, 8])))
+    placed = mirror.clock
+    index.perform(mirror.apply(Removed(pb.DEVICE, [1], None)))
+    index.perform(mirror.apply(told([1], [1, 2])))
+    index.perform(mirror.not_found(keys([1, 2, 3, 4]), placed, nothing=True))
+    assert index.present == set(ours([1, 2]) + ours([8, 8]))
+
+
 @given(steps=STEPS)
 def test_after_an_answer_no_phantom_of_its_prompt_is_left(steps: list[tuple[str, int, int]]) -> None:
     """An engine that loses blocks and its whole cache, and never says so."""
