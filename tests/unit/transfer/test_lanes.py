@@ -267,6 +267,52 @@ def test_memory_that_could_shrink_is_not_looked_into() -> None:
         opened(unsealing, lanes)
 
 
+def test_a_slab_that_is_filled_anew_while_it_is_read_does_not_agree() -> None:
+    """A target that was stopped for longer than its source waits for it looks into another pull's slab."""
+    source, other = Pool.random(2, 64), Pool.random(2, 64, seed=1)
+    shape = shape_of(source, 2)
+    target = Pool.empty(source)
+    giving, looking = opened(KINDS["shm"](source, shape), KINDS["shm"](target, shape))
+    write = target.write_blocks
+
+    def late(blocks: Sequence[int], copy: memoryview) -> None:
+        giving.fill(0, leased(other), 0, 2)
+        write(blocks, copy)
+
+    target.write_blocks = late  # type: ignore[method-assign]
+    wanted = giving.fill(0, leased(source), 0, 2)
+    got = looking.start(0, [0, 1], [0, 1])()
+    assert (target.words == other.words).all()
+    assert wanted is not None
+    assert not set(got) & set(wanted)
+    looking.close()
+    giving.close()
+
+
+@pytest.mark.parametrize("shape", [Shape(2**32 - 1, 4096), Shape(3, 2**63), Shape(2**20, 2**44)])
+def test_a_lane_of_no_sane_size_is_refused(shape: Shape) -> None:
+    ours, theirs = (TcpStream(each) for each in socket.socketpair(socket.AF_UNIX))
+    lane.send_welcome(ours, 256, 4, shape)
+    try:
+        with pytest.raises(Corrupt, match="slabs"):
+            lane.receive_welcome(theirs, 256, 4)
+    finally:
+        ours.close()
+        theirs.close()
+
+
+def test_a_file_beside_the_point_is_closed() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    before = len(os.listdir("/proc/self/fd"))
+    with ours, theirs:
+        file = os.memfd_create("test")
+        socket.send_fds(ours, [b"x"], [file])
+        os.close(file)
+        with pytest.raises(WorkerLost, match="no file"):
+            TcpStream(theirs).receive_file()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_only_the_own_host_is_reached() -> None:
     pool = Pool.random(1, 64)
     target = LaneTarget(KINDS["shm"](pool, shape_of(pool, 1)))

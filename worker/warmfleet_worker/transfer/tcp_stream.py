@@ -1,6 +1,7 @@
 """One data connection, blocking, with a bound on every wait. System calls release the interpreter's lock."""
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -87,6 +88,8 @@ class TcpStream:
         except OSError as error:
             raise WorkerLost(f"the connection failed: {_why(error)}") from None
         if data != _FILE or len(files) != 1:
+            for file in files:
+                os.close(file)
             raise WorkerLost("the peer sent no file")
         return files[0]
 
