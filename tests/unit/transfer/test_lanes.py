@@ -3,8 +3,11 @@
 import contextlib
 import os
 import random
+import secrets
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -321,6 +324,51 @@ def test_only_the_own_host_is_reached() -> None:
     assert not target.reaches(Offer(transport="shm"))
     (error,) = pull(target, Offer(host=here(), socket="warmfleet-nobody"), haul_of(pool, [0]))
     assert isinstance(error, WorkerLost)
+
+
+_LISTENING = """
+import os, socket, sys
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(chr(0) + sys.argv[1])
+    listener.listen()
+    print("listens", flush=True)
+    listener.accept()[0].recv(1)
+"""
+_CONNECTING = """
+import os, socket, sys
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as peer:
+    peer.connect(chr(0) + sys.argv[1])
+    peer.recv(1)
+"""
+
+
+def _as_another(script: str, name: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-ISc", script, name], stdout=subprocess.PIPE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_users_source_is_not_told_the_secret() -> None:
+    """It may have taken the name of a source that has ended."""
+    pool, name = Pool.random(1, 64), f"test-{secrets.token_hex(8)}"
+    target = LaneTarget(KINDS["shm"](pool, shape_of(pool, 1)))
+    with _as_another(_LISTENING, name) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listens\n"
+        (error,) = pull(target, Offer(host=here(), socket=name), haul_of(pool, [0]))
+        assert "another user" in str(error)
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_users_target_is_refused() -> None:
+    pool = Pool.random(1, 64)
+    source = LaneSource(leased(pool), KINDS["shm"](pool, shape_of(pool, 1)), 1)
+    with _as_another(_CONNECTING, source.listen_here()) as process:
+        pass
+    source.close()
+    assert (process.returncode, source.refused) == (0, 1)
 
 
 BLOCKS, WORDS = 64, 1024

@@ -1,9 +1,6 @@
 """The source's end of a transport over lanes: fills slabs for the peers of this host."""
 
 import logging
-import os
-import socket
-from struct import Struct
 from threading import Lock
 
 from warmfleet_proto.errors import Corrupt
@@ -17,7 +14,6 @@ from warmfleet_worker.transfer.transport import Lot, Shelf
 
 _log = logging.getLogger(__name__)
 
-_CREDENTIALS = Struct("@iII")  # of a Unix socket's peer: process, user, group
 _NONE = Shape(0, 0)
 
 
@@ -45,7 +41,7 @@ class LaneSource(DataPort):
             self._spare.pop().close()
 
     def _answer(self, stream: TcpStream) -> None:
-        if stream.is_local and _user_of(stream) != os.getuid():
+        if not stream.of_this_user:
             raise Corrupt("the target is another user's")
         lot = self._opened(stream)
         taken = self._take()
@@ -85,9 +81,3 @@ class LaneSource(DataPort):
             with self._lock:
                 self._left += 1
             return None
-
-
-def _user_of(stream: TcpStream) -> int:
-    data = stream.option(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    user: int = _CREDENTIALS.unpack(data)[1]
-    return user

@@ -13,6 +13,7 @@ from warmfleet_worker.transfer.transport import Address
 
 STALL_S = 2.0  # without a byte: the peer is stuck
 _FILE = b"F"  # goes with a descriptor
+_CREDENTIALS = struct.Struct("@iII")  # of a Unix socket's peer: process, user, group
 _PARTS = 512  # of one sendmsg; Linux takes 1,024
 
 
@@ -68,11 +69,11 @@ class TcpStream:
             view = view[count:]
 
     @property
-    def is_local(self) -> bool:
-        return self._socket.family == socket.AF_UNIX
-
-    def option(self, level: int, name: int, size: int) -> bytes:
-        return self._socket.getsockopt(level, name, size)
+    def of_this_user(self) -> bool:
+        """Whether the process at the other end of a Unix socket is. Any process of the host can connect to
+        one without a file, or take its name when its owner has ended."""
+        data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return bool(_CREDENTIALS.unpack(data)[1] == os.geteuid())
 
     def send_file(self, descriptor: int) -> None:
         """To a process of this host, over a Unix socket."""
