@@ -206,19 +206,20 @@ def test_lanes_are_bounded_and_used_again(serve: Serve) -> None:
     assert haul.arrived == 4
 
 
-def test_a_lane_that_cannot_be_had_is_no_lane(serve: Serve) -> None:
+@pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])
+def test_a_lane_that_cannot_be_had_is_no_lane(serve: Serve, error: type[Exception]) -> None:
     class Full:
         name, streams, leaves_the_host = "shm", 1, False
 
         def make(self) -> Any:
-            raise MemoryError("no room")
+            raise error("no room")
 
     source = Pool.random(1, 64)
     full: Any = Full()
-    taking = LaneTarget(KINDS["shm"](source, shape_of(source, 1)))
+    taking, offer = LaneTarget(KINDS["shm"](source, shape_of(source, 1))), serve(full, leased(source))
     for _ in range(6):  # more often than there may be lanes: a failure takes none of them
-        (error,) = pull(taking, serve(full, leased(source)), haul_of(source, [0]))
-        assert "no lane to spare" in str(error)
+        (lost,) = pull(taking, offer, haul_of(source, [0]))
+        assert "no lane to spare" in str(lost)
 
 
 @pytest.mark.parametrize(

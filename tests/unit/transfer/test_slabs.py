@@ -2,6 +2,7 @@
 
 from threading import Thread
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_worker.transfer.slabs import Slabs
@@ -73,3 +74,20 @@ def test_never_more_than_there_are(moves: list[tuple[int, bool]]) -> None:
         everything = [id(slab) for each in held.values() for slab in each]
         assert len(everything) == len(set(everything)) == slabs.taken <= 3
         assert all(len(each) <= 3 for each in held.values())
+
+
+def test_a_slab_that_there_was_no_memory_for_can_be_had_later() -> None:
+    short = [True]
+
+    def allocate(size: int) -> memoryview:
+        if short.pop():
+            raise MemoryError("no room")
+        return memoryview(bytearray(size))
+
+    slabs, owner = Slabs(1, 8, allocate), object()
+    assert slabs.join(owner)
+    with pytest.raises(MemoryError):
+        slabs.take(owner, wait=False)
+    short.append(False)
+    assert slabs.taken == 0
+    assert slabs.take(owner, wait=False) is not None

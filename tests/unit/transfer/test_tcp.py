@@ -1,7 +1,9 @@
 """The tcp transport over loopback: what arrives is what was leased, and whatever is not is noticed."""
 
 import contextlib
+import os
 import random
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -229,3 +231,24 @@ def test_two_pulls_share_the_link(serve: Serve) -> None:
     assert first.good < count, "the long one had not ended"
     long.join(15)
     assert (first.good, slabs.taken) == (count, 0)
+
+
+def test_a_source_out_of_descriptors_serves_again_when_there_are_some(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = random_blocks(3, 64)
+    address = serve(Blocks(made))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as waiting:
+        free = os.open("/dev/null", os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            waiting.connect(address)
+            while not caplog.records:  # another thread's
+                time.sleep(0.001)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    haul = Collected(3, 64, Slabs(4, frames.PIECE_BYTES))
+    assert pull(address, haul) == []
+    assert haul.good == 3

@@ -6,7 +6,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable
-from threading import Thread
+from threading import Event, Thread
 
 from warmfleet_proto.errors import Corrupt, WorkerLost
 
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
 _BACKLOG = 64
+_REST_S = 0.1
 
 
 class DataPort:
@@ -30,6 +31,7 @@ class DataPort:
         self._streams: set[TcpStream] = set()
         self._threads: set[Thread] = set()
         self._listener: socket.socket | None = None
+        self._closed = Event()
 
     @property
     def connections(self) -> int:
@@ -54,6 +56,7 @@ class DataPort:
 
     def close(self) -> None:
         """Ends every connection and waits for their threads."""
+        self._closed.set()
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -87,8 +90,12 @@ class DataPort:
         while True:
             try:
                 plain, _ = listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._closed.is_set():
+                    return
+                _log.warning("no data connection can be taken: %s", error.strerror)
+                self._closed.wait(_REST_S)  # until some descriptors are free again
+                continue
             self._threads = {thread for thread in self._threads if thread.is_alive()}
             if len(self._threads) > MAX_CONNECTIONS:
                 self.refused += 1

@@ -76,7 +76,7 @@ class LaneSource(DataPort):
             self._left -= 1
         try:
             return self._lanes.make()
-        except (MemoryError, OSError) as error:
+        except Exception as error:  # of memory, or of a device: each has its own
             _log.warning("no lane for %s: %s", self.name, error)
             with self._lock:
                 self._left += 1

@@ -76,5 +76,6 @@ class Slabs:
             return self._spare.pop()
         if self._made == self._count:
             return None
+        slab = self._allocate(self.size)  # may fail, and be tried again
         self._made += 1
-        return self._allocate(self.size)
+        return slab
