@@ -1,6 +1,7 @@
 """Bar 6.3: two llama.cpp servers, which tell nothing of their caches: placed by the text alone.
 
-They need an environment of their own, made by hand once (some minutes of compiling):
+They need an environment of their own, made by hand once (some minutes of compiling; where the machine
+shows AMX and faults in it, with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"):
   python3 -m venv .run/peers/llama-cpp &&
   .run/peers/llama-cpp/bin/pip install 'llama-cpp-python[server]==0.3.36'
 """

@@ -83,8 +83,8 @@ async def rows(ways: list[Way]) -> list[Row]:
         https = {way.name: await stack.enter_async_context(session(way.url)) for way in ways}
         for way in ways:
             await ready(https[way.name])
-        rates = await chunks_a_core(ways[1:], https)
         alone, together = await first_tokens(https, 1, TIMES_ONE), await first_tokens(https, AT_ONCE, TIMES)
+        rates = await chunks_a_core(ways[1:], https)
     return [*relayed(rates), *added(alone, together)]
 
 
