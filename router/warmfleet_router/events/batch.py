@@ -37,6 +37,6 @@ Event = Stored | Removed | Cleared
 
 
 class Batch(NamedTuple):
-    rank: int  # of the data-parallel replica
+    rank: int | None  # of the data-parallel replica; None: it does not say
     events: Sequence[Event]
     ignored: int  # events about something else: other media, other kinds of attention, unknown types

@@ -52,9 +52,14 @@ class State(Enum):
 
 
 class Follower:
-    """One publisher. ``can_replay``: it has a socket to ask. Every iterator is to be run to its end."""
+    """One publisher. ``can_replay``: it has a socket to ask. Every iterator is to be run to its end.
 
-    def __init__(self, decoder: Decoder, mirror: Mirror, counters: Counters, can_replay: bool) -> None:
+    ``rank``: the one that may speak here; -1: whoever does.
+    """
+
+    def __init__(
+        self, decoder: Decoder, mirror: Mirror, counters: Counters, can_replay: bool, rank: int = -1
+    ) -> None:
         self.state = State.LIVE
         self.next = 0  # the number of the batch to be applied next
         self.why = ""  # it is in quarantine
@@ -63,6 +68,7 @@ class Follower:
         self._mirror = mirror
         self._counters = counters
         self._can_replay = can_replay
+        self._rank = rank
         self._held: deque[tuple[int, bytes]] = deque()
         self._held_bytes = 0
         self._heard = -1  # the latest number on the live socket
@@ -150,6 +156,8 @@ class Follower:
     def _apply(self, seq: int, payload: bytes, now: float) -> Iterator[Told]:
         try:
             batch = self._decoder.batch(payload)
+            if self._rank >= 0 and batch.rank not in (None, self._rank):
+                raise Corrupt(f"rank {batch.rank} speaks in the place of rank {self._rank}")
         except Corrupt as error:
             self._counters.kv_malformed += 1
             yield from self._quarantine(str(error), now)

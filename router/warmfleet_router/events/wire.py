@@ -62,16 +62,17 @@ _tags: dict[Form, msgspec.msgpack.Decoder[Any]] = {
 }
 
 
-def split(payload: bytes) -> tuple[int, Sequence[Raw]]:
+def split(payload: bytes) -> tuple[int | None, Sequence[Raw]]:
     """The rank and the events of a batch, not decoded yet. Raises Corrupt."""
     if len(payload) > PAYLOAD_BYTES:
         raise Corrupt(f"a batch of {len(payload)} bytes, more than {PAYLOAD_BYTES}")
     try:
         if form_of(payload) == "array":
             batch = _array_batch.decode(payload)
-            return batch.rank or 0, batch.events
+            return batch.rank, batch.events
         named = _map_batch.decode(payload)
-        return named.data_parallel_rank or named.attn_dp_rank or 0, named.events
+        rank = named.attn_dp_rank if named.data_parallel_rank is None else named.data_parallel_rank
+        return rank, named.events
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Corrupt(f"a batch that is none: {error}") from None
 

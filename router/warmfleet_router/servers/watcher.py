@@ -159,7 +159,8 @@ class ServerWatcher:
         mirror = Mirror(status.model_fingerprint, status.block_size, names)
         self._core.roster.follow(backend.address, mirror)
         decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
-        follower = Follower(decoder, mirror, self._core.counters, bool(backend.replay))
+        counters, can_replay = self._core.counters, bool(backend.replay)
+        follower = Follower(decoder, mirror, counters, can_replay, backend.rank)
         try:
             await Subscriber(
                 backend.events, backend.replay, follower, sink, self._clock, backend.address

@@ -39,7 +39,7 @@ def test_every_release_says_the_same(release: Release) -> None:
             rank=3,
         )
     )
-    assert batch.rank == (3 if release.rank else 0)
+    assert batch.rank == (3 if release.rank else None)
     assert batch.ignored == 0
     first, second, gone, cleared = batch.events
     assert isinstance(first, Stored)

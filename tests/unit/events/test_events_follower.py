@@ -21,7 +21,7 @@ from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.view import Counters
 
 from tests.unit.events.engine import FINGERPRINT, PROMPTS, SIZE, Engine, Index, ours
-from tests.unit.events.releases import VLLM
+from tests.unit.events.releases import CLEARED, VLLM
 
 RELEASE = VLLM[-2]
 
@@ -29,9 +29,10 @@ RELEASE = VLLM[-2]
 class Side:
     """A follower with its index, and what it asks for."""
 
-    def __init__(self, can_replay: bool = True) -> None:
+    def __init__(self, can_replay: bool = True, rank: int = -1) -> None:
         self.counters = Counters()
-        self.follower = Follower(vllm.Decoder(), Mirror(FINGERPRINT, SIZE), self.counters, can_replay)
+        mirror = Mirror(FINGERPRINT, SIZE)
+        self.follower = Follower(vllm.Decoder(), mirror, self.counters, can_replay, rank)
         self.index = Index()
         self.asked: int | None = None
         self.now = 0.0
@@ -179,6 +180,14 @@ def test_nonsense_is_quarantined_and_forgiven() -> None:
     side.hear(engine, 2)
     side.replay(engine)
     assert side.index.present == engine.present
+
+
+@pytest.mark.parametrize(("claimed", "state"), [(1, State.LIVE), (None, State.LIVE), (2, State.QUARANTINE)])
+def test_who_speaks_in_the_place_of_another_is_quarantined(claimed: int | None, state: State) -> None:
+    side = Side(rank=1)
+    side.take(side.follower.receive(0, RELEASE.batch(CLEARED, rank=claimed), 0.0))
+    assert side.follower.state is state
+    assert (claimed == 2) == ("rank 2 speaks in the place of rank 1" in side.follower.why)
 
 
 def test_a_flood_is_quarantined() -> None:
