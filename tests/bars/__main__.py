@@ -33,6 +33,7 @@ BARS = {
     "memo": "3.4: tokenising a next turn, and what long prompts do to the loop",
     "pull": "5.1: a prefix pulled from the worker that made it, real model",
     "overlap": "5.5: prefill beside a pull over a link that is 100 ms away; minutes",
+    "replication": "5.5: hot prefixes copied ahead of requests, pulls, both and neither; minutes",
     "transfer_tcp": "5.2: blocks over loopback beside iperf3 and a gRPC stream",
     "staleness": "3.7: hit rate against the delay and loss of presence events",
     "replay_speed": "3.8: the replay's own CPU, 8 and 1,000 workers",

@@ -25,6 +25,7 @@ class Announcer:
         self.epoch = epoch
         self.seq = 0
         self.told_at = 0.0
+        self.leaves_at: float | None = None  # it drains until then
         self._worker = worker
         self._digest = 0
         self._tiers: dict[pb.Tier, Cache | HostTier] = {pb.DEVICE: worker.cache}
@@ -105,6 +106,8 @@ class Announcer:
             late_hits_total=worker.late_hits,
             step_seconds_total=worker.step_seconds,
             step_age_s=0.0 if worker.step_began is None else now - worker.step_began,
+            draining=self.leaves_at is not None,
+            leaves_s=0.0 if self.leaves_at is None else max(self.leaves_at - now, 0.0),
         )
 
 

@@ -121,6 +121,25 @@ class Fleet:
         while self._pending:
             self._next()
 
+    def drain(self, index: int, at_s: float, within_s: float) -> None:
+        """Before ``run``: a worker is to get nothing new from ``at_s`` on, and is gone ``within_s`` later, or
+        when what runs there has ended."""
+        member, when = self.members[index], START_S + at_s
+        self._at(when, self._drain, member, when + within_s)
+
+    def _drain(self, member: Member, until: float) -> None:
+        member.announcer.leaves_at = until
+        self._tell(member)
+        self._at(until, self._leave, member)
+
+    def _leave(self, member: Member) -> None:
+        if member.worker.running or member.worker.waiting:
+            self._at(self.now + TICK_S, self._leave, member)
+            return
+        member.gone = True
+        for core in self.cores:
+            core.roster.remove(member.address, self.now)
+
     def rest(self, seconds: float, network: Network) -> None:
         """Time without requests, over ``network``: what was lost is noticed and asked for again."""
         self._network = network
@@ -290,6 +309,8 @@ class Fleet:
     # ---- what the router hears
 
     def _beat(self, member: Member) -> None:
+        if member.gone:
+            return
         due = member.announcer.told_at + HEARTBEAT_S
         if due <= self.now:
             self._tell(member)
@@ -311,6 +332,8 @@ class Fleet:
         self._pending -= 1
 
     def _tell(self, member: Member) -> None:
+        if member.gone:
+            return
         message = member.announcer.message(self.now)
         for core in self.cores:
             if not (self._network.loss and self._random.random() < self._network.loss):
@@ -325,6 +348,8 @@ class Fleet:
             self._hear(core, member, message)
 
     def _hear(self, core: RouterCore, member: Member, message: wpb.WatchKvResponse) -> None:
+        if member.gone:
+            return
         for ask in core.roster.ingest(member.address, message, self.now):
             if ask is not None:
                 for answer in member.announcer.repeat(ask.epoch, ask.after_seq, self.now):

@@ -16,3 +16,4 @@ class Member:
         self.sending_until = 0.0  # what its peers pull
         self.loading_until = 0.0  # what comes from its host memory
         self.given_blocks = 0
+        self.gone = False  # it has drained and left
