@@ -312,7 +312,7 @@ def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:
     group, ask, chosen = decision.group, decision.ask, decision.choice.candidate
     least = min([candidate.prefill_s for candidate in decision.candidates])
     group.demand.placed(ask.keys, ask.shared, least, now)
-    if wanted.bypass_cache:
+    if wanted.bypass_cache or not group.copies_ahead:
         return None
     prefix = group.wanted.asked(ask.keys, ask.shared, wanted.salt, now)
     if prefix is not None:

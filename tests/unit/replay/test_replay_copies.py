@@ -1,4 +1,4 @@
-"""Copies ahead of requests in a modelled fleet: what they are worth, and what is saved of a worker that goes."""
+"""Copies ahead of requests in a modelled fleet: what they are worth; what is saved of a worker that goes."""
 
 from array import array
 from random import Random
