@@ -72,7 +72,8 @@ class Player:
         follows = self.begin is not None and (line.run, line.part) == (self.begin.run, self.begin.part + 1)
         self.begin = line
         if line.part == 0:
-            self._core = PlayedCore(msgspec.convert(line.routing, Routing), line.seed)
+            routing = {"replicate": False} | line.routing  # older than that setting: nothing was copied ahead
+            self._core = PlayedCore(msgspec.convert(routing, Routing), line.seed)
         elif not follows:
             self._core = None
 
