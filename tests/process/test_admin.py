@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.transfer_pb2 import Pulled
 from warmfleet_router import admin
 from warmfleet_router.gateway.http import application
 from warmfleet_router.view import HitRate
@@ -33,6 +34,9 @@ def core() -> FixedCore:
         pull_failure="gone",
     )
     made.moves.note("w0", "w1", of, saved_s=0.25)
+    ahead = Pulled(tokens=32, bytes=1_000_000_000, seconds=0.5)
+    made.moves.brought("w0", "w1", ahead, leaving=True)
+    made.moves.brought("w0", "w1", ahead, leaving=False)
     return made
 
 
@@ -62,13 +66,15 @@ async def test_pulls_json(client: TestClient) -> None:
         {
             "source": "w0",
             "target": "w1",
-            "pulls": 1,
-            "tokens": 64,
-            "bytes": 3_000_000_000,
+            "pulls": 3,
+            "tokens": 128,
+            "bytes": 5_000_000_000,
             "wasted_bytes": 9,
-            "seconds": 1.5,
+            "seconds": 2.5,
             "gb_per_s": 2.0,
             "saved_prefill_s": 0.25,
+            "ahead_bytes": 2_000_000_000,
+            "evacuated_bytes": 1_000_000_000,
             "failures": {"gone": 1},
         }
     ]
@@ -181,6 +187,7 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         (pulled,) = await page.text("#pulls tbody tr")
         assert "2.00 GB/s" in pulled
         assert "1 gone" in pulled
+        assert "rescued" in pulled
         assert await page.evaluate("document.title") == "Warmfleet"
 
         await page.evaluate("document.querySelector('#placements button').click()")
