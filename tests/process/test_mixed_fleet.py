@@ -1,6 +1,9 @@
-"""Several models, several contexts and block sizes, under one gateway."""
+"""Several models, several contexts and block sizes, our own workers and servers: under one gateway."""
 
 import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -74,3 +77,83 @@ async def test_an_alias_stands_for_two_models() -> None:
         assert [worker for _, worker, _ in again] == [worker for _, worker, _ in answers]
         assert (await chat(base, "first", "x", max_tokens=2))[1] == "w1"
         assert (await chat(base, "third", "x"))[0] == 404
+
+
+@asynccontextmanager
+async def side_by_side(**settings: Any) -> AsyncIterator[str]:
+    """One of our own workers and a server (another one's HTTP face) under one name; the gateway's URL."""
+    slow = SIM | {"instant": False, "model": "tiny", "timing": {"prefill_token_s": 2e-4}}
+    async with (
+        sim_worker(name="own", sim=slow) as own,
+        sim_worker(name="server", served_name="tiny", block_size=32, sim=slow) as server,
+        router(
+            [own.grpc_address], backends=[{"url": f"http://{server.http_address}"}], **settings
+        ) as addresses,
+    ):
+        base = f"http://{addresses['http']}"
+        await healthy(base)
+        await joined(base, 2)
+        yield base
+
+
+def is_own(worker: str) -> bool:
+    return worker == "own"
+
+
+async def test_our_own_worker_and_a_server_serve_one_model_side_by_side() -> None:
+    async with side_by_side() as base:
+        texts = [f"{n} " + "many words of a talk " * 40 for n in range(16)]
+        answers = [await chat(base, "tiny", text, max_tokens=4) for text in texts]
+        assert {status for status, _, _ in answers} == {200}
+        assert all(answer["usage"]["completion_tokens"] == 4 for _, _, answer in answers)
+        places = [is_own(worker) for _, worker, _ in answers]
+        assert set(places) == {True, False}, "both have work"
+        again = [await chat(base, "tiny", text, max_tokens=4) for text in texts]
+        assert [is_own(worker) for _, worker, _ in again] == places, "each is found where it was before"
+        cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for _, _, answer in again]
+        assert min(cached) > 100
+        fleet = (await shown(base, "/admin/workers"))["fleet"]
+        assert fleet["bookings"] == 0
+
+
+async def test_streams_of_either_kind_look_alike() -> None:
+    async with side_by_side() as base, aiohttp.ClientSession() as session:
+        texts = [f"{n} " + "many words of a talk " * 40 for n in range(16)]
+
+        async def stream(text: str) -> tuple[str, bytes]:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+            async with session.post(f"{base}/v1/chat/completions", json=body | {"stream": True}) as response:
+                assert response.content_type == "text/event-stream"
+                return response.headers["X-Warmfleet-Worker"], await response.read()
+
+        streams = await asyncio.gather(*map(stream, texts))
+        assert {is_own(worker) for worker, _ in streams} == {True, False}
+        assert all(events.endswith(b"data: [DONE]\n\n") for _, events in streams)
+
+
+async def test_what_only_a_server_can_do_is_never_placed_on_our_own_worker() -> None:
+    async with side_by_side() as base:
+        for n in range(8):
+            status, worker, _ = await chat(base, "tiny", f"{n}", max_tokens=2, guided_choice=["a", "b"])
+            assert status == 200
+            assert not is_own(worker)
+
+
+async def test_tenants_share_nothing_on_either_kind() -> None:
+    tenants = [
+        {"name": name, "salt": name, "key_sha256": [hashlib.sha256(name.encode()).hexdigest()]}
+        for name in "ab"
+    ]
+    async with side_by_side(tenants=tenants) as base, aiohttp.ClientSession() as session:
+
+        async def cached(text: str, key: str) -> int:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+            headers = {"Authorization": f"Bearer {key}"}
+            async with session.post(f"{base}/v1/chat/completions", json=body, headers=headers) as response:
+                answer = await response.json()
+                return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        texts = [f"{n} " + "many words of a talk " * 40 for n in range(6)]
+        await asyncio.gather(*(cached(text, "a") for text in texts))
+        assert min([await cached(text, "a") for text in texts]) > 100
+        assert max([await cached(text, "b") for text in texts]) < 20

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from warmfleet_proto.errors import Rejected, WarmfleetError
+from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError
 
 from warmfleet_router.gateway import intake, openai, schema
 from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
+from warmfleet_router.gateway.either import Either
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
 from warmfleet_router.gateway.http import REQUEST_ID, error_response
 from warmfleet_router.gateway.job import Job, Preparer
@@ -84,7 +85,8 @@ class Api:
     def _served_models(self, request: web.Request) -> dict[str, int]:
         """Names and contexts. Raises BadRequest when the key is not known."""
         self._tenants.of(request.headers.get("Authorization"))
-        served = self._catalogue.models() | self._relays.models()
+        ours, theirs = self._catalogue.models(), self._relays.models()
+        served = {model: max(ours.get(model, 0), theirs.get(model, 0)) for model in ours | theirs}
         return served | self._aliases.models(served)
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -123,6 +125,8 @@ class Api:
         body = await intake.read_body(request, self._limits.body_bytes)
         body = await self._preparer.parsed(self._aliases.resolved, body)
         if self._relays.serves(body):
+            if self._relays.mixes(body) and (job := await self._single(body, parse, tenant)):
+                return await self._mixed(request, body, job, tenant, deadline, record)
             return await self._relays.served(request, body, tenant, deadline, record)
         job = await parse(body, tenant)
         record.prepared(job, self._fleet.clock())
@@ -142,6 +146,50 @@ class Api:
         finally:
             for generation in generations:
                 generation.finish(failure)
+            failure = None
+
+    async def _single(self, body: bytes, parse: Parse, tenant: intake.Tenant) -> Job | None:
+        """For our own workers; nothing for what only other servers can do."""
+        try:
+            job = await parse(body, tenant)
+        except BadRequest:
+            return None
+        return job if len(job.prompts) == 1 else None
+
+    async def _mixed(
+        self,
+        request: web.Request,
+        body: bytes,
+        job: Job,
+        tenant: intake.Tenant,
+        deadline: float,
+        record: Record,
+    ) -> tuple[web.StreamResponse, Exception | None]:
+        """By our own workers or by servers, whoever is cheaper; as ``_served``."""
+        relay = await self._relays.relay(request, body, tenant, deadline, job.prompts[0].token_ids)
+        # One salt for both, as servers get it: the router hashes a prompt with one.
+        salted = tenant._replace(salt=relay.salt)
+        (generation,) = self._generations(request, job, salted, deadline)
+        either = Either(self._fleet, deadline, relay, generation)
+        record.prepared(job, self._fleet.clock())
+        self._fleet.budget.request(self._fleet.clock())
+        record.generations = [either]
+        failure: BaseException | None = None
+        try:
+            chosen = await either.chosen()
+            record.generations = [chosen]
+            record.placed()
+            if chosen is relay:
+                return await self._relays.respond(request, relay, record)
+            answer = Answer(job, [generation], self._tokenizer, record, self._fleet.clock)
+            response, failure = await self._respond(request, job, answer, [generation])
+            return response, failure
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            for placed in (either, relay, generation):
+                placed.finish(failure)
             failure = None
 
     def _generations(

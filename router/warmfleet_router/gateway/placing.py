@@ -84,6 +84,16 @@ class Placed:
                 self.finish(error)
                 raise
 
+    async def submit_for(self, other: "Placed") -> None:
+        """Submits what the other one has placed; that one goes on to answer for it."""
+        self.placement, self.tried = other.placement, other.tried
+        await self._submit()
+
+    def take_over(self, other: "Placed") -> None:
+        """From now on this one answers for what the other one has placed and started."""
+        self.placing_s, self._began = other.placing_s, other._began
+        self._booked, other._booked = other._booked, False
+
     def finish(self, error: BaseException | None = None, completion_tokens: int = 0) -> None:
         """Once for every start, when the client has its answer or will never have it; repeats do nothing."""
         if not self._booked:

@@ -55,6 +55,7 @@ def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
         salt=salt_of(servers.adapter(wanted.ask.model), wanted.salt),
         choices=wanted.ask.choices,
         bypass_cache=wanted.ask.known.prompt_logprobs is not None,
+        exclude=servers.ours(wanted.ask.model),
     )
     context = servers.models().get(wanted.ask.model, 0)
     if wanted.token_ids:
@@ -104,6 +105,11 @@ class Relay(Placed):
         return self.wanted.ask.model
 
     @property
+    def salt(self) -> bytes:
+        """Of the root that the prompt is hashed under."""
+        return self._route_request.salt
+
+    @property
     def choices(self) -> int:
         return self.wanted.ask.choices
 
@@ -112,10 +118,14 @@ class Relay(Placed):
         """The answer is a stream, not an error or a whole body."""
         return self.answer.status == 200 and self.wanted.ask.stream
 
+    def reaches(self, address: str) -> bool:
+        """Whether a server has it; else it is one of our own workers'."""
+        return self._servers.known(address)
+
     # ---- placing
 
     def _route(self) -> RouteRequest:
-        self._route_request.exclude[:] = self.tried
+        self._route_request.exclude[:] = [*self._servers.ours(self.model), *self.tried]
         return self._route_request
 
     def _told(self, report: FinishRequest) -> None:

@@ -57,12 +57,27 @@ class Relays:
     async def close(self) -> None:
         await self._pool.close()
 
+    def mixes(self, body: bytes) -> bool:
+        """Whether our own workers serve its model as well."""
+        return bool(self._servers.ours(ask.model_of(body)))
+
+    async def relay(
+        self,
+        request: web.Request,
+        body: bytes,
+        tenant: intake.Tenant,
+        deadline: float,
+        token_ids: bytes | None = None,
+    ) -> Relay:
+        """Not started. ``token_ids`` of its prompt, where they are known. Raises BadRequest and Rejected."""
+        wanted = await self._wanted(request[REQUEST_ID], body, tenant, deadline, request.path, token_ids)
+        return Relay(self._fleet, self._servers, self._pool, wanted)
+
     async def served(
         self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
     ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
-        wanted = await self._wanted(request[REQUEST_ID], body, tenant, deadline, request.path)
-        relay = Relay(self._fleet, self._servers, self._pool, wanted)
+        relay = await self.relay(request, body, tenant, deadline)
         record.prepared(Asked(relay), self._fleet.clock())
         self._fleet.budget.request(self._fleet.clock())
         record.generations = [relay]
@@ -70,7 +85,7 @@ class Relays:
         try:
             await relay.start()
             record.placed()
-            return await self._respond(request, relay, record)
+            return await self.respond(request, relay, record)
         except BaseException as error:
             failure = error
             raise
@@ -108,7 +123,13 @@ class Relays:
         return Pick(self._fleet, placement.booking, endpoints, chosen.rank, outgoing)
 
     async def _wanted(
-        self, request_id: str, body: bytes, tenant: intake.Tenant, deadline: float, path: str
+        self,
+        request_id: str,
+        body: bytes,
+        tenant: intake.Tenant,
+        deadline: float,
+        path: str,
+        token_ids: bytes | None = None,
     ) -> Wanted:
         chat = path.endswith("/chat/completions")
         if len(body) <= INLINE_BYTES:
@@ -116,12 +137,14 @@ class Relays:
         else:
             asked = await asyncio.to_thread(ask.parse, body, chat)
         salt = asked.salt(tenant.salt)
-        token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
+        if token_ids is None:
+            token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
         return Wanted(request_id, tenant, asked, salt, token_ids, deadline, path)
 
-    async def _respond(
+    async def respond(
         self, request: web.Request, relay: Relay, record: Record
     ) -> tuple[web.StreamResponse, Exception | None]:
+        """What a started relay answers; as ``served``."""
         answer = relay.answer
         headers = {"X-Warmfleet-Worker": relay.placement.worker}
         if relay.streaming:

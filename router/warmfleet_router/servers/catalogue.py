@@ -56,13 +56,18 @@ class Servers:
         self._servers: dict[str, Server] = {}  # by address
         self._models: dict[str, list[Server]] = {}
         self._adapters: set[str] = set()
+        self._ours: dict[str, list[str]] = {}  # names of our own workers
 
     def update(self, fleet: ListWorkersResponse) -> None:
         """A model whose servers are gone stays: whether it can be had right now is the router's to say."""
         self._servers.clear()
         self._models = {model: [] for model in self._models}
+        self._ours = {}
         for worker in fleet.workers:
-            if worker.engine not in ENGINES or worker.state in _ABSENT:
+            if worker.state in _ABSENT:
+                continue
+            if worker.engine not in ENGINES:
+                self._ours.setdefault(worker.model, []).append(worker.worker)
                 continue
             server = Server(worker.address, worker.engine, worker.silent, worker.model)
             self._servers[worker.address] = server
@@ -73,6 +78,13 @@ class Servers:
 
     def of(self, address: str) -> Server:
         return self._servers.get(address) or Server(address, "openai", True)
+
+    def known(self, address: str) -> bool:
+        return address in self._servers
+
+    def ours(self, model: str) -> list[str]:
+        """Names of our own workers that serve it beside the servers."""
+        return self._ours.get(model, [])
 
     def serving(self, model: str) -> list[Server]:
         return self._models.get(model, [])
