@@ -42,6 +42,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # quarter of a GiB with a disk tier
     disk_path: str = ""  # folder of the disk tier; empty: off
     disk_bytes: Positive | None = None  # its bound
+    eviction: Literal["lru", "cost"] = "lru"  # what goes first, leaves before what they go on from: the least
+    # recently used, or what the fewest seconds of prefill make again
     max_running: Annotated[int, Meta(ge=1, le=4096)] = MAX_CHOICES  # sequences in a step
     max_waiting: Annotated[int, Meta(ge=0, le=100_000)] = 1024
     chunk_tokens: Annotated[int, Meta(ge=2)] = 512  # prompt tokens a step

@@ -1,4 +1,5 @@
-"""The prefix cache: BlockHash -> block, matched from the root, evicted leaf first.
+"""The prefix cache: BlockHash -> block, matched from the root, evicted leaf first: the least recently used,
+or what is cheapest to compute, aged by what was evicted before (GreedyDual, Young 1994).
 
 A hash hit counts only when the parent link and the token ids agree as well: a collision is a miss.
 Whoever pins a block pins its whole chain, so every unpinned block can be evicted, children first:
@@ -6,7 +7,7 @@ free + cached blocks are what ``allocate`` can give.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
@@ -17,7 +18,7 @@ from warmfleet_worker.events import Appeared, Change, Tier, Vanished, Wiped
 class Node:
     """A readable block: one with a BlockHash, filled by a finished step."""
 
-    __slots__ = ("block", "children", "depth", "hash", "parent", "root", "stamp", "token_ids")
+    __slots__ = ("block", "children", "depth", "hash", "parent", "rank", "root", "stamp", "token_ids")
 
     def __init__(
         self, block: int, block_hash: bytes, root: bytes, parent: "Node | None", token_ids: bytes
@@ -30,6 +31,7 @@ class Node:
         self.token_ids = token_ids  # packed u32
         self.children = 0
         self.stamp = 0  # when it was last unpinned
+        self.rank = 0.0  # of those that may be evicted the lowest goes first
 
     def continues(self, root: bytes, parent: "Node | None", token_ids: bytes) -> bool:
         return self.parent is parent and self.token_ids == token_ids and self.root == root
@@ -39,13 +41,17 @@ class PrefixCache:
     def __init__(self, pool: BlockPool, block_size: int, tier: Tier = Tier.DEVICE) -> None:
         self.pool = pool
         self.tier = tier
+        self.cost: Callable[[int], float] | None = None  # of computing a block at a depth; None: no matter
         self.evictions = 0
         self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
         self._nodes: dict[bytes, Node] = {}
         self._named: dict[bytes, Node] = {}  # by key; of two with one key the later
         self._by_block: list[Node | None] = [None] * pool.total
-        self._leaves: list[tuple[int, int]] = []  # heap of (stamp, block); stale entries are skipped
+        self._floor = 0.0  # the highest rank that was evicted
+        self._leaves: list[
+            tuple[float, int, int]
+        ] = []  # heap of (rank, stamp, block); stale ones are skipped
         self._clock = 0  # counts releases: only the order matters
         self._changes: list[Change] = []
 
@@ -128,6 +134,7 @@ class PrefixCache:
         for block in blocks:
             if self.pool.unpin(block) and (node := self._by_block[block]):
                 node.stamp = self._clock
+                node.rank = self._floor + self.cost(node.depth) if self.cost else self._clock
                 self._offer(node)
 
     def take_changes(self) -> list[Change]:
@@ -151,9 +158,9 @@ class PrefixCache:
         if node.children or self.pool.is_pinned(node.block):
             return
         if len(self._leaves) > 2 * self.pool.total:
-            self._leaves = [entry for entry in self._leaves if self._leaf(*entry)]
+            self._leaves = [entry for entry in self._leaves if self._leaf(*entry[1:])]
             heapq.heapify(self._leaves)
-        heapq.heappush(self._leaves, (node.stamp, node.block))
+        heapq.heappush(self._leaves, (node.rank, node.stamp, node.block))
 
     def _leaf(self, stamp: int, block: int) -> Node | None:
         node = self._by_block[block]
@@ -173,7 +180,7 @@ class PrefixCache:
     def _oldest(self) -> Node | None:
         """The next one to be evicted."""
         while self._leaves:
-            if node := self._leaf(*self._leaves[0]):
+            if node := self._leaf(*self._leaves[0][1:]):
                 return node
             heapq.heappop(self._leaves)
         return None
@@ -182,6 +189,7 @@ class PrefixCache:
         node = self._oldest()
         assert node is not None, "nothing is cached"
         heapq.heappop(self._leaves)
+        self._floor = max(self._floor, node.rank)
         del self._nodes[node.hash]
         if self._named.get(node.hash[:KEY_BYTES]) is node:
             del self._named[node.hash[:KEY_BYTES]]
@@ -205,7 +213,7 @@ class PrefixCache:
                 assert self._nodes.get(node.parent.hash) is node.parent, "evicted before its child"
                 assert not pinned or self.pool.is_pinned(node.parent.block), "pinned below an unpinned block"
                 children[node.parent.hash] = children.get(node.parent.hash, 0) + 1
-            assert pinned or node.children or (node.stamp, node.block) in listed
+            assert pinned or node.children or (node.rank, node.stamp, node.block) in listed
         assert all(node.children == children.get(node.hash, 0) for node in self._nodes.values())
         assert sum(node is not None for node in self._by_block) == len(self._nodes)
         assert all(self._nodes.get(node.hash) is node for node in self._named.values())

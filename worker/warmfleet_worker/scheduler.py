@@ -160,8 +160,9 @@ class Scheduler:
         """The oldest step under way has finished on the device."""
         step = self.batch.steps.finish()
         self.totals.steps += 1
-        prompts = sum(len(work.token_ids) for work in step.plan.works if len(work.token_ids) > 1)
-        self.batch.fetching.pace.computed(prompts, now - max(step.planned, self._finished))
+        chunks = [(len(work.token_ids), work.start) for work in step.plan.works if len(work.token_ids) > 1]
+        prompts, pairs = sum(n for n, _ in chunks), sum(n * (start + 0.5 * n) for n, start in chunks)
+        self.batch.fetching.pace.computed(prompts, pairs, now - max(step.planned, self._finished))
         self._finished = now
         for sequence, work, drawn in zip(step.sequences, step.plan.works, result.drawn, strict=True):
             if not sequence.blocks:

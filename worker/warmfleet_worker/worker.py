@@ -40,6 +40,8 @@ class Worker:
         self.presence = PresenceLog(epoch=secrets.randbits(64) or 1)
         self.runner = Runner(engine, self.scheduler, self.presence)
         self.below = make_below(config, self.runner)
+        if config.eviction == "cost":
+            self._evict_by_cost(engine.block_size)
         self.exchange = Exchange(config.transfer, config.name, self.runner, config.tls, self.below)
         model = config.served_name or engine.model
         self.service = WorkerService(
@@ -53,6 +55,16 @@ class Worker:
         self._server: grpc.aio.Server
         self._health: Health
         self._web: web.AppRunner
+
+    def _evict_by_cost(self, block_size: int) -> None:
+        prefill = self.scheduler.batch.fetching.pace.prefill
+
+        def cost(depth: int) -> float:
+            return prefill.block_s(depth, block_size)
+
+        self.scheduler.cache.cost = cost
+        if self.below is not None:
+            self.below.host.cache.cost = cost
 
     async def start(self) -> None:
         """Raises ConfigError when a port cannot be had."""

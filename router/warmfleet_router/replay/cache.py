@@ -1,8 +1,8 @@
 """A modelled worker's blocks: the rules of the worker's own pool and prefix cache, on keys alone.
 
 A block is free, private to one job, or readable under a key; readable ones are pinned or cached, and
-cached ones are evicted least recently used first, children before parents. A key stands for a whole
-prefix, so nothing needs comparing here.
+cached ones are evicted least recently used first, or cheapest to compute first, children before parents. A
+key stands for a whole prefix, so nothing needs comparing here.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from itertools import count
 
 
 class Node:
-    __slots__ = ("children", "depth", "key", "parent", "pins", "stamp")
+    __slots__ = ("children", "depth", "key", "parent", "pins", "rank", "stamp")
 
     def __init__(self, key: int, parent: "Node | None") -> None:
         self.key = key
@@ -20,11 +20,18 @@ class Node:
         self.children = 0
         self.pins = 0
         self.stamp = 0
+        self.rank = 0.0  # the lowest goes first
 
 
 class Cache:
-    def __init__(self, total: int, spill: Callable[[Node], None] | None = None) -> None:
-        """``spill`` takes what is evicted."""
+    def __init__(
+        self,
+        total: int,
+        spill: Callable[[Node], None] | None = None,
+        cost: Callable[[int], float] | None = None,
+    ) -> None:
+        """``spill`` takes what is evicted. ``cost`` of computing a block at a depth anew: the cheapest go
+        first, aged as the worker's own cache does (GreedyDual); None: the least recently used."""
         self.total = total
         self.free = total
         self._spill = spill
@@ -34,7 +41,9 @@ class Cache:
         self.evictions = 0
         self.late_hits = 0
         self._nodes: dict[int, Node] = {}
-        self._leaves: list[tuple[int, int, Node]] = []
+        self._cost = cost
+        self._floor = 0.0  # rank of the last one evicted
+        self._leaves: list[tuple[float, int, int, Node]] = []
         self._order = count()
         self._clock = 0
 
@@ -117,15 +126,16 @@ class Cache:
             if not node.pins:
                 self.cached += 1
                 node.stamp = self._clock
+                node.rank = self._floor + self._cost(node.depth) if self._cost else self._clock
                 self._offer(node)
 
     def _offer(self, node: Node) -> None:
         if not node.children and not node.pins:
-            heapq.heappush(self._leaves, (node.stamp, next(self._order), node))
+            heapq.heappush(self._leaves, (node.rank, node.stamp, next(self._order), node))
 
     def _oldest(self) -> Node | None:
         while self._leaves:
-            stamp, _, node = self._leaves[0]
+            _, stamp, _, node = self._leaves[0]
             if node.stamp == stamp and not node.children and not node.pins and self.holds(node):
                 return node
             heapq.heappop(self._leaves)
@@ -135,6 +145,7 @@ class Cache:
         node = self._oldest()
         assert node is not None
         heapq.heappop(self._leaves)
+        self._floor = max(self._floor, node.rank)
         del self._nodes[node.key]
         self.cached -= 1
         self.free += 1

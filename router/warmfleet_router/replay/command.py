@@ -64,6 +64,12 @@ def configure(parser: ArgumentParser) -> None:
         "--host", type=int, default=0, metavar="BLOCKS", help="more in each worker's host memory (default 0)"
     )
     parser.add_argument(
+        "--eviction",
+        choices=("lru", "cost"),
+        default="lru",
+        help="what devices give up first: the least recently used, or the cheapest to compute (default lru)",
+    )
+    parser.add_argument(
         "--link", type=float, metavar="GB/s", help="between workers (default: the engine's); 0: nobody pulls"
     )
     parser.add_argument("--no-decode", action="store_true", help="every completion is one token")
@@ -119,6 +125,7 @@ def _player(args: Namespace, played: Source) -> Callable[[Routing, float], Row]:
             seed=args.seed,
             host_blocks=args.host,
             routers=Routers(args.routers, args.in_turn),
+            by_cost=args.eviction == "cost",
         )
         with _Progress(f"{routing.policy} at speed {speed:g}", len(trace.requests)) as progress:
             fleet.run(trace, speed, progress)

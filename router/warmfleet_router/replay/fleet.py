@@ -84,9 +84,11 @@ class Fleet:
         core: RouterCore | None = None,
         silent: Mapping[int, int] | None = None,
         routers: Routers = ALONE,
+        by_cost: bool = False,
     ) -> None:
         """``capacities`` in blocks, and ``host_blocks`` more in each worker's host memory. ``silent`` workers
-        announce nothing, and tell so many blocks; 0: they do not tell. ``core`` is the first router."""
+        announce nothing, and tell so many blocks; 0: they do not tell. ``core`` is the first router.
+        ``by_cost``: devices give up first what is cheapest to compute."""
         self.core = core or RouterCore(routing, seed)
         self.cores = [self.core, *(RouterCore(routing, seed + i) for i in range(1, routers.number))]
         self._spread = Spread([f"router {i}" for i in range(routers.number)])
@@ -102,7 +104,7 @@ class Fleet:
         self._pending = 0
         slow = list(slowness)
         self.members = [
-            Member(i, Worker(profile, block_size, blocks, slow[i] if slow else 1.0, host_blocks))
+            Member(i, Worker(profile, block_size, blocks, slow[i] if slow else 1.0, host_blocks, by_cost))
             for i, blocks in enumerate(capacities)
         ]
         self._bringing = Bringing(self.members, self._at, self._stir)

@@ -118,11 +118,13 @@ class Worker:
         total_blocks: int,
         slowness: float = 1.0,
         host_blocks: int = 0,
+        by_cost: bool = False,
     ) -> None:
         self.profile = profile
         self.block_size = block_size
         self.host = HostTier(host_blocks) if host_blocks else None
-        self.cache = Cache(total_blocks, self.host.put if self.host else None)
+        cost = self._block_s if by_cost else None
+        self.cache = Cache(total_blocks, self.host.put if self.host else None, cost)
         self.loads: list[Load] = []  # since they were last taken
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
@@ -135,6 +137,10 @@ class Worker:
         self._slowness = slowness
         self._arriving: Counter[int] = Counter()  # keys of the blocks that are being brought
         self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
+
+    def _block_s(self, depth: int) -> float:
+        """To compute a block anew."""
+        return self.profile.chunk_s(self.block_size, depth * self.block_size)
 
     def submit(self, job: Job) -> None:
         matched = self.held(job.keys)

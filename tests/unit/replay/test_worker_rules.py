@@ -20,11 +20,15 @@ ROOT = root_hash(b"model", BLOCK)
 class Pair:
     """The same requests in the real scheduler and in the replay's worker."""
 
-    def __init__(self, blocks: int, chunk: int, slots: int) -> None:
+    def __init__(self, blocks: int, chunk: int, slots: int, by_cost: bool = False) -> None:
         limits = Limits(BLOCK, blocks * BLOCK, slots, 10_000, chunk)
         self.real = Scheduler(limits, blocks)
-        profile = Profile(chunk_tokens=chunk, max_running=slots, decode_base=0.01)
-        self.modelled = Worker(profile, BLOCK, blocks)
+        profile = Profile(
+            chunk_tokens=chunk, max_running=slots, decode_base=0.01, prefill_token=0.001, prefill_pair=0.0001
+        )
+        self.modelled = Worker(profile, BLOCK, blocks, by_cost=by_cost)
+        if by_cost:
+            self.real.cache.cost = lambda depth: profile.chunk_s(BLOCK, depth * BLOCK)
         self.first_cached: dict[int, int] = {}
         self._handles = 0
         self._token = 1 << 20
@@ -79,10 +83,11 @@ class Pair:
         return drawn
 
 
+@pytest.mark.parametrize("by_cost", [False, True])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_hundred_random_requests_a_seed(seed: int) -> None:
+def test_a_hundred_random_requests_a_seed(seed: int, by_cost: bool) -> None:
     random = Random(seed)
-    pair = Pair(random.choice([24, 40, 200]), random.choice([6, 16, 64]), random.choice([2, 8]))
+    pair = Pair(random.choice([24, 40, 200]), random.choice([6, 16, 64]), random.choice([2, 8]), by_cost)
     stems = [[random.randrange(1000) for _ in range(40)] for _ in range(4)]
     left = 100
     while left or pair.step():

@@ -218,3 +218,18 @@ def test_a_late_hit_is_one_that_half_the_cache_would_have_missed() -> None:
     assert (cache.evictions, cache.late_hits) == (1, 0)
     cache.pin(match(cache, ROOTS[0], chains[2]))  # next to be evicted
     assert cache.late_hits == 1
+
+
+def test_by_cost_the_cheapest_go_first_until_age_outweighs_it() -> None:
+    cache = PrefixCache(BlockPool(6), SIZE)
+    cache.cost = lambda depth: 1.0 + depth
+    fill(cache, ROOTS[0], [1, 2, 3, 4, 5, 6])  # the last of them costs 3
+    for first in (10, 20, 30):
+        fill(cache, ROOTS[0], [first, first])
+    cache.release(cache.allocate(1) or [])
+    assert match(cache, ROOTS[0], [10, 10]) == [], "the oldest of those that cost 1"
+    assert len(match(cache, ROOTS[0], [1, 2, 3, 4, 5, 6])) == 3
+    for first in range(40, 60):
+        fill(cache, ROOTS[0], [first, first])
+    assert len(match(cache, ROOTS[0], [1, 2, 3, 4, 5, 6])) < 3, "not for ever"
+    cache.check_integrity()
