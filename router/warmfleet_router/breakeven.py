@@ -1,13 +1,15 @@
 """``warmfleet breakeven``: seconds to recompute a prefix, or to load it from host, disk or a peer, and where
 the one becomes cheaper than the other."""
 
+import asyncio
 import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import NamedTuple
 
 from warmfleet_proto.command import Command
-from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.settings import ConfigError, read_key
 
+from warmfleet_router.measure import measure
 from warmfleet_router.replay.profile import Profile, profile_of
 
 LENGTHS = [1024 << i for i in range(8)]  # tokens: 1k to 128k
@@ -21,6 +23,7 @@ latency. Rates: 12.5GB/s, or 100Gb/s in bits.
 examples:
   warmfleet breakeven --model llama-3-8b --gpu h200 --link 12.5GB/s
   warmfleet breakeven --engine my-gpu.toml --link 10Gb/s --latency-ms 5
+  warmfleet breakeven --measure 127.0.0.1:50061 --peer 127.0.0.1:50062 --fleet-key fleet.key
 """
 
 
@@ -97,6 +100,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-3-8b", help="default llama-3-8b")
     parser.add_argument("--gpu", default="h200", help="default h200")
     parser.add_argument("--engine", metavar="FILE", help="a TOML profile, as `warmfleet fit` makes them")
+    parser.add_argument("--measure", metavar="HOST:PORT", help="a running worker instead of a profile")
+    parser.add_argument(
+        "--peer", metavar="HOST:PORT", default="", help="another, to pull from; with --measure"
+    )
+    parser.add_argument("--fleet-key", metavar="FILE", help="that the two trust; with --peer")
     parser.add_argument("--link", metavar="RATE", help="to a peer; default: the profile's")
     parser.add_argument("--host", metavar="RATE", help="from pinned memory; default: the profile's")
     parser.add_argument("--disk", metavar="RATE", default="7GB/s", help="default 7GB/s: a fast NVMe drive")
@@ -105,15 +113,15 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Raises ConfigError."""
-    profile = profile_of(arguments.engine or f"{arguments.gpu}-{arguments.model}")
+    fitted = profile_of(arguments.engine or f"{arguments.gpu}-{arguments.model}")
+    profile = _measured(arguments) if arguments.measure else fitted
+    latency_s, link = arguments.latency_ms / 1e3, profile.link_bytes_per_s
+    if arguments.peer and not arguments.link:
+        latency_s = profile.link_latency
     ways = [
-        Way("host", _rate("--host", arguments.host, profile.host_bytes_per_s)),
+        Way("host", _rate("--host", arguments.host, profile.host_bytes_per_s or fitted.host_bytes_per_s)),
         Way("disk", _rate("--disk", arguments.disk, 0.0)),
-        Way(
-            "peer",
-            _rate("--link", arguments.link, profile.link_bytes_per_s),
-            arguments.latency_ms / 1e3,
-        ),
+        Way("peer", _rate("--link", arguments.link, link or fitted.link_bytes_per_s), latency_s),
     ]
     print(f"{profile.name}: seconds until the KV of a prefix is on the device\n")
     print(table(profile, ways), end="\n\n")
@@ -122,6 +130,14 @@ def run(arguments: Namespace) -> int:
     slow, fast = (made_bytes_per_s(profile, n) / 1e9 for n in (LENGTHS[-1], LENGTHS[0]))
     print(f"a link below {slow:.1f} GB/s loses up to 128k tokens; at {fast:.1f} GB/s it wins from 1k on")
     return 0
+
+
+def _measured(arguments: Namespace) -> Profile:
+    """Raises ConfigError."""
+    if arguments.peer and not arguments.fleet_key:
+        raise ConfigError("--peer: --fleet-key is needed as well: workers give blocks to whoever has a grant")
+    key = read_key("--fleet-key", arguments.fleet_key) if arguments.fleet_key else None
+    return asyncio.run(measure(arguments.measure, arguments.peer, key))
 
 
 def _rate(option: str, text: str | None, default: float) -> float:
