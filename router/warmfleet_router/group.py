@@ -14,7 +14,7 @@ from warmfleet_router.policy.base import Pool
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prefixes import BookedPrefixes
 from warmfleet_router.pressure import Pressure
-from warmfleet_router.pricing import starting_rates
+from warmfleet_router.pricing import shared_prefill, starting_rates
 from warmfleet_router.traffic import MEMORY_S, Traffic
 from warmfleet_router.wanted import Wanted
 
@@ -35,6 +35,7 @@ class Group:
         self.workers: dict[int, Worker] = {}  # by slot
         self.loads = array("d")  # by slot, seconds; infinite where none may be placed
         self.traffic = Traffic()
+        self.prefill = shared_prefill()
         self.links = Links(link_bytes_per_s)
         self.pressure = Pressure()
         self.demand = Demand(block_size)
@@ -111,7 +112,7 @@ class Group:
         unknown = [worker for worker in self.workers.values() if not worker.rates.measured]
         if not unknown:
             return
-        rates = starting_rates(w.rates for w in self.workers.values())
+        rates = starting_rates((w.rates for w in self.workers.values()), self.prefill)
         for worker in unknown:
             worker.rates = rates.lent()
             self.settle(worker)

@@ -1,7 +1,7 @@
 """What a worker's time costs, learned from what it does: prefill by uncached tokens and context, decode
 steps by batch and context.
 
-Nothing is asked of the user: a new worker starts from the fleet's median, the first of all from
+Nothing is asked of the user: a new worker starts from what its kind has learned, the first of all from
 guesses that a few requests correct.
 """
 
@@ -19,6 +19,9 @@ STEP_SPREAD = (5e-2, 1e-3, 1e-6)
 COMPLETION_GUESS = 128.0
 BESIDE_OTHERS = 0.25  # weight of a prefill measured while the worker had other work
 FORGET = 0.05
+SHARED_KEEP = 0.998  # per measurement of any worker: five hundred count
+BETTER = 0.8  # times the shared line's error: the own one is in force
+DOUBT = 1.0  # sum of |log of measured over predicted| before any measurement: one alone decides nothing
 
 
 @dataclass(slots=True)
@@ -37,26 +40,46 @@ class Prefills:
 
 
 class Rates:
-    """One worker's learned rates."""
+    """One worker's learned rates.
 
-    __slots__ = ("_completions", "_span", "completion", "prefill", "step", "ttft_error")
+    ``shared`` is the line of prefill that all workers of its kind teach. It is in force until the worker's
+    own line predicts it clearly better: most fleets are made of equal machines, and what differs between
+    those is noise, which a price multiplies.
+    """
 
-    def __init__(self, prefill: Line, step: Line, completion: float = COMPLETION_GUESS) -> None:
-        self.prefill = prefill
+    __slots__ = (
+        "_completions",
+        "_own",
+        "_own_error",
+        "_shared",
+        "_shared_error",
+        "_span",
+        "completion",
+        "prefill",
+        "step",
+        "ttft_error",
+    )
+
+    def __init__(self, prefill: Line, step: Line, shared: Line, completion: float = COMPLETION_GUESS) -> None:
+        self.prefill = shared  # in force
         self.step = step
         self.completion = completion  # mean tokens of a completion
+        self._own = prefill
+        self._shared = shared
+        self._own_error = self._shared_error = DOUBT
         self._completions = 0
         self._span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
 
     def lent(self) -> "Rates":
         """Equal rates for another worker to start from."""
-        prefill = Line(self.prefill.coefficients, PREFILL_SPREAD)
-        return Rates(prefill, Line(self.step.coefficients, STEP_SPREAD), self.completion)
+        prefill = Line(self._shared.coefficients, PREFILL_SPREAD)
+        step = Line(self.step.coefficients, STEP_SPREAD)
+        return Rates(prefill, step, self._shared, self.completion)
 
     @property
     def measured(self) -> bool:
-        return self.prefill.count > 0
+        return self._own.count > 0
 
     def prefill_s(self, uncached: float, context: float) -> float:
         """Seconds to compute ``uncached`` tokens that follow ``context`` cached ones."""
@@ -84,7 +107,17 @@ class Rates:
         span = context + 0.5 * uncached
         features = (1.0, float(uncached), uncached * span)
         self._span += FORGET * (span - self._span)
-        self.prefill.observe(features, seconds, 1.0 if alone else BESIDE_OTHERS)
+        weight = 1.0 if alone else BESIDE_OTHERS
+        self._compare(features, seconds, weight)
+        self._shared.observe(features, seconds, weight)
+        self._own.observe(features, seconds, weight)
+
+    def _compare(self, features: tuple[float, ...], seconds: float, weight: float) -> None:
+        """Which of the two lines predicts this worker."""
+        own, shared = self._own, self._shared
+        self._own_error = _faded(self._own_error, weight * own.error(features, seconds))
+        self._shared_error = _faded(self._shared_error, weight * shared.error(features, seconds))
+        self.prefill = own if self._own_error < BETTER * self._shared_error else shared
 
     def observe_step(self, batch: float, context: float, seconds: float) -> None:
         self.step.observe((1.0, batch, context), seconds)
@@ -103,14 +136,25 @@ class Rates:
         )
 
 
-def starting_rates(others: Iterable[Rates]) -> Rates:
-    """Of a worker not measured yet: the median of those that have been, else the guesses."""
+def shared_prefill() -> Line:
+    """Of a group of workers that nobody has measured."""
+    return Line(PREFILL_GUESS, PREFILL_SPREAD, SHARED_KEEP)
+
+
+def starting_rates(others: Iterable[Rates], shared: Line) -> Rates:
+    """Of a worker not measured yet: what its kind has taught ``shared``, and the median of those that have
+    been measured, else the guesses."""
     known = [rates for rates in others if rates.measured]
     return Rates(
-        Line(_median([r.prefill for r in known], PREFILL_GUESS), PREFILL_SPREAD),
+        Line(shared.coefficients, PREFILL_SPREAD),
         Line(_median([r.step for r in known], STEP_GUESS), STEP_SPREAD),
+        shared,
         median([r.completion for r in known]) if known else COMPLETION_GUESS,
     )
+
+
+def _faded(error: float, more: float) -> float:
+    return error + FORGET * (DOUBT - error) + more
 
 
 def _median(lines: list[Line], guess: tuple[float, ...]) -> list[float]:

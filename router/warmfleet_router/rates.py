@@ -6,6 +6,7 @@ row say the same: then the past is given up.
 """
 
 from collections.abc import Sequence
+from math import log
 
 NOISE = 0.2  # of the larger of prediction and measurement, one standard deviation
 KEEP = 0.98  # of what is known, per measurement: fifty count
@@ -17,11 +18,23 @@ TINY_S = 1e-6
 
 
 class Line:
-    """``spread[i]`` is how far (one standard deviation) ``start[i]`` may be from the truth."""
+    """``spread[i]`` is how far (one standard deviation) ``start[i]`` may be from the truth; ``keep`` how much
+    of what is known stays at each measurement."""
 
-    __slots__ = ("_pull", "_side", "_squares", "_start", "_surprised", "_targets", "coefficients", "count")
+    __slots__ = (
+        "_keep",
+        "_pull",
+        "_side",
+        "_squares",
+        "_start",
+        "_surprised",
+        "_targets",
+        "coefficients",
+        "count",
+    )
 
-    def __init__(self, start: Sequence[float], spread: Sequence[float]) -> None:
+    def __init__(self, start: Sequence[float], spread: Sequence[float], keep: float = KEEP) -> None:
+        self._keep = keep
         self.coefficients = list(start)
         self.count = 0
         self._start = tuple(start)
@@ -33,6 +46,10 @@ class Line:
 
     def predict(self, features: Sequence[float]) -> float:
         return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+
+    def error(self, features: Sequence[float], seconds: float) -> float:
+        """How far off the prediction is, as |log of measured over predicted|."""
+        return abs(log(max(seconds, TINY_S) / max(self.predict(features), TINY_S)))
 
     def observe(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> None:
         """``weight`` below 1 for a measurement that may hold more than what the features explain."""
@@ -52,7 +69,7 @@ class Line:
         side = (ratio > SURPRISE) - (ratio < 1.0 / SURPRISE)
         self._surprised = self._surprised + weight if side and side == self._side else weight * abs(side)
         self._side = side
-        return KEEP_SURPRISED if self._surprised >= SURPRISES else KEEP
+        return KEEP_SURPRISED if self._surprised >= SURPRISES else self._keep
 
     def _fade(self, keep: float) -> None:
         self._targets = [keep * value for value in self._targets]

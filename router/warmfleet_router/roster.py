@@ -18,7 +18,7 @@ from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Sto
 from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.fleet import Fleet, Identity, State, Worker
 from warmfleet_router.group import Group
-from warmfleet_router.pricing import starting_rates
+from warmfleet_router.pricing import shared_prefill, starting_rates
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 
@@ -57,7 +57,7 @@ class Roster:
     def add(self, address: str) -> None:
         """A worker that is to be watched; it is joining until it has told who it is."""
         if address not in self.fleet.workers:
-            self.fleet.workers[address] = Worker(address, starting_rates(()))
+            self.fleet.workers[address] = Worker(address, starting_rates((), shared_prefill()))
             self._cursors[address] = Cursor(self.counters)
 
     def remove(self, address: str, now: float) -> None:
@@ -112,7 +112,7 @@ class Roster:
                 *identity.kind, self.routing.index_blocks, self.routing.link_bytes_per_s
             )
         worker.identity = identity
-        worker.rates = starting_rates(w.rates for w in group.workers.values())
+        worker.rates = starting_rates((w.rates for w in group.workers.values()), group.prefill)
         group.add(worker)
         worker.guess = Approximate(identity.total_blocks) if identity.silent else None
         self._cursors[worker.address] = Cursor(self.counters)

@@ -10,7 +10,7 @@ from warmfleet_router.fleet import Identity, Worker
 from warmfleet_router.policy.base import Ask, Candidate, Pool
 from warmfleet_router.policy.cheapest import Cheapest
 from warmfleet_router.policy.ring import Ring
-from warmfleet_router.pricing import starting_rates
+from warmfleet_router.pricing import shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
 
@@ -160,7 +160,7 @@ def test_ring_moves_few_keys_when_a_worker_leaves() -> None:
 
 def worker_named(name: str) -> Worker:
     identity = Identity(name, "m", b"", "sim", BLOCK, 100, 1000, 8, 100)
-    return Worker(f"{name}:1", starting_rates(()), identity)
+    return Worker(f"{name}:1", starting_rates((), shared_prefill()), identity)
 
 
 WORKERS = [worker_named(f"w{i}") for i in range(6)]

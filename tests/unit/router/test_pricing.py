@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as rpb
-from warmfleet_router.pricing import Rates, starting_rates
+from warmfleet_router.pricing import Rates, shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import fleet_of, tokens
 
@@ -33,6 +35,11 @@ def teach(rates: Rates, truth: Truth, count: int, seed: int = 1, noise: float = 
         rates.observe_prefill(uncached, context, seconds, alone=True)
 
 
+def alone() -> Rates:
+    """Of the only worker."""
+    return starting_rates((), shared_prefill())
+
+
 def error(rates: Rates, truth: Truth) -> float:
     """Worst ratio over the sizes that matter."""
     pairs = [(rates.prefill_s(u, c), truth(u, c)) for u in (256, 1024, 8192) for c in (0, 4096)]
@@ -41,7 +48,7 @@ def error(rates: Rates, truth: Truth) -> float:
 
 @pytest.mark.parametrize("truth", [h200, laptop, flat])
 def test_prefill_is_learned_within_a_few_dozen_requests(truth: Truth) -> None:
-    rates = starting_rates(())
+    rates = alone()
     teach(rates, truth, 60)
     assert error(rates, truth) < 1.35
     teach(rates, truth, 200, seed=2)
@@ -49,7 +56,7 @@ def test_prefill_is_learned_within_a_few_dozen_requests(truth: Truth) -> None:
 
 
 def test_outliers_hardly_move_it() -> None:
-    rates = starting_rates(())
+    rates = alone()
     teach(rates, h200, 200)
     for _ in range(3):
         rates.observe_prefill(1024, 0, 30.0, alone=True)
@@ -57,27 +64,53 @@ def test_outliers_hardly_move_it() -> None:
 
 
 def test_a_lasting_change_is_followed() -> None:
-    rates = starting_rates(())
+    rates = alone()
     teach(rates, h200, 200)
     teach(rates, lambda u, c: 10 * h200(u, c), 40, seed=3)
     assert rates.prefill_s(1024, 0) > 5 * h200(1024, 0)
 
 
 def test_busy_measurements_teach_less() -> None:
-    alone, beside = starting_rates(()), starting_rates(())
-    for rates in (alone, beside):
+    quiet, beside = alone(), alone()
+    for rates in (quiet, beside):
         teach(rates, h200, 100)
-    alone.observe_prefill(1024, 0, 0.05, alone=True)
+    quiet.observe_prefill(1024, 0, 0.05, alone=True)
     beside.observe_prefill(1024, 0, 0.05, alone=False)
-    assert h200(1024, 0) < beside.prefill_s(1024, 0) < alone.prefill_s(1024, 0)
+    assert h200(1024, 0) < beside.prefill_s(1024, 0) < quiet.prefill_s(1024, 0)
 
 
-def test_a_newcomer_starts_from_the_median() -> None:
-    others = [starting_rates(()) for _ in range(3)]
-    teach(others[0], h200, 100)
-    teach(others[1], h200, 100, seed=2)
-    teach(others[2], laptop, 100)
-    assert error(starting_rates(others), h200) < 1.35
+def kindred(count: int) -> list[Rates]:
+    """Of workers of one kind."""
+    shared = shared_prefill()
+    return [starting_rates((), shared) for _ in range(count)]
+
+
+def test_a_newcomer_starts_from_what_its_kind_has_learned() -> None:
+    shared = shared_prefill()
+    teach(starting_rates((), shared), h200, 100)
+    assert error(starting_rates((), shared), h200) < 1.35
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=10, deadline=None)
+def test_equal_workers_cost_the_same(seed: int) -> None:
+    """Whatever each happens to have measured: a price multiplies the difference."""
+    fleet = kindred(6)
+    for n, rates in enumerate(fleet):
+        teach(rates, h200, 60, seed + n, noise=0.3)
+    assert len({rates.prefill_s(8192, 0) for rates in fleet}) == 1
+    assert error(fleet[0], h200) < 1.5
+
+
+@pytest.mark.parametrize("slower", [0.2, 2.0, 5.0])
+def test_a_worker_of_another_speed_is_known_within_a_few_requests(slower: float) -> None:
+    *others, odd = kindred(6)
+    for n in range(10):
+        for m, rates in enumerate(others):
+            teach(rates, h200, 2, seed=100 * n + m)
+        teach(odd, lambda u, c: slower * h200(u, c), 1, seed=n)
+    assert max(error(rates, h200) for rates in others) < 1.5
+    assert error(odd, lambda u, c: slower * h200(u, c)) < 1.5
 
 
 def test_decode_steps_are_learned_from_reports_of_pure_decoding() -> None:
@@ -103,7 +136,7 @@ def test_decode_steps_are_learned_from_reports_of_pure_decoding() -> None:
 
 
 def test_no_rate_is_ever_negative() -> None:
-    rates = starting_rates(())
+    rates = alone()
     for batch in range(1, 64):
         rates.observe_step(batch, 0, 0.1 - 1e-3 * batch)
     assert min(rates.step.coefficients) >= 0
@@ -111,7 +144,7 @@ def test_no_rate_is_ever_negative() -> None:
 
 
 def test_prediction_error_is_kept() -> None:
-    rates = starting_rates(())
+    rates = alone()
     assert rates.ttft_error is None
     for _ in range(100):
         rates.observe_ttft(0.5, 1.0)
@@ -160,7 +193,7 @@ def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
 
 
 def test_the_length_of_completions_is_known_at_once_and_then_follows_slowly() -> None:
-    rates = starting_rates(())
+    rates = alone()
     rates.observe_completion(10.0)
     assert rates.completion == 10.0
     for _ in range(99):
