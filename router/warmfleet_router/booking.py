@@ -11,7 +11,6 @@ from warmfleet_proto.errors import Rejected
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKINGS
 
 from warmfleet_router.fleet import Worker
-from warmfleet_router.pricing import Prefills
 from warmfleet_router.view import PlacementView
 from warmfleet_router.wanted import Prefix
 
@@ -38,13 +37,12 @@ class Booking:
     since: int = 0  # the guess's or the mirror's clock
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
-    queued: bool = True
     coming: bool = True  # counted, its prefill as well
 
-    def prefill(self, sums: Prefills, sign: int) -> None:
-        """Counts what it is expected to need computing."""
-        expected = self.record.expected
-        sums.count(self.record.prompt_tokens - expected, expected, sign)
+    @property
+    def prefill(self) -> tuple[int, int]:
+        """Tokens that are expected to need computing, and the cached ones before them."""
+        return self.record.prompt_tokens - self.record.expected, self.record.expected
 
 
 @dataclass(slots=True)
@@ -86,8 +84,7 @@ class Ledger:
         gateway.seen_at = booking.made_at
         gateway.bookings[booking.id] = booking
         booking.worker.booked.alive += 1
-        booking.prefill(booking.worker.booked.ahead, 1)
-        booking.prefill(booking.worker.booked.coming, 1)
+        booking.worker.booked.coming.count(*booking.prefill, 1)
         _count(booking, 1)
 
     def included(self, worker: Worker, ids: Iterable[int]) -> int:
@@ -98,8 +95,9 @@ class Ledger:
             booking = self._bookings.get(id_)
             if booking is None:
                 others += id_ >> ID_BITS != self._tag
-            elif booking.worker is worker:
+            elif booking.worker is worker and booking.counted:
                 _discount(booking)
+                worker.booked.ahead.join(id_, *booking.prefill)
         return others
 
     def started(self, id_: int, now: float) -> Booking | None:
@@ -111,7 +109,7 @@ class Ledger:
         if booking.started:
             return None
         booking.started = True
-        _reached(booking)
+        booking.worker.booked.ahead.leave(booking.id)
         identity = booking.worker.identity
         if identity is not None and identity.anonymous:  # no report will ever name it
             _prefilled(booking)
@@ -133,7 +131,7 @@ class Ledger:
         orphans = [booking for booking in self._bookings.values() if booking.worker is worker]
         for booking in orphans:
             _discount(booking)
-            _reached(booking)
+            worker.booked.ahead.leave(booking.id)
         return orphans
 
     def heartbeat(self, gateway: str, now: float) -> int:
@@ -177,7 +175,7 @@ class Ledger:
         if not gateway.bookings:
             del self._gateways[booking.gateway]
         _discount(booking)
-        _reached(booking)
+        booking.worker.booked.ahead.leave(booking.id)
         booking.worker.booked.alive -= 1
 
 
@@ -185,14 +183,7 @@ def _prefilled(booking: Booking) -> None:
     """No longer to be computed, though it may go on counting as a sequence."""
     if booking.coming:
         booking.coming = False
-        booking.prefill(booking.worker.booked.coming, -1)
-
-
-def _reached(booking: Booking) -> None:
-    """No longer queued: its first token has been seen, or will never be."""
-    if booking.queued:
-        booking.queued = False
-        booking.prefill(booking.worker.booked.ahead, -1)
+        booking.worker.booked.coming.count(*booking.prefill, -1)
 
 
 def _discount(booking: Booking) -> None:

@@ -13,6 +13,7 @@ from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import STUCK_AFTER_S
 
 from warmfleet_router.agreement import Agreement
+from warmfleet_router.ahead import Ahead
 from warmfleet_router.approximate import Approximate
 from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.pricing import Prefills, Rates
@@ -92,7 +93,7 @@ class Booked:
     coming: Prefills = field(default_factory=Prefills)  # as expected
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
-    ahead: Prefills = field(default_factory=Prefills)  # of all alive whose first token has not been seen
+    ahead: Ahead = field(default_factory=Ahead)  # those that its report includes, until their first token
 
 
 @dataclass(slots=True, eq=False)
@@ -171,12 +172,14 @@ class Worker:
 
     def _queue_s(self) -> float:
         """What the reported tokens take. How long the prompts are only the books know: where attention
-        weighs, half of one long prompt is more than two short ones. What the books do not know is of mean
-        length. Tokens leave the report when their step ends: the step's age counts against them."""
+        weighs, half of one long prompt is more than two short ones, and its second half more than its first.
+        What the books do not know is of mean length. Tokens leave the report when their step ends: the step's
+        age counts against them."""
         ahead, tokens = self.booked.ahead, self.report.prefill_tokens
-        known = min(tokens, ahead.tokens)
-        seconds = self.rates.all_s(ahead) * known / ahead.tokens if known else 0.0
-        seconds += self.rates.queue_s(tokens - known)
+        known = min(tokens, ahead.sums.tokens)
+        seconds = self.rates.queue_s(tokens - known)
+        if known:
+            seconds += self.rates.all_s(ahead.left(known))
         return max(seconds - self.report.step_age_s, 0.0)
 
     def _slot_s(self) -> float:

@@ -128,6 +128,19 @@ def test_the_reported_queue_takes_what_its_prompts_do_and_not_what_the_mean_one_
     assert known.wait_s(0.0) < 0.5 * predicted
 
 
+def test_the_second_half_of_a_long_prompt_takes_more_than_the_first() -> None:
+    core, (worker,) = fleet_of(1)
+    known = core.roster.fleet.workers[worker.address]
+    known.rates.prefill.coefficients = [0.0, 1e-4, 1e-7]
+    long, short = (core.route(ask(tokens((first, n))), 0.0) for first, n in ((1, 8000), (20_000, 100)))
+    worker.report(0.0, waiting=2, prefill_tokens=8100, bookings=[long.booking, short.booking])
+    whole = known.wait_s(0.0)
+    worker.report(0.0, waiting=2, prefill_tokens=4100)
+    assert whole - known.wait_s(0.0) == pytest.approx(known.rates.prefill_s(4000, 0))
+    worker.report(0.0, waiting=1, prefill_tokens=50)
+    assert known.wait_s(0.0) == pytest.approx(known.rates.prefill_s(50, 50)), "the oldest goes first"
+
+
 class Books(RuleBasedStateMachine):
     """Random order of everything that can happen to bookings, against plain counting."""
 
@@ -199,7 +212,7 @@ class Books(RuleBasedStateMachine):
         for fake in self.workers:
             load = self.core.roster.fleet.workers[fake.address].booked
             assert load.alive == sum(name == fake.name for name in self.live.values())
-            for sums, ids in ((load.coming, self.loading), (load.ahead, self.queued)):
+            for sums, ids in ((load.coming, self.loading), (load.ahead.sums, self.queued - self.loading)):
                 assert sums.prompts == sum(self.live[b] == fake.name for b in ids)
                 assert (sums.tokens > 0) == (sums.pairs > 0) == (sums.prompts > 0)
         marks = sum(len(group.prefixes) for group in self.core.roster.groups.values())
