@@ -2,7 +2,8 @@
 
 price = (wait + bring + prefill + externality + eviction + decode) / weight, with the externality lambda
 times the prefill: work added here delays whoever comes next. Eviction is the work that displaced blocks will
-cause. Near-ties go to the ring home, so that routers agree without talking.
+cause. Near-ties go to the ring home, so that routers agree without talking: near is what the request itself
+hardly feels, a share of its own time to first token, whatever others count for.
 """
 
 from bisect import bisect_right
@@ -52,7 +53,8 @@ class Cheapest:
             for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates
         ]
         least = min(prices)
-        limit = least + max(NEAR_SHARE * least, NEAR_S)
+        _, _, wait, bring, prefill, *_ = candidates[prices.index(least)]
+        limit = least + max(NEAR_SHARE * (wait + bring + prefill), NEAR_S)
         near = [c for c, price in zip(candidates, prices, strict=True) if price <= limit]
         if len(near) == 1:
             return Choice(near[0], f"cheapest of {len(candidates)}")

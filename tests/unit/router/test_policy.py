@@ -194,9 +194,10 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
         return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s) / c.weight
 
     least = min(price(c) for c in candidates)
-    limit = least + max(0.02 * least, 0.001) + 1e-9
+    own = max(c.wait_s + c.bring_s + c.prefill_s for c in candidates if price(c) == least)
+    limit = least + max(0.02 * own, 0.001) + 1e-9
     assert price(choice) <= limit
-    near_homes = [c.nominated for c in candidates if c.nominated and price(c) <= limit - 2e-9]
+    near_homes = [c.nominated for c in candidates if c.nominated and price(c) <= least + 0.001]
     assert choice.nominated >= max(near_homes, default=0)
     assert sum(s for _, s in policy.terms(request, choice)) == pytest.approx(price(choice))
 
@@ -205,7 +206,8 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     ("prefills", "ranks", "chosen"),
     [
         ((0.5, 0.5, 0.5), (0, 1, 2), 2),  # the deepest home
-        ((0.5, 0.505, 0.6), (0, 1, 2), 1),  # of those near the cheapest
+        ((0.5, 0.501, 0.6), (0, 1, 2), 1),  # of those near the cheapest
+        ((0.5, 0.505, 0.6), (0, 1, 2), 0),  # near by price, but not for the request
         ((0.5, 0.6, 0.6), (0, 1, 2), 0),
         ((0.5, 0.5, 0.6), (0, 0, 2), 1),  # no home near: who had less to do lately
     ],
