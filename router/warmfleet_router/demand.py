@@ -2,9 +2,9 @@
 
 Prefixes are marked at a few depths. A copy made where it is needed serves all who come after: while a
 prefix asks more of each of its holders than the mean worker is asked for by all such prefixes, copying it is
-not work that delays others but work that relieves them. Copies are bought as skis are: once the rent paid
-has come to their price, so that a burst of siblings makes none. What shares nothing is not counted: it goes
-where there is room, and in a young fleet it would hide what is hot.
+not work that delays others but work that relieves them. Copies are bought as skis are: the rent paid so far
+counts against their price, so that a short burst of siblings makes none. What shares nothing is not counted:
+it goes where there is room, and in a young fleet it would hide what is hot.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,16 +49,26 @@ class Demand:
             del self._prefixes[next(iter(self._prefixes))]
 
     def outgrown(
-        self, keys: Sequence[int], shared: int, holders: int, workers: int, copy_s: float, now: float
-    ) -> bool:
-        """Whether the deepest marked prefix within ``shared`` tokens asks more of each of its ``holders``
-        than all marked ones ask of each of the ``workers``, and has asked for more than a copy takes."""
+        self,
+        keys: Sequence[int],
+        shared: int,
+        holders: int,
+        workers: int,
+        copy_s: float,
+        own_s: float,
+        now: float,
+    ) -> float:
+        """How much of what a copy takes the deepest marked prefix within ``shared`` tokens has asked of each
+        of its ``holders``, 0 to 1, with ``own_s`` of the request at hand; 0 while it asks no more of them
+        than all marked ones ask of each of the ``workers``."""
         key = next(marks(self._block_size, keys, shared), None)
         work = self._prefixes.get(key) if key is not None else None
         if work is None:
-            return False
-        each = work.then(now) / max(holders, 1)
-        return each > copy_s and each > self._all.then(now) / workers
+            return 0.0
+        each = (work.then(now) + own_s) / max(holders, 1)
+        if each <= (self._all.then(now) + own_s) / workers:
+            return 0.0
+        return 1.0 if each >= copy_s else each / copy_s
 
     def depth(self, shared: int) -> int:
         """The deepest mark within ``shared`` tokens; who holds that much holds the prefix."""

@@ -11,6 +11,7 @@ from warmfleet_router.fleet import Worker
 from warmfleet_router.group import Group
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
 from warmfleet_router.request import Request
+from warmfleet_router.traffic import usual_wait_s
 
 
 class Decision(NamedTuple):
@@ -41,6 +42,9 @@ def decide(
 ) -> Decision:
     """Among all ``pools``, none of which is empty. Changes nothing."""
     surveys = [_survey(policy, request, group, pool, ticket, now) for group, pool in pools]
+    if len(surveys) > 1:
+        soonest_s = min(survey.ask.soonest_s for survey in surveys)
+        surveys = [s._replace(ask=s.ask._replace(soonest_s=soonest_s)) for s in surveys]
     candidates = surveys[0].candidates if len(surveys) == 1 else [c for s in surveys for c in s.candidates]
     choice = policy.choose(surveys[0].ask, candidates)
     worker = choice.candidate.worker
@@ -73,20 +77,25 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
     candidates = _candidates(group, pool, ask, blocks, lower, ranks, peer, now)
     available = min(available, request.prompt_tokens - 1)
-    waits = [candidate.wait_s for candidate in candidates]
-    following = group.traffic.following(waits, len(pool.workers), now)
-    outgrown = not group.copies_ahead and _outgrown(group, ask, candidates, available, len(pool.workers), now)
-    return _Survey(group, Ask(*ask[:6], following, available, outgrown), candidates, available)
+    pace = group.traffic.pace(len(pool.workers), now)
+    usual_s = usual_wait_s([candidate.wait_s for candidate in candidates])
+    soonest_s = min([wait + bring + prefill for _, _, wait, bring, prefill, *_ in candidates])
+    outgrown = 0.0
+    if not group.copies_ahead:
+        outgrown = _outgrown(group, ask, candidates, available, len(pool.workers), now)
+    ask = Ask(*ask[:6], pace, usual_s, soonest_s, available, outgrown)
+    return _Survey(group, ask, candidates, available)
 
 
 def _outgrown(
     group: Group, ask: Ask, candidates: Sequence[Candidate], shared: int, workers: int, now: float
-) -> bool:
+) -> float:
     depth = group.demand.depth(shared)
     holders = [candidate.prefill_s for candidate in candidates if candidate.overlap >= depth]
     others = [candidate.prefill_s for candidate in candidates if candidate.overlap < depth]
-    copy_s = min(others, default=0.0) - min(holders, default=0.0)
-    return group.demand.outgrown(ask.keys, shared, len(holders), workers, copy_s, now)
+    own_s = min(holders, default=0.0)
+    copy_s = min(others, default=0.0) - own_s
+    return group.demand.outgrown(ask.keys, shared, len(holders), workers, copy_s, own_s, now)
 
 
 def _held(group: Group, packed: bytes) -> tuple[dict[int, int], dict[int, int]]:

@@ -36,15 +36,15 @@ class Traffic:
         self._requests *= keep
         self._work_s *= keep
 
-    def following(self, waits_s: Iterable[float], workers: int, now: float) -> float:
-        """Requests that come to a worker before its queue is empty.
+    def pace(self, workers: int, now: float) -> float:
+        """Requests that come to a worker before its queue is empty, for each second of that queue: arrivals
+        over 1 - utilisation, as in a busy period of M/G/1."""
+        keep = exp(-max(now - self._at, 0.0) / MEMORY_S) / (MEMORY_S * max(workers, 1))
+        return self._requests * keep / (1.0 - min(self._work_s * keep, FULL))
 
-        Arrivals a worker times the mean wait over 1 - utilisation, as in a busy period of M/G/1. The mean
-        is harmonic: who comes next goes where the queue is short, so one idle worker relieves them all.
-        """
-        waits = [1.0 / (wait + SHORTEST_S) for wait in waits_s]
-        if not waits:
-            return 0.0
-        wait = len(waits) / sum(waits) - SHORTEST_S
-        keep = exp(-max(now - self._at, 0.0) / MEMORY_S) / (MEMORY_S * workers)
-        return self._requests * keep * wait / (1.0 - min(self._work_s * keep, FULL))
+
+def usual_wait_s(waits_s: Iterable[float]) -> float:
+    """Of those who come next: the harmonic mean, since they go where the queue is short, so that one idle
+    worker relieves them all."""
+    waits = [1.0 / (wait + SHORTEST_S) for wait in waits_s]
+    return len(waits) / sum(waits) - SHORTEST_S if waits else 0.0

@@ -11,6 +11,7 @@ _TERMS = {
     "externality": "that this delays the requests expected before its queue is empty",
     "decode": "of slower steps beside what it decodes already",
     "eviction": "to compute again what its new blocks displace",
+    "lateness": "for being later than it could be elsewhere",
     "slow_start": "because it has just come and is given little at first",
 }
 

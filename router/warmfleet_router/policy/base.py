@@ -18,9 +18,11 @@ class Ask(NamedTuple):
     max_tokens: int  # of a completion
     slots: int  # sequences to decode
     ticket: int  # number of the placement: the same for a dry run of it
-    following: float = 0.0  # requests that come to a worker before its queue is empty
+    pace: float = 0.0  # requests that come to a worker before its queue is empty, for each second of it
+    usual_s: float = 0.0  # the queue that they meet
+    soonest_s: float = 0.0  # the least time to first token that is to be had
     shared: int = 0  # tokens that some worker holds, or is about to
-    outgrown: bool = False  # the shared prefix has too few holders for what comes for it
+    outgrown: float = 0.0  # 0 to 1: the shared prefix has too few holders for what comes for it
 
 
 @dataclass(slots=True)

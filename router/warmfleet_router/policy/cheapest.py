@@ -1,9 +1,11 @@
 """The worker where the request costs least, itself and the requests that come after it.
 
-price = (wait + bring + prefill + externality + eviction + decode) / weight, with the externality lambda
-times the prefill: work added here delays whoever comes next. Eviction is the work that displaced blocks will
-cause. Near-ties go to the ring home, so that routers agree without talking: near is what the request itself
-hardly feels, a share of its own time to first token, whatever others count for.
+price = (wait + bring + prefill + externality + eviction + decode + lateness) / weight, with the externality
+lambda times the prefill: work added here delays whoever comes next. Those who come for a prefix that has too
+few holders come to its holders, by the queue that each has: a copy elsewhere relieves them. Eviction is the
+work that displaced blocks will cause. Lateness is the square of what the request loses by not going where it
+is served soonest: one that waits ten seconds is worse off than ten that wait one. Near-ties go to the ring
+home, so that routers agree without talking: near is a share of the request's own time to first token.
 """
 
 from bisect import bisect_right
@@ -16,6 +18,7 @@ HOME_DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
 LEAST_FOLLOWING = 1.0  # somebody always comes: an idle worker is not for nothing
+LATE_S = 5.0  # what a request waits beyond the soonest that it could have; of so much a second counts three
 MOST_FOLLOWING = 16.0  # beyond, more would only trade places (LOG.md)
 
 
@@ -47,11 +50,16 @@ class Cheapest:
         return [(home, rank) for home, rank in homes if home]
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
-        factor = 1.0 + self._lambda(ask)
-        prices = [
-            (wait + bring + factor * prefill + eviction + decode) / weight
-            for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates
-        ]
+        following, soonest = self._following(ask), ask.soonest_s
+        outgrown, pace = self._outgrown(ask), ask.pace
+        prices = []
+        for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates:
+            own = wait + bring + prefill
+            factor = following
+            if outgrown:
+                factor += outgrown * (min(pace * wait, MOST_FOLLOWING) - following)
+            late = own - soonest
+            prices.append((own + factor * prefill + eviction + decode + late * late / LATE_S) / weight)
         least = min(prices)
         _, _, wait, bring, prefill, *_ = candidates[prices.index(least)]
         limit = least + max(NEAR_SHARE * (wait + bring + prefill), NEAR_S)
@@ -64,22 +72,26 @@ class Cheapest:
         rested = min(near, key=lambda c: c.worker.given_s)
         return Choice(rested, f"least worked of {len(near)} near the cheapest of {len(candidates)}")
 
-    def _lambda(self, ask: Ask) -> float:
+    def _following(self, ask: Ask) -> float:
         if self._externality is not None:
             return self._externality
-        if ask.outgrown:  # a copy relieves who comes next
-            return 0.0
-        return min(max(ask.following, LEAST_FOLLOWING), MOST_FOLLOWING)
+        return min(max(ask.pace * ask.usual_s, LEAST_FOLLOWING), MOST_FOLLOWING)
+
+    def _outgrown(self, ask: Ask) -> float:
+        return ask.outgrown if self._externality is None else 0.0
 
     def terms(self, ask: Ask, candidate: Candidate) -> Terms:
-        externality = self._lambda(ask) * candidate.prefill_s
+        following, outgrown = self._following(ask), self._outgrown(ask)
+        following += outgrown * (min(ask.pace * candidate.wait_s, MOST_FOLLOWING) - following)
+        late = candidate.wait_s + candidate.bring_s + candidate.prefill_s - ask.soonest_s
         terms = (
             ("wait", candidate.wait_s),
             ("bring", candidate.bring_s),
             ("prefill", candidate.prefill_s),
-            ("externality", externality),
+            ("externality", following * candidate.prefill_s),
             ("eviction", candidate.eviction_s),
             ("decode", candidate.decode_s),
+            ("lateness", late * late / LATE_S),
         )
         if candidate.weight == 1.0:
             return terms

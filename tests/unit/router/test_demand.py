@@ -30,31 +30,32 @@ def asked(hot: float, cold: float) -> Demand:
     ],
 )
 def test_a_prefix_outgrows_its_holders(hot: float, cold: float, holders: int, expected: bool) -> None:
-    assert asked(hot, cold).outgrown(HOT, SHARED, holders, 4, 0.0, 0.0) is expected
+    assert asked(hot, cold).outgrown(HOT, SHARED, holders, 4, 0.0, 0.0, 0.0) == expected
 
 
 def test_what_shares_nothing_does_not_count() -> None:
     demand = asked(3.0, 1.0)
     demand.placed([21, 22], 0, 100.0, 0.0)
-    assert demand.outgrown(HOT, SHARED, 2, 4, 0.0, 0.0)
-    assert not demand.outgrown([21, 22], 0, 1, 4, 0.0, 0.0)
+    assert demand.outgrown(HOT, SHARED, 2, 4, 0.0, 0.0, 0.0)
+    assert not demand.outgrown([21, 22], 0, 1, 4, 0.0, 0.0, 0.0)
 
 
 def test_demand_is_counted_at_every_marked_depth_that_is_shared() -> None:
     demand = asked(3.0, 1.0)
     branch = [1, 2, 31, 32]  # shares the mark at 1,024 tokens, not that at 2,048
-    assert demand.outgrown(branch, 2 * BLOCK, 1, 4, 0.0, 0.0)
-    assert not demand.outgrown(branch, SHARED, 1, 4, 0.0, 0.0)
-    assert not demand.outgrown(HOT, BLOCK, 1, 4, 0.0, 0.0)  # nothing marked is that short
+    assert demand.outgrown(branch, 2 * BLOCK, 1, 4, 0.0, 0.0, 0.0)
+    assert not demand.outgrown(branch, SHARED, 1, 4, 0.0, 0.0, 0.0)
+    assert not demand.outgrown(HOT, BLOCK, 1, 4, 0.0, 0.0, 0.0)  # nothing marked is that short
 
 
 @pytest.mark.parametrize(
-    ("copy_s", "holders", "expected"), [(2.9, 1, True), (3.1, 1, False), (1.6, 2, False)]
+    ("copy_s", "holders", "own_s", "expected"),
+    [(2.9, 1, 0.0, 1.0), (6.0, 1, 0.0, 0.5), (6.0, 2, 0.0, 0.25), (6.0, 1, 1.5, 0.75), (6.0, 1, 9.0, 1.0)],
 )
-def test_a_copy_is_made_once_it_costs_less_than_what_was_asked(
-    copy_s: float, holders: int, expected: bool
+def test_what_was_asked_counts_against_the_price_of_a_copy(
+    copy_s: float, holders: int, own_s: float, expected: float
 ) -> None:
-    assert asked(3.0, 1.0).outgrown(HOT, SHARED, holders, 4, copy_s, 0.0) is expected
+    assert asked(3.0, 1.0).outgrown(HOT, SHARED, holders, 4, copy_s, own_s, 0.0) == expected
 
 
 def test_demand_fades() -> None:
@@ -62,8 +63,8 @@ def test_demand_fades() -> None:
     later = 3 * MEMORY_S
     for _ in range(3):
         demand.placed(COLD, SHARED, 1.0, later)
-    assert not demand.outgrown(HOT, SHARED, 1, 4, 0.0, later)
-    assert demand.outgrown(COLD, SHARED, 3, 4, 0.0, later)
+    assert not demand.outgrown(HOT, SHARED, 1, 4, 0.0, 0.0, later)
+    assert demand.outgrown(COLD, SHARED, 3, 4, 0.0, 0.0, later)
 
 
 def test_the_longest_unused_go_first() -> None:
@@ -72,8 +73,8 @@ def test_the_longest_unused_go_first() -> None:
         demand.placed(HOT, SHARED, 0.1, 0.0)
         demand.placed([100 + 4 * n, 101 + 4 * n], 2 * BLOCK, 1e-6, 0.0)
     assert len(demand) == MAX_PREFIXES
-    assert demand.outgrown(HOT, SHARED, 2, 4, 0.0, 0.0)
-    assert not demand.outgrown(COLD, SHARED, 1, 4, 0.0, 0.0)
+    assert demand.outgrown(HOT, SHARED, 2, 4, 0.0, 0.0, 0.0)
+    assert not demand.outgrown(COLD, SHARED, 1, 4, 0.0, 0.0, 0.0)
 
 
 def test_a_hot_prefix_is_copied_once_the_wait_is_longer_than_the_copy_takes() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from warmfleet_router.core import RouterCore
 from warmfleet_router.fleet import Identity, Worker
 from warmfleet_router.policy.base import Ask, Candidate, Pool
-from warmfleet_router.policy.cheapest import Cheapest
+from warmfleet_router.policy.cheapest import LATE_S, Cheapest
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.pricing import shared_prefill, starting_rates
 
@@ -120,7 +120,7 @@ def test_a_reported_queue_drains_as_time_passes() -> None:
 
 def test_siblings_land_together_before_any_event() -> None:
     core, _ = fleet_of(4)
-    assert len(set(place(core, LONG, 5))) == 1
+    assert len(set(place(core, LONG, 3))) == 1
     assert core.placements(1)[0].expected == 3999
     shared = [tokens((1, 3000), (9000 + 100 * i, 50)) for i in range(4)]
     assert {place(core, prompt)[0] for prompt in shared} == {core.placements(1)[0].worker}
@@ -186,12 +186,14 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     candidates: list[Candidate], ticket: int, externality: float
 ) -> None:
     policy = Cheapest(externality, 1.25, pulls=True)
-    request = Ask((), BLOCK, 100, 10, 1, ticket)
+    soonest_s = min(c.wait_s + c.bring_s + c.prefill_s for c in candidates)
+    request = Ask((), BLOCK, 100, 10, 1, ticket, soonest_s=soonest_s)
     choice = policy.choose(request, candidates).candidate
 
     def price(c: Candidate) -> float:
         computing = c.prefill_s + externality * c.prefill_s
-        return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s) / c.weight
+        late = (c.wait_s + c.bring_s + c.prefill_s - request.soonest_s) ** 2 / LATE_S
+        return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s + late) / c.weight
 
     least = min(price(c) for c in candidates)
     own = max(c.wait_s + c.bring_s + c.prefill_s for c in candidates if price(c) == least)

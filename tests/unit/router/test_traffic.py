@@ -3,7 +3,7 @@
 import pytest
 from warmfleet_router.policy.base import Ask, Candidate
 from warmfleet_router.policy.cheapest import LEAST_FOLLOWING, MOST_FOLLOWING, Cheapest
-from warmfleet_router.traffic import FULL, MEMORY_S, Traffic
+from warmfleet_router.traffic import FULL, MEMORY_S, Traffic, usual_wait_s
 
 from tests.unit.router.fleet_of import ask, fleet_of, tokens
 from tests.unit.router.test_policy import WORKERS
@@ -18,30 +18,48 @@ def steady(rate: float, work_s: float, until: float = 200.0) -> Traffic:
 
 def test_a_busy_period_meets_arrivals_times_wait_over_idleness() -> None:
     traffic = steady(rate=10.0, work_s=0.1)  # two workers, half busy, five requests a second each
-    assert traffic.following([2.0, 2.0], 2, 200.0) == pytest.approx(5.0 * 2.0 / 0.5, rel=0.03)
+    assert traffic.pace(2, 200.0) == pytest.approx(5.0 / 0.5, rel=0.03)
+    assert usual_wait_s([2.0, 2.0]) == pytest.approx(2.0)
 
 
 def test_an_idle_worker_relieves_the_others() -> None:
-    traffic = steady(rate=10.0, work_s=0.1)
-    busy, relieved = (traffic.following([2.0, other], 2, 200.0) for other in (2.0, 0.0))
-    assert relieved < 0.05 * busy
-    assert traffic.following([0.0, 0.0], 2, 200.0) == 0.0
+    assert usual_wait_s([2.0, 0.0]) < 0.05 * usual_wait_s([2.0, 2.0])
+    assert usual_wait_s([0.0, 0.0]) == 0.0
 
 
 def test_it_fades_and_never_divides_by_nothing() -> None:
     traffic = steady(rate=10.0, work_s=5.0)
-    overloaded = traffic.following([1.0], 1, 200.0)
+    overloaded = traffic.pace(1, 200.0)
     assert overloaded == pytest.approx(10.0 / (1.0 - FULL), rel=0.05)
-    assert traffic.following([1.0], 1, 200.0 + 20 * MEMORY_S) < 1e-3
-    assert Traffic().following([], 0, 0.0) == 0.0
+    assert traffic.pace(1, 200.0 + 20 * MEMORY_S) < 1e-3
+    assert Traffic().pace(0, 0.0) == usual_wait_s([]) == 0.0
 
 
 def test_cheapest_counts_whoever_follows_between_its_bounds() -> None:
     policy = Cheapest(None, 1.25, pulls=True)
     candidate = Candidate(WORKERS[0], 0, 0.0, 0.0, 0.5, 0.0, 1.0, 0, 0.0, None)
     for following, counted in ((0.0, LEAST_FOLLOWING), (4.0, 4.0), (1000.0, MOST_FOLLOWING)):
-        request = Ask((), 16, 64, 1, 1, 0, following)
+        request = Ask((), 16, 64, 1, 1, 0, pace=following / 2.0, usual_s=2.0)
         assert dict(policy.terms(request, candidate))["externality"] == pytest.approx(counted * 0.5)
+
+
+def test_a_copy_relieves_the_holders_of_an_outgrown_prefix() -> None:
+    """An idle worker that lacks it is cheaper than their queue, though it is later there."""
+    policy = Cheapest(None, 1.25, pulls=True)
+    holder = Candidate(WORKERS[0], 1000, 1.0, 0.0, 0.25, 0.0, 1.0, 0, 0.0, None)
+    other = Candidate(WORKERS[1], 0, 0.0, 0.0, 1.3, 0.0, 1.0, 0, 0.0, None)
+    for outgrown, chosen in ((0.0, holder), (1.0, other)):
+        request = Ask((), 16, 64, 1, 1, 0, pace=4.0, usual_s=0.5, soonest_s=1.25, outgrown=outgrown)
+        assert policy.choose(request, [holder, other]).candidate is chosen
+
+
+def test_ten_seconds_for_one_are_more_than_a_second_for_ten() -> None:
+    policy = Cheapest(4.0, 1.25, pulls=True)
+    for wait, chosen in ((2.0, 0), (4.5, 0), (8.0, 1)):
+        holder = Candidate(WORKERS[0], 1000, wait, 0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
+        other = Candidate(WORKERS[1], 0, 0.0, 0.0, 2.0, 0.0, 1.0, 0, 0.0, None)
+        request = Ask((), 16, 64, 1, 1, 0, soonest_s=2.0)
+        assert policy.choose(request, [holder, other]).candidate is (holder, other)[chosen]
 
 
 def test_a_queue_that_many_will_meet_makes_recomputing_dearer() -> None:
@@ -66,10 +84,10 @@ def test_other_routers_requests_follow_too() -> None:
     for i in range(1000):
         half.placed(0.05, i / 5.0)
         half.elsewhere(1, i / 5.0)
-    assert half.following([1.0], 1, 200.0) == pytest.approx(alone.following([1.0], 1, 200.0), rel=0.05)
+    assert half.pace(1, 200.0) == pytest.approx(alone.pace(1, 200.0), rel=0.05)
     strange = Traffic()
     strange.elsewhere(3, 1.0)  # before any of our own: how long they are is not known
-    assert strange.following([1.0], 1, 1.0) > 0.0
+    assert strange.pace(1, 1.0) > 0.0
 
 
 def test_a_report_tells_other_routers_bookings_from_our_own() -> None:
