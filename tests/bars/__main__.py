@@ -25,6 +25,7 @@ BARS = {
     "trace_agents": "3.1: the Claude Code trace with pulls; minutes",
     "trace_all": "3.1: four traces, two sizes of caches, three loads; an hour or two",
     "trace_capacity": "3.1: the highest speed that each policy sustains; minutes",
+    "trace_lambda": "3.1: the adaptive externality beside the best constant one; minutes",
     "ablation": "3.1: the price without each of its terms; minutes",
     "index": "3.2: the index beside Dynamo's radix tree",
     "index_soak": "3.5: ten million blocks through an index bounded at one million",

@@ -3,7 +3,7 @@
 from tests.bars.played import AGENTS, CONVERSATION, LINK, Play, play_all
 from tests.bars.rows import Row
 
-TERMS = ("wait", "bring", "prefill", "externality", "eviction", "decode")
+TERMS = ("wait", "bring", "prefill", "externality", "copies", "lateness", "eviction", "decode")
 PLACES = (
     Play(CONVERSATION, 5.0, link=LINK),
     Play(CONVERSATION, 5.0, engine="h200-llama-3-8b", capacity=1750, host=6250, link=LINK, decode=True),

@@ -5,6 +5,8 @@ worst seed's ratio over the best of the three; a seed is lost above 1.05.
 """
 
 import os
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from warmfleet_proto.settings import load as load_settings
@@ -34,7 +36,17 @@ class Ratio(NamedTuple):
 
 
 def main() -> list[Row]:
-    return [row for name in CASES for row in rows(name, [ratio(name, seed) for seed in range(SEEDS)])]
+    with ProcessPoolExecutor(2) as pool:
+        return [row for name in CASES for row in _shown(name, pool)]
+
+
+def _shown(name: str, pool: Executor) -> list[Row]:
+    """A line as each seed ends."""
+    ratios = []
+    for found in pool.map(partial(ratio, name), range(SEEDS)):
+        ratios.append(found)
+        print(f"  {name}, seed {found.seed}: mean {found.mean:.2f}x, p99 {found.p99:.2f}x", flush=True)
+    return rows(name, ratios)
 
 
 def ratio(name: str, seed: int, requests: int | None = None) -> Ratio:

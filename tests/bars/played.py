@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,13 +76,18 @@ def _figures(row: Row) -> str:
 
 
 class Without(Cheapest):
-    """The price with one term left out."""
+    """The price with one term left out; without copies nothing counts as too hot for its holders."""
 
     def __init__(self, term: str, routing: Routing) -> None:
         super().__init__(0.0 if term == "externality" else None, routing.load_bound, routing.pulls)
         self._term = f"{term}_s"
+        self._copies = term != "copies"
+        if term == "lateness":
+            self.late_s = inf
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        if not self._copies:
+            ask = ask._replace(outgrown=0.0)
         if self._term not in Candidate._fields:
             return super().choose(ask, candidates)
         cheaper = [c._replace(**{self._term: 0.0}) for c in candidates]

@@ -10,6 +10,7 @@ home, so that routers agree without talking: near is a share of the request's ow
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import inf
 
 from warmfleet_router.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
@@ -34,6 +35,8 @@ class Cheapest:
         self.pulls = pulls
         self._externality = externality
         self._bound = bound
+        # A constant is the plain price that the adaptive one has to beat.
+        self.late_s = LATE_S if externality is None else inf
 
     def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
         """The ring homes at token depths 1k, 2k, 4k, ...; of a shorter prompt the home of all its blocks."""
@@ -51,7 +54,7 @@ class Cheapest:
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         following, soonest = self._following(ask), ask.soonest_s
-        outgrown, pace = self._outgrown(ask), ask.pace
+        outgrown, pace, late_s = self._outgrown(ask), ask.pace, self.late_s
         prices = []
         for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates:
             own = wait + bring + prefill
@@ -59,7 +62,7 @@ class Cheapest:
             if outgrown:
                 factor += outgrown * (min(pace * wait, MOST_FOLLOWING) - following)
             late = own - soonest
-            prices.append((own + factor * prefill + eviction + decode + late * late / LATE_S) / weight)
+            prices.append((own + factor * prefill + eviction + decode + late * late / late_s) / weight)
         least = min(prices)
         _, _, wait, bring, prefill, *_ = candidates[prices.index(least)]
         limit = least + max(NEAR_SHARE * (wait + bring + prefill), NEAR_S)
@@ -91,7 +94,7 @@ class Cheapest:
             ("externality", following * candidate.prefill_s),
             ("eviction", candidate.eviction_s),
             ("decode", candidate.decode_s),
-            ("lateness", late * late / LATE_S),
+            ("lateness", late * late / self.late_s),
         )
         if candidate.weight == 1.0:
             return terms

@@ -180,19 +180,19 @@ candidate = st.builds(
 )
 
 
-@given(st.lists(candidate, min_size=1, max_size=12), st.integers(0, 99), st.floats(0, 16))
+@given(st.lists(candidate, min_size=1, max_size=12), st.booleans(), st.floats(1, 16))
 @settings(deadline=None)
 def test_cheapest_never_pays_more_than_the_tie_rule_allows(
-    candidates: list[Candidate], ticket: int, externality: float
+    candidates: list[Candidate], adaptive: bool, externality: float
 ) -> None:
-    policy = Cheapest(externality, 1.25, pulls=True)
+    policy = Cheapest(None if adaptive else externality, 1.25, pulls=True)
     soonest_s = min(c.wait_s + c.bring_s + c.prefill_s for c in candidates)
-    request = Ask((), BLOCK, 100, 10, 1, ticket, soonest_s=soonest_s)
+    request = Ask((), BLOCK, 100, 10, 1, 0, pace=externality, usual_s=1.0, soonest_s=soonest_s)
     choice = policy.choose(request, candidates).candidate
 
     def price(c: Candidate) -> float:
         computing = c.prefill_s + externality * c.prefill_s
-        late = (c.wait_s + c.bring_s + c.prefill_s - request.soonest_s) ** 2 / LATE_S
+        late = (c.wait_s + c.bring_s + c.prefill_s - soonest_s) ** 2 / LATE_S if adaptive else 0.0
         return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s + late) / c.weight
 
     least = min(price(c) for c in candidates)

@@ -54,11 +54,11 @@ def test_a_copy_relieves_the_holders_of_an_outgrown_prefix() -> None:
 
 
 def test_ten_seconds_for_one_are_more_than_a_second_for_ten() -> None:
-    policy = Cheapest(4.0, 1.25, pulls=True)
+    policy = Cheapest(None, 1.25, pulls=True)
     for wait, chosen in ((2.0, 0), (4.5, 0), (8.0, 1)):
         holder = Candidate(WORKERS[0], 1000, wait, 0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
         other = Candidate(WORKERS[1], 0, 0.0, 0.0, 2.0, 0.0, 1.0, 0, 0.0, None)
-        request = Ask((), 16, 64, 1, 1, 0, soonest_s=2.0)
+        request = Ask((), 16, 64, 1, 1, 0, pace=4.0, usual_s=1.0, soonest_s=2.0)
         assert policy.choose(request, [holder, other]).candidate is (holder, other)[chosen]
 
 
