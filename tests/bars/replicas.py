@@ -1,8 +1,8 @@
 """Bar 5 of issue 6: one, two and four routers that share nothing but the workers, on the conversation trace.
 
-In virtual time, and once as real processes. The trace tells times to 3 s: requests of one such instant are
-spread over it, as they came. Gateways ask the routers by the prompt's root or, as those that know no better,
-in turn; reports take 10 ms to arrive.
+In virtual time. The trace tells times to 3 s: requests of one such instant are spread over it, as they came.
+Gateways ask the routers by the prompt's root or, as those that know no better, in turn; reports take 10 ms to
+arrive.
 """
 
 from warmfleet_router.replay.report import Row as Replayed
