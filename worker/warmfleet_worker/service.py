@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import importlib.metadata
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import metadata
 from typing import Any
 
 import grpc
@@ -32,6 +32,17 @@ MAX_DRAIN_S = 3600.0
 _PACE_S = 0.002  # between messages: steps quicker than this share one, and nobody can tell
 
 _ServeContext = grpc.aio.ServicerContext[ServeRequest, ServeResponse]
+
+
+def _version() -> str:
+    """Of the package; the code may also run from where it lies, without one."""
+    try:
+        return metadata.version("warmfleet")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+VERSION = _version()
 
 
 class WorkerService(WorkerServicer):
@@ -93,7 +104,7 @@ class WorkerService(WorkerServicer):
             max_context=limits.max_context,
             max_running=limits.max_running,
             engine=engine.name,
-            version=importlib.metadata.version("warmfleet"),
+            version=VERSION,
             load=load_of(self._runner),
             vocab_size=engine.vocab_size,
             gives_blocks=self._gives_blocks,
