@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from warmfleet_proto.errors import Corrupt
 
 from warmfleet_worker.engine.base import Engine
@@ -68,6 +69,7 @@ class Below:
     def _add_disk(self, store: DiskStore) -> None:
         carrier = DiskCarrier(self._engine, store, self._report, self.complaints)
         self._carriers.append(carrier)
+        self._private = memoryview(bytearray(self._most * self._size))
         self._runner.carriers[Source.DISK] = carrier
         self._runner.scheduler.batch.fetching.supplies.append(DiskSupply(store.catalogue))
 
@@ -188,13 +190,15 @@ class Below:
 
     def _write(self, spills: list[Spill]) -> None:
         """In the writer's thread. A private copy that agrees with the sum is what the block was, whatever
-        becomes of its slot."""
+        becomes of its slot. It is made in memory that is there already, without the interpreter's lock: new
+        memory for each block kept everybody else waiting, a hit on the host tier too."""
         assert self.store is not None
         stored, failed = [], False
         try:
-            for spill in spills:
-                copy = bytearray(self.copy(spill.slot))
-                if self._copies.sum(memoryview(copy)) == spill.sum:
+            for i, spill in enumerate(spills):
+                copy = self._private[i * self._size : (i + 1) * self._size]
+                np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(self.copy(spill.slot), np.uint8))
+                if self._copies.sum(copy) == spill.sum:
                     stored.append(Stored(spill.identity, spill.token_ids, copy))
             self.store.put(stored)
         except Exception as error:
