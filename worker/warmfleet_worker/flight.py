@@ -61,19 +61,21 @@ class Flight:
     def settle(self, cache: PrefixCache) -> bool:
         """Makes what has come readable, as far as the chain is whole; false when a hash belongs to other
         tokens. What was computed meanwhile is gone on from; its own block may still be written to."""
-        while self.settled < self.pieces:
-            piece = self.fetch.pieces[self.settled]
-            parent = self.chain[-1] if self.chain else None
-            here = self.settled < self.front or self.settled >= self.pieces - self.back
+        pieces, root, tail = self.fetch.pieces, self.fetch.root, self.pieces - self.back
+        parent = self.chain[-1] if self.chain else None
+        while self.settled < len(pieces):
+            piece = pieces[self.settled]
+            here = self.settled < self.front or self.settled >= tail
             if here:
-                node = cache.seal(piece.block, piece.hash, self.fetch.root, parent, piece.token_ids)
+                node = cache.seal(piece.block, piece.hash, root, parent, piece.token_ids)
             else:
                 node = cache.get(piece.hash) if self.racer else None
                 if node is None:
                     return True
-            if node is None or not node.continues(self.fetch.root, parent, piece.token_ids):
+            if node is None or not (here or node.continues(root, parent, piece.token_ids)):
                 return False
             self._go_on(node, piece.block, here, cache)
+            parent = node
         return True
 
     def _go_on(self, node: Node, block: int, here: bool, cache: PrefixCache) -> None:

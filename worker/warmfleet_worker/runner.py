@@ -119,7 +119,7 @@ class Runner:
             del self._carried[arrival.id]
             if awaited := self._awaited.pop(arrival.id, None):
                 awaited.set()
-        self.publish()
+        self._publish_in_turn()
         self._wake.set()
 
     async def bring(self, sequence: Sequence, within_s: float) -> bool:
@@ -195,7 +195,7 @@ class Runner:
         self._deliver(self.scheduler.take_outputs())
         under_way = self.scheduler.under_way
         if not under_way:
-            self.publish()
+            self._publish_in_turn()
             await self._wait()
             return
         if self._step_began is None:
@@ -284,6 +284,11 @@ class Runner:
         if changes:
             self.presence.publish(changes)
             self._tell_change()
+
+    def _publish_in_turn(self) -> None:
+        """While blocks come, part after part, as between steps: each batch costs time that commits them."""
+        if not self._carried or self.now() - self._published >= _PACE_S:
+            self.publish()
 
     def _deliver(self, outputs: list[Output]) -> None:
         """One call a gateway."""

@@ -12,6 +12,7 @@ BlockHash: a block that is whole but another one, or comes again in another's pl
 from collections.abc import Sequence
 from struct import Struct
 
+import numpy as np
 import xxhash
 from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import SECRET_BYTES
@@ -33,6 +34,13 @@ RANGE_BYTES = _RANGE.size
 def seed(block_hash: bytes) -> int:
     """Of the block's sum."""
     return int.from_bytes(block_hash[:8], "little") ^ int.from_bytes(block_hash[8:], "little")
+
+
+def seeds(hashes: Sequence[bytes]) -> list[int]:
+    """Of many, at once."""
+    halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+    made: list[int] = (halves[:, 0] ^ halves[:, 1]).tolist()
+    return made
 
 
 def block_sum(block: bytes | memoryview, seed: int) -> bytes:

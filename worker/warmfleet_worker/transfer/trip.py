@@ -6,7 +6,7 @@ from warmfleet_proto.transfer_pb2 import LeaseResponse
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.fetch import Fetch
-from warmfleet_worker.transfer.frames import seed
+from warmfleet_worker.transfer.frames import seeds
 from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.pull import Failure, Pull
 from warmfleet_worker.transfer.slabs import Slabs
@@ -80,7 +80,7 @@ class Trip:
         pieces = self.fetch.pieces[self._before : self._before + blocks]
         targets = [piece.block for piece in pieces]
         try:
-            haul = PoolHaul(engine, slabs, targets, [seed(piece.hash) for piece in pieces], tell)
+            haul = PoolHaul(engine, slabs, targets, seeds([piece.hash for piece in pieces]), tell)
         except BlockingIOError as error:
             raise Failed(Failure.FULL, str(error)) from None
         self._haul, self._whole = haul, self._before + blocks == len(self.fetch.pieces)
