@@ -12,7 +12,7 @@ from warmfleet_worker.transfer.leases import Lease
 from warmfleet_worker.transfer.pull import Failure
 from warmfleet_worker.transfer.shared_memory import SharedLane, SharedMemory
 from warmfleet_worker.transfer.shelf import PoolShelf
-from warmfleet_worker.transfer.transport import Fill, Lot, Parcel
+from warmfleet_worker.transfer.transport import Fill, Filling, Lot, Parcel
 from warmfleet_worker.worker import Worker
 
 from tests.process.exchange import End, pair, pull_of
@@ -49,7 +49,7 @@ class FaultyLot:
         parcel = self._lot.fetch(first, count, slab)
         return None if parcel is None else self._fault(self.block_bytes, parcel)
 
-    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+    def give(self, first: int, count: int, fill: Fill) -> Filling:
         raise NotImplementedError
 
 
@@ -94,8 +94,11 @@ class FaultyLane(SharedLane):
 
     fault: Fault
 
-    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
-        sums, size = super().fill(slab, lot, first, count), lot.block_bytes
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
+        filling = super().fill(slab, lot, first, count)
+        return lambda: self._spoilt(slab, count, lot.block_bytes, filling())
+
+    def _spoilt(self, slab: int, count: int, size: int, sums: list[bytes] | None) -> list[bytes] | None:
         if sums is None:
             return None
         memory = self._memory[slab * self.shape.slab_bytes :][: count * size]

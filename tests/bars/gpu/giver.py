@@ -17,12 +17,14 @@ from torch import Tensor
 from warmfleet_worker.engine.access import access, host_memory
 from warmfleet_worker.transfer.cuda_memory import CudaMemory
 from warmfleet_worker.transfer.data_port import DataPort
-from warmfleet_worker.transfer.device_lanes import DeviceLanes, DeviceMemory
+from warmfleet_worker.transfer.device_lanes import DeviceMemory
 from warmfleet_worker.transfer.frames import block_sums
 from warmfleet_worker.transfer.lane import Shape
 from warmfleet_worker.transfer.lane_source import LaneSource
 from warmfleet_worker.transfer.tcp_source import TcpSource
-from warmfleet_worker.transfer.transport import Fill, Parcel
+from warmfleet_worker.transfer.transport import Fill, Filling, Parcel
+
+from tests.bars.gpu.spans import Spans, TimedLanes
 
 PATIENCE_S = 60.0  # for one thing to be done
 FLEET_KEY = bytes(range(32))
@@ -52,7 +54,7 @@ class Scattered:
             block_sums(slab, self.block_bytes, range(first, first + count)),
         )
 
-    def give(self, first: int, count: int, fill: Fill) -> list[bytes]:
+    def give(self, first: int, count: int, fill: Fill) -> Filling:
         return fill(self.numbers[first : first + count], range(first, first + count))
 
     def write_blocks(self, blocks: Sequence[int], copy: memoryview) -> None:
@@ -144,6 +146,7 @@ class _Source:
         self._device = device
         self._pool: Scattered | None = None
         self._ports: list[DataPort] = []
+        self._spans = Spans()  # of the last lanes
         if device.type == "cuda":
             torch.cuda.set_device(device)
 
@@ -161,7 +164,8 @@ class _Source:
 
     def lanes(self, shape: Shape, summed: bool) -> str:
         assert self._pool is not None
-        lanes = DeviceLanes(self._pool.words, memory_of(self._device), shape)
+        lanes = TimedLanes(self._pool.words, memory_of(self._device), shape)
+        self._spans = lanes.spans
         if not summed:
             lanes.constants = None
         self._ports.append(LaneSource(self._pool, lanes, 4))
@@ -182,6 +186,10 @@ class _Source:
         self._pool = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def spans(self, pulls: int) -> str:
+        """Since the last call."""
+        return self._spans.told(pulls)
 
     def cpu_s(self) -> float:
         return time.process_time()

@@ -7,7 +7,7 @@ from threading import Lock
 
 from warmfleet_worker.transfer.frames import block_sum
 from warmfleet_worker.transfer.slabs import Slabs
-from warmfleet_worker.transfer.transport import Fill, Parcel, Piece
+from warmfleet_worker.transfer.transport import Fill, Filling, Parcel, Piece
 
 LEASE, SECRET = 7, bytes(range(16))
 
@@ -30,10 +30,10 @@ class Blocks:
             return None
         return Parcel(self.memory[first : first + count], self.sums[first : first + count])
 
-    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+    def give(self, first: int, count: int, fill: Fill) -> Filling:
         """Its blocks are those of an engine's pool with the same numbers."""
         numbers = range(first, first + count)
-        return fill(numbers, numbers) if self.live else None
+        return fill(numbers, numbers) if self.live else lambda: None
 
 
 def random_blocks(count: int, size: int) -> list[bytes]:

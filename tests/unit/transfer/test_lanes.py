@@ -26,7 +26,7 @@ from warmfleet_worker.transfer.lane_source import LaneSource
 from warmfleet_worker.transfer.lane_target import LaneTarget
 from warmfleet_worker.transfer.shared_memory import SharedLane
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Parcel
+from warmfleet_worker.transfer.transport import Filling, Lot, Parcel
 
 from tests.unit.transfer.hauls import LEASE, SECRET, Blocks
 from tests.unit.transfer.lanes import KINDS, Pool, opened, shape_of
@@ -109,7 +109,7 @@ def test_every_damaged_block_is_noticed(kind: str, damage: str) -> None:
     sound, target = source.words.clone(), Pool.empty(source)
     shape = shape_of(source, count)
     giving, looking = opened(KINDS[kind](source, shape), KINDS[kind](target, shape))
-    wanted = giving.fill(0, leased(source), 0, count)
+    wanted = giving.fill(0, leased(source), 0, count)()
     assert wanted is not None
     assert looking.start(0, range(count), range(count))() == wanted
     chance = random.Random(4)
@@ -123,7 +123,7 @@ def test_every_damaged_block_is_noticed(kind: str, damage: str) -> None:
                 source.words[i] = sound[0]
             case "torn":
                 source.words[i, words // 2 :] = sound[i - 1, words // 2 :]
-    theirs = giving.fill(0, leased(source), 0, count)  # the damage is in the slab now
+    theirs = giving.fill(0, leased(source), 0, count)()  # the damage is in the slab now
     got = looking.start(0, range(count), range(count))()
     assert got == theirs
     assert [i for i in range(count) if got[i] == wanted[i]] == [0]
@@ -137,7 +137,7 @@ def test_a_whole_block_in_anothers_place_does_not_agree(kind: str) -> None:
     source = Pool.random(2, 64)
     shape = shape_of(source, 2)
     giving, looking = opened(KINDS[kind](source, shape), KINDS[kind](Pool.empty(source), shape))
-    moved = giving.fill(0, leased(source), 0, 2)
+    moved = giving.fill(0, leased(source), 0, 2)()
     assert moved is not None
     got = looking.start(0, [0, 1], [1, 0])()
     assert not set(moved) & set(got)
@@ -151,7 +151,7 @@ def test_a_damaged_piece_ends_the_pull_and_counts(serve: Serve, kind: str) -> No
     target, shape = Pool.empty(source), shape_of(source, 3)
     blocks = leased(source)
     blocks.sums = [b"no such sum here"] * 9
-    blocks.give = lambda first, count, fill: blocks.sums[:count]  # type: ignore[method-assign]
+    blocks.give = lambda first, count, fill: lambda: blocks.sums[:count]  # type: ignore[method-assign]
     haul = haul_of(target, range(9))
     assert pull(LaneTarget(KINDS[kind](target, shape)), serve(KINDS[kind](source, shape), blocks), haul) == []
     assert haul.bad == 3
@@ -204,6 +204,43 @@ def test_lanes_are_bounded_and_used_again(serve: Serve) -> None:
         if not pull(taking, offer, haul):
             break
     assert haul.arrived == 4
+
+
+def test_all_that_is_asked_for_is_begun_before_the_first_is_waited_for() -> None:
+    """A device then has work while the source answers."""
+    pool, order = Pool.random(6, 64), []
+
+    class Watched(SharedLane):
+        def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
+            order.append(f"begin {slab}")
+            filling = super().fill(slab, lot, first, count)
+
+            def wait() -> list[bytes] | None:
+                order.append(f"wait {slab}")
+                return filling()
+
+            return wait
+
+    class Watching:
+        name, leaves_the_host = "shm", False
+
+        def make(self) -> SharedLane:
+            engine: Any = pool
+            return Watched(engine, shape_of(pool, 2))
+
+    watching: Any = Watching()
+    source = LaneSource(leased(pool), watching, 1)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(f"\0{source.listen_here()}")
+        stream = TcpStream(peer)
+        stream.send([frames.hello(LEASE, SECRET), lane.ask(0, 2, 2), lane.ask(2, 2, 0), lane.ask(4, 2, 1)])
+        lane.receive_welcome(stream, pool.block_bytes, 6)
+        os.close(stream.receive_file())
+        for first in (0, 2, 4):
+            assert frames.is_answer(stream.receive(frames.RANGE_BYTES), first, 2)
+            stream.receive(2 * frames.SUM_BYTES)
+    source.close()
+    assert order == ["begin 2", "begin 0", "begin 1", "wait 2", "wait 0", "wait 1"]
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])
@@ -280,11 +317,11 @@ def test_a_slab_that_is_filled_anew_while_it_is_read_does_not_agree() -> None:
     write = target.write_blocks
 
     def late(blocks: Sequence[int], copy: memoryview) -> None:
-        giving.fill(0, leased(other), 0, 2)
+        giving.fill(0, leased(other), 0, 2)()
         write(blocks, copy)
 
     target.write_blocks = late  # type: ignore[method-assign]
-    wanted = giving.fill(0, leased(source), 0, 2)
+    wanted = giving.fill(0, leased(source), 0, 2)()
     got = looking.start(0, [0, 1], [0, 1])()
     assert (target.words == other.words).all()
     assert wanted is not None

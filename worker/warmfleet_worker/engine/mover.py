@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from warmfleet_kernels import fetch, send
+from warmfleet_kernels import fetch
 from warmfleet_kernels.movement import Memory, SumConstants, gather_blocks, move_blocks, scatter_blocks
 from warmfleet_proto import checksum
 
@@ -85,7 +85,10 @@ class Mover:
             self.stream.synchronize()
 
     def _table(self, blocks: Sequence[int]) -> Tensor:
-        return send(torch.tensor(blocks, dtype=torch.int32), self.pool.device)
+        if self.stream is None:
+            return torch.tensor(blocks, dtype=torch.int32)
+        pinned = torch.tensor(blocks, dtype=torch.int32, pin_memory=True)
+        return pinned.to(self.pool.device, non_blocking=True)
 
     def _moving(self, count: int, sums: Tensor | None) -> Moving:
         told = torch.zeros((count, 2), dtype=torch.int64) if sums is None else fetch(sums)

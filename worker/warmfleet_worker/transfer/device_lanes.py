@@ -17,12 +17,13 @@ from warmfleet_kernels.movement import SumConstants
 
 from warmfleet_worker.engine.mover import Mover, Sums, sum_constants
 from warmfleet_worker.transfer.cuda_memory import CudaMemory
+from warmfleet_worker.transfer.frames import SUM_BYTES
 from warmfleet_worker.transfer.lane import Landing, Shape
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Lot
+from warmfleet_worker.transfer.transport import Filling, Lot
 
 SLABS = 3
-SLAB_BYTES = 128 << 20
+SLAB_BYTES = 256 << 20  # what a slab costs both ends in calls is less than it takes on its way
 _ALIGNED = 256
 
 
@@ -101,11 +102,14 @@ class DeviceLane:
     def show(self, stream: TcpStream) -> None:
         self._memory.show(stream, self._address)
 
-    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
         address = self._address + slab * self.shape.slab_bytes
-        return lot.give(
-            first, count, lambda blocks, seeds: seeded(self._mover.gather(blocks, address)(), seeds)
-        )
+
+        def begin(blocks: Sequence[int], seeds: Sequence[int]) -> Landing:
+            moving = self._mover.gather(blocks, address)
+            return lambda: seeded(moving(), seeds)
+
+        return lot.give(first, count, begin)
 
     def close(self) -> None:
         self._memory.free(self._address)
@@ -133,8 +137,8 @@ class DeviceWindow:
 
 def seeded(sums: Sums, seeds: Sequence[int]) -> list[bytes]:
     """With a block's seed in its sum, a block that is whole but another one does not agree either."""
-    both = sums ^ np.array(seeds, np.uint64)[:, None]
-    return [each.tobytes() for each in both.astype("<u8")]
+    data = (sums ^ np.array(seeds, np.uint64)[:, None]).astype("<u8").tobytes()
+    return [data[at : at + SUM_BYTES] for at in range(0, len(data), SUM_BYTES)]
 
 
 def _shape(block_bytes: int) -> Shape:

@@ -45,6 +45,7 @@ _QUIET_S = 1.0  # ten ticks of a router
 _TICK_S = 0.25  # between looks at the leases' time
 _MOST_STREAMS = 8
 _MOST_LANES = 8  # of a kind
+_MOST_DEVICE_LANES = 4  # which take memory that the pool could have
 
 
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +106,7 @@ class Exchange:
             context = None if tls is None else source_context(tls)
             self.source = TcpSource(self.shelf, context, throttle, engine.host_memory)
             if not throttle:
-                self.lane_sources = [LaneSource(self.shelf, each, _MOST_LANES) for each in self._lanes]
+                self.lane_sources = [LaneSource(self.shelf, each, _most(each)) for each in self._lanes]
 
     @property
     def gives(self) -> bool:
@@ -165,6 +166,10 @@ def _serve_lanes(source: LaneSource, host: str) -> transfer_pb2.Offer:
     if source.leaves_the_host:
         return transfer_pb2.Offer(transport=source.name, port=source.listen(host, 0))
     return transfer_pb2.Offer(transport=source.name, host=here(), socket=source.listen_here())
+
+
+def _most(lanes: Lanes) -> int:
+    return _MOST_DEVICE_LANES if lanes.name == "cuda" else _MOST_LANES
 
 
 def _lanes(config: Transfer, engine: Engine, streams: int, secret: bool) -> list[Lanes]:

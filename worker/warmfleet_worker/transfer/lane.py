@@ -9,8 +9,9 @@ questions, sums and what opens the lane, never blocks:
     source: ANSWER  first, count, sums             in the order of the questions; count 0: the lease has ended
 
 A slab is the target's from its answer until it is asked for again, so nothing is overwritten that is still
-read. What a lane is made of is its driver's: shared memory, device memory that peers map, or memory that a
-network card reads.
+read. The source begins to fill every slab that it was asked for before it waits for the first: where a
+device does the work, the next one is under way while this one is answered. What a lane is made of is its
+driver's: shared memory, device memory that peers map, or memory that a network card reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import NamedTuple, Protocol
 from warmfleet_proto.errors import Corrupt, WorkerLost
 
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Lot
+from warmfleet_worker.transfer.transport import Filling, Lot
 
 _MAGIC = b"WFL1"
 _WELCOME = Struct("<4sQIIQ")
@@ -48,9 +49,9 @@ class Lane(Protocol):
     def show(self, stream: TcpStream) -> None:
         """Sends what opens it."""
 
-    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
-        """Blocks into a slab, readable by the target when this returns; their sums. None once the lease has
-        ended."""
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
+        """Blocks into a slab, readable by the target when this was waited for. Several slabs may be begun
+        before the first is waited for, each of which is, in their order."""
 
     def close(self) -> None: ...
 
@@ -88,8 +89,12 @@ class Lanes(Protocol):
         """Nothing is open any more."""
 
 
-def fetched(lot: Lot, first: int, count: int, slab: memoryview) -> list[bytes] | None:
-    """Blocks of a lot into a slab of the host's memory, and their sums; None once the lease has ended."""
+def fetched(lot: Lot, first: int, count: int, slab: memoryview) -> Filling:
+    """Blocks of a lot into a slab of the host's memory: all is done by who waits."""
+    return lambda: _fetch(lot, first, count, slab)
+
+
+def _fetch(lot: Lot, first: int, count: int, slab: memoryview) -> list[bytes] | None:
     parcel = lot.fetch(first, count, slab)
     if parcel is None:
         return None

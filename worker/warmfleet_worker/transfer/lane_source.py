@@ -1,6 +1,7 @@
 """The source's end of a transport over lanes: fills slabs for the peers of this host."""
 
 import logging
+from collections import deque
 from threading import Lock
 
 from warmfleet_proto.errors import Corrupt
@@ -9,8 +10,8 @@ from warmfleet_proto.limits import LEASE_TTL_S
 from warmfleet_worker.transfer import frames, lane
 from warmfleet_worker.transfer.data_port import DataPort
 from warmfleet_worker.transfer.lane import Lane, Lanes, Shape
-from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
-from warmfleet_worker.transfer.transport import Lot, Shelf
+from warmfleet_worker.transfer.tcp_stream import TcpStream
+from warmfleet_worker.transfer.transport import Filling, Lot, Shelf
 
 _log = logging.getLogger(__name__)
 
@@ -58,13 +59,16 @@ class LaneSource(DataPort):
 
     def _serve_lot(self, stream: TcpStream, lot: Lot, taken: Lane) -> None:
         slabs, most = taken.shape.slabs, taken.shape.slab_bytes // lot.block_bytes
+        under_way: deque[tuple[int, Filling]] = deque()
+        stream.patience(LEASE_TTL_S)  # a target asks again when it has landed what it has
         while True:
-            stream.patience(LEASE_TTL_S)  # a target asks again when it has landed what it has
-            question = stream.receive(lane.ASK_BYTES)
-            first, count, slab = lane.read_ask(question, lot.blocks, most, slabs)
-            stream.patience(STALL_S)
-            sums = taken.fill(slab, lot, first, count)
-            stream.send([frames.answer(first, sums or [])])
+            if not under_way or (len(under_way) < slabs and stream.has_more):
+                question = stream.receive(lane.ASK_BYTES)
+                first, count, slab = lane.read_ask(question, lot.blocks, most, slabs)
+                under_way.append((first, taken.fill(slab, lot, first, count)))
+            else:
+                first, filling = under_way.popleft()
+                stream.send([frames.answer(first, filling() or [])])
 
     def _take(self) -> Lane | None:
         """None when as many pulls are under way as there may be lanes, or memory is short."""

@@ -18,7 +18,7 @@ from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.transfer.frames import block_sums, piece_blocks
 from warmfleet_worker.transfer.lane import Landing, Shape, fetched
 from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream
-from warmfleet_worker.transfer.transport import Lot
+from warmfleet_worker.transfer.transport import Filling, Lot
 
 _SLABS = 4
 _SHOWN = Struct("<IQ")  # bytes of the agent's description, address of the lane
@@ -89,7 +89,7 @@ class NixlLane(_Registered):
             description = self._lanes.agent.get_partial_agent_metadata(self._known, True, ["UCX"])
         stream.send([_SHOWN.pack(len(description), self._address), description])
 
-    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
         return fetched(lot, first, count, self._slab(slab))
 
 

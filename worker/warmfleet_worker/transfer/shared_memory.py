@@ -15,7 +15,7 @@ from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.transfer.frames import block_sums, piece_blocks
 from warmfleet_worker.transfer.lane import Landing, Shape, fetched
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Lot
+from warmfleet_worker.transfer.transport import Filling, Lot
 
 _SLABS = 2
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -68,7 +68,7 @@ class SharedLane:
     def show(self, stream: TcpStream) -> None:
         stream.send_file(self._file)
 
-    def fill(self, slab: int, lot: Lot, first: int, count: int) -> list[bytes] | None:
+    def fill(self, slab: int, lot: Lot, first: int, count: int) -> Filling:
         return fetched(lot, first, count, _slab(self._memory, self.shape, slab))
 
     def close(self) -> None:

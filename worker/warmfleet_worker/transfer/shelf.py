@@ -13,9 +13,9 @@ from warmfleet_proto.errors import Corrupt
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.events import Tier
-from warmfleet_worker.transfer.frames import block_sum, seed
+from warmfleet_worker.transfer.frames import block_sum, seed, seeds
 from warmfleet_worker.transfer.leases import Lease, Leases, Lent
-from warmfleet_worker.transfer.transport import Fill, Lot, Parcel
+from warmfleet_worker.transfer.transport import Fill, Filling, Lot, Parcel
 
 _AHEAD_BYTES = 64 << 20  # of what lies on disk is being read while the target has what comes before it
 
@@ -69,15 +69,20 @@ class PoolShelf:
         in_slab = all(each.tier != Tier.HOST for each in lent)
         return Parcel([slab[: count * size]] if in_slab else parts, sums)
 
-    def give(self, lease: Lease, first: int, count: int, fill: Fill) -> list[bytes] | None:
+    def give(self, lease: Lease, first: int, count: int, fill: Fill) -> Filling:
         lent = lease.lent[first : first + count]
         if not lease.on_device or not self._leases.holds(lease, first, count, self._clock()):
-            return None
-        sums = fill([each.block for each in lent], [seed(each.hash) for each in lent])
-        if not self._leases.holds(lease, first, count, self._clock()):
-            return None
-        self.given_bytes += count * self._engine.block_bytes
-        return sums
+            return lambda: None
+        wait = fill([each.block for each in lent], seeds([each.hash for each in lent]))
+
+        def given() -> list[bytes] | None:
+            sums = wait()
+            if not self._leases.holds(lease, first, count, self._clock()):
+                return None
+            self.given_bytes += count * self._engine.block_bytes
+            return sums
+
+        return given
 
     def _read(self, tier: Tier, lent: Sequence[Lent], slab: memoryview) -> list[memoryview]:
         """Where their bytes are, block by block. Raises OSError and Corrupt, of those on disk."""
@@ -120,5 +125,5 @@ class _PoolLot:
     def fetch(self, first: int, count: int, slab: memoryview) -> Parcel | None:
         return self._shelf.fetch(self._lease, first, count, slab)
 
-    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
+    def give(self, first: int, count: int, fill: Fill) -> Filling:
         return self._shelf.give(self._lease, first, count, fill)

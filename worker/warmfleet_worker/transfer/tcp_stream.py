@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 import struct
@@ -67,6 +68,13 @@ class TcpStream:
             if not count:
                 raise WorkerLost("the peer closed the connection")
             view = view[count:]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something has come that was not received yet, or the end; of a plain socket."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     @property
     def of_this_user(self) -> bool:

@@ -9,8 +9,12 @@ from typing import NamedTuple, Protocol
 
 from warmfleet_proto.transfer_pb2 import Offer
 
-Fill = Callable[[Sequence[int], Sequence[int]], list[bytes]]
-"""Copies these blocks of the pool to where they can be sent from; the sums, made with these seeds."""
+Fill = Callable[[Sequence[int], Sequence[int]], Callable[[], list[bytes]]]
+"""Begins to copy these blocks of the pool to where they can be sent from; what waits for it, and has the
+sums, made with these seeds."""
+
+Filling = Callable[[], list[bytes] | None]
+"""Waits until what was begun is there; the sums of the blocks, None once the lease has ended."""
 
 
 class Lot(Protocol):
@@ -25,8 +29,8 @@ class Lot(Protocol):
         """``count`` blocks from ``first`` on, as they lie in memory or copied into ``slab``; None once the
         lease has ended. What is returned stays valid until the next call."""
 
-    def give(self, first: int, count: int, fill: Fill) -> list[bytes] | None:
-        """The same with a copy of the transport's own, of blocks that all lie on the device; the sums."""
+    def give(self, first: int, count: int, fill: Fill) -> Filling:
+        """The same with a copy of the transport's own, of blocks that all lie on the device."""
 
 
 class Parcel(NamedTuple):
