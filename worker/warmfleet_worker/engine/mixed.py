@@ -4,7 +4,8 @@ Launched one by one, a step's kernels take the host 12 to 15 ms; a few hundred r
 the forward pass is captured for some numbers of rows, its attention over pages whatever sequences they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from warmfleet_worker.engine.base import Work
 from warmfleet_worker.engine.staging import Staging
-from warmfleet_worker.engine.tables import Layout, fits
+from warmfleet_worker.engine.tables import Inputs, Layout, fits
 from warmfleet_worker.models.llama import Llama
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
@@ -54,18 +55,23 @@ class MixedGraphs:
 
     @torch.inference_mode()
     def _capture(self, layout: Layout, memory: Any) -> _Captured:
-        token_ids, follows, homes, batch = layout.inputs(self._staging.device)
+        inputs = layout.inputs(self._staging.device)
         self._staging.device.zero_()
-        batch.blocks.fill_(-1)  # nothing is written
+        inputs.batch.blocks.fill_(-1)  # nothing is written
+        return _Captured(layout, *capture(partial(self._forward, inputs), memory))
 
-        def forward() -> Tensor:
-            drawn = self._drawn.index_select(0, follows.clamp_min(0))
-            ids = torch.where(follows < 0, token_ids, drawn)
-            return self._llama.forward(ids, homes, batch, self._pool)
+    def _forward(self, inputs: Inputs) -> Tensor:
+        token_ids, follows, homes, batch = inputs
+        drawn = self._drawn.index_select(0, follows.clamp_min(0))
+        ids = torch.where(follows < 0, token_ids, drawn)
+        return self._llama.forward(ids, homes, batch, self._pool)
 
-        forward()  # compiles
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory):
-            hidden = forward()
-        return _Captured(layout, graph, hidden)
+
+def capture(forward: Callable[[], Tensor], memory: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of ``forward`` in another graph's memory, and what each replay gives anew."""
+    forward()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory):
+        result = forward()
+    return graph, result
