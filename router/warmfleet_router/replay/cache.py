@@ -83,21 +83,19 @@ class Cache:
         """Private blocks back."""
         self.free += blocks
 
-    def seal(self, key: int, parent: Node | None) -> Node:
-        """A private block becomes readable and stays pinned; where its key is readable already, that node
-        is pinned instead and the private block is free."""
+    def seal(self, key: int, parent: Node | None) -> tuple[Node, bool]:
+        """A private block becomes readable and stays pinned; where its key is readable already (False),
+        that node is pinned instead, and the private block is still the caller's."""
         node = self._nodes.get(key)
         if node is not None:
             self.pin((node,))
-            self.give(1)
-            self._clock += 1
-            return node
+            return node, False
         node = self._nodes[key] = Node(key, parent)
         node.pins = 1
         if parent is not None:
             parent.children += 1
         self.stored.append(node)
-        return node
+        return node, True
 
     def take_in(self, keys: Sequence[int]) -> int:
         """A prefix that has been brought; how much of it has become readable: what there is room for."""
@@ -106,7 +104,7 @@ class Cache:
         missing = min(len(keys) - len(nodes), self.available)
         self.take(missing)
         for key in keys[len(nodes) : len(nodes) + missing]:
-            nodes.append(self.seal(key, nodes[-1] if nodes else None))
+            nodes.append(self.seal(key, nodes[-1] if nodes else None)[0])
         self.unpin(nodes)
         return missing
 

@@ -18,10 +18,11 @@ from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.replay.bringing import Bringing
+from warmfleet_router.replay.job import Job
 from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
-from warmfleet_router.replay.worker import Job, Worker
+from warmfleet_router.replay.worker import Worker
 from warmfleet_router.replication import Order
 from warmfleet_router.routing import Routing
 from warmfleet_router.spread import Spread
@@ -275,30 +276,31 @@ class Fleet:
 
     def _stir(self, member: Member) -> None:
         """Something was submitted: start a step, or cut a run of steps short."""
-        if member.step is None:
+        if not member.worker.under_way:
             self._begin(member)
-        elif member.step.repeats > 1:
-            member.step = member.worker.interrupt(member.step, self.now - member.began_at)
+        elif member.worker.interrupt(self.now - member.began_at):
             self._end_later(member)
 
     def _begin(self, member: Member) -> None:
-        member.step = member.worker.schedule(self.now)
-        loads, member.worker.loads = member.worker.loads, []
+        """The next step runs, and as many as may be are planned behind it."""
+        worker = member.worker
+        while worker.schedule(self.now) is not None:
+            pass
+        loads, worker.loads = worker.loads, []
         for load in loads:
             self._bringing.load(member, load, self.now)
         member.began_at = self.now
-        if member.step is not None:
+        if worker.under_way:
             self._end_later(member)
 
     def _end_later(self, member: Member) -> None:
-        assert member.step is not None
         member.version += 1
-        self._at(member.began_at + member.step.seconds, self._end, member, member.version)
+        self._at(member.began_at + member.worker.under_way[0].seconds, self._end, member, member.version)
 
     def _end(self, member: Member, version: int) -> None:
-        if version != member.version or member.step is None:
+        if version != member.version:
             return
-        done = member.worker.commit(member.step, self.now)
+        done = member.worker.commit(self.now)
         for job in done.started:
             self._started(job)
         for job in done.ended:

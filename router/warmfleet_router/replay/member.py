@@ -1,7 +1,7 @@
-"""One modelled worker with what surrounds it: its voice, the step under way, its links."""
+"""One modelled worker with what surrounds it: its voice, when its step began, its links."""
 
 from warmfleet_router.replay.announcer import Announcer
-from warmfleet_router.replay.worker import Step, Worker
+from warmfleet_router.replay.worker import Worker
 
 
 class Member:
@@ -10,8 +10,7 @@ class Member:
         self.address = f"replay:{index}"
         self.worker = worker
         self.announcer = Announcer(worker, epoch=index + 1)
-        self.step: Step | None = None
-        self.began_at = 0.0
+        self.began_at = 0.0  # the step that runs
         self.version = 0  # of the step's end in the queue; older ones are void
         self.sending_until = 0.0  # what its peers pull
         self.loading_until = 0.0  # what comes from its host memory

@@ -26,6 +26,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     kv_bytes_per_token: int = 131_072
     chunk_tokens: int = 8192
     max_running: int = 256
+    depth: int = 1  # steps under way: with 2 the next one is planned while one runs
     host_bytes_per_s: float = 0.0  # 0: no host tier
     link_bytes_per_s: float = 0.0  # between workers; 0: no pulls
     link_latency: float = 0.0

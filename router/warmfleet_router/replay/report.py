@@ -126,7 +126,7 @@ def _insert(cache: Cache, keys: Sequence[int], nodes: list[Node]) -> None:
     for key in keys[len(nodes) :]:
         if not cache.take(1):
             break
-        nodes.append(cache.seal(key, nodes[-1] if nodes else None))
+        nodes.append(cache.seal(key, nodes[-1] if nodes else None)[0])
     cache.unpin(nodes)
 
 

@@ -1,113 +1,24 @@
 """A modelled worker: the real scheduler's rules (admission, chunked prefill, growth, preemption, sealing)
 on block counts and keys, with an engine whose steps take what a profile says.
 
-Runs of decode steps in which nothing else can happen are taken in one go; ``interrupt`` cuts such a
-run at the next step boundary. Kept equal, step for step, to the worker's own scheduler by a test.
+As many steps as the profile's ``depth`` may be under way: one runs, what is behind it was planned before it
+has ended. Runs of decode steps in which nothing else can happen are taken in one go; ``interrupt`` cuts such
+a run at the next step boundary. Kept equal, step for step, to the worker's own scheduler by a test.
 """
 
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import count, islice
-from typing import NamedTuple
 
 from warmfleet_router.replay.cache import Cache, Node
 from warmfleet_router.replay.host import HostTier
+from warmfleet_router.replay.job import Done, Job, Load, Retired, Share, Step
 from warmfleet_router.replay.profile import Profile
 
 SLOW_STEP_S = 0.1  # a token that comes later than this after the one before it is late
 PREFETCHED = 4  # waiting jobs whose blocks are brought from host memory
 MAX_RUN_S = 0.25  # of decode steps taken in one go: events are no later than a real worker's heartbeat
 _completion_keys = count(1 << 63)
-
-
-class Job:
-    """One request at a worker."""
-
-    __slots__ = (
-        "admitted_at",
-        "booking",
-        "cached_tokens",
-        "completion_tokens",
-        "computed",
-        "copy",
-        "generated",
-        "keys",
-        "load_s",
-        "loaded",
-        "nodes",
-        "private",
-        "prompt_tokens",
-        "pull_bytes",
-        "pull_s",
-        "pulled",
-        "slow_steps",
-        "started_at",
-        "steps",
-        "submitted_at",
-        "uncached",
-        "waits",
-    )  # fmt: skip
-
-    def __init__(
-        self, booking: int, keys: Sequence[int], prompt_tokens: int, completion_tokens: int, now: float
-    ) -> None:
-        self.booking = booking
-        self.keys = list(keys)  # of all full blocks, completion included as it grows
-        self.prompt_tokens = prompt_tokens
-        self.completion_tokens = completion_tokens
-        self.submitted_at = now
-        self.admitted_at: float | None = None
-        self.started_at: float | None = None
-        self.cached_tokens = 0  # of the first admission
-        self.uncached = prompt_tokens  # seemed to need computing at submit
-        self.generated = 0
-        self.computed = 0
-        self.nodes: list[Node] = []  # readable leading blocks, pinned
-        self.private = 0  # blocks after them
-        self.copy: Node | None = None  # pinned until the next step has copied it
-        self.waits = 0  # transfers under way that it waits for: not admitted before
-        self.loaded = 0  # blocks that came from host memory
-        self.load_s = 0.0
-        self.pulled = 0  # blocks that came from a peer
-        self.pull_bytes = 0.0
-        self.pull_s = 0.0
-        self.steps = 0
-        self.slow_steps = 0
-
-    @property
-    def length(self) -> int:
-        return self.prompt_tokens + self.generated
-
-    @property
-    def remaining(self) -> int:
-        return self.prompt_tokens + self.generated - self.computed
-
-    @property
-    def blocks(self) -> int:
-        return len(self.nodes) + self.private
-
-
-class Step(NamedTuple):
-    """``repeats`` equal steps in one go; more than one only when all of it decodes."""
-
-    works: list[tuple[Job, int]]  # tokens to compute
-    repeats: int
-    seconds: float
-
-
-class Load(NamedTuple):
-    """Blocks of a waiting job that host memory holds, to be brought to the device."""
-
-    job: Job
-    start: int  # blocks before them
-    blocks: int
-
-
-class Done(NamedTuple):
-    """What a finished step made: first tokens, and jobs that ended."""
-
-    started: list[Job]
-    ended: list[Job]
 
 
 class Worker:
@@ -126,6 +37,7 @@ class Worker:
         cost = self._block_s if by_cost else None
         self.cache = Cache(total_blocks, self.host.put if self.host else None, cost)
         self.loads: list[Load] = []  # since they were last taken
+        self.under_way: deque[Step] = deque()  # the first one runs
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.prompt_tokens = 0
@@ -175,8 +87,15 @@ class Worker:
     # ---- before a step -----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Step | None:
-        self._grow()
+        """One step more; None when nothing is to be done, or nothing before one under way has ended."""
+        if len(self.under_way) == self.profile.depth:
+            return None
+        if any(step.repeats > 1 for step in self.under_way):
+            return self._follow_run()
+        grown = self._grow()
         self._ask_host()
+        if not grown:
+            return None
         self._admit(now)
         works, budget = [], self.profile.chunk_tokens
         for job in self.running:
@@ -185,12 +104,27 @@ class Worker:
                 tokens = min(tokens, budget)
                 budget -= tokens
             if tokens:
-                works.append((job, tokens))
-        self.step_began = now if works else None
+                works.append(Share(job, job.planned, tokens))
+        if not self.under_way:
+            self.step_began = now if works else None
         if not works:
             return None
-        repeats = self._repeats(works)
-        return Step(works, repeats, self._seconds(works, repeats))
+        return self._add(works, self._repeats(works))
+
+    def _follow_run(self) -> Step:
+        """The step behind a run: planned when the last of it begins, so nothing else can be in it. Its
+        blocks are taken with the run's."""
+        works = [Share(job, job.planned, 1) for job, _, _ in self.under_way[-1].works]
+        return self._add(works, 1)
+
+    def _add(self, works: list[Share], repeats: int) -> Step:
+        step = Step(works, repeats, self._seconds(works, repeats))
+        self.under_way.append(step)
+        for job, start, tokens in works:
+            last = start + tokens >= job.length + job.drawing
+            job.planned = start + tokens + repeats - 1
+            job.drawing = last and job.planned + 1 < job.prompt_tokens + job.completion_tokens
+        return step
 
     def _ask_host(self) -> None:
         """For the next few that wait: what the device lacks and host memory has."""
@@ -206,18 +140,22 @@ class Worker:
                 self.expect(job, start + blocks)
                 self.loads.append(Load(job, start, blocks))
 
-    def _grow(self) -> None:
+    def _grow(self) -> bool:
+        """False: the next step has to wait for those under way."""
         i = 0
         while i < len(self.running):
             job = self.running[i]
-            if job.computed == job.blocks * self.block_size:
+            if job.planned == job.blocks * self.block_size and job.remaining:
                 while not self.cache.take(1):
+                    if self.under_way:
+                        return False
                     newest = self.running.pop()
                     self._preempt(newest)
                     if newest is job:
-                        return
+                        return True
                 job.private += 1
             i += 1
+        return True
 
     def _preempt(self, job: Job) -> None:
         self._release(job)
@@ -228,9 +166,12 @@ class Worker:
             return
         prefill = sum(job.remaining for job in self.running if job.remaining > 1)
         slots = self.profile.max_running - len(self.running)
+        filling = self._filling()
         ready = [job for job in self.waiting if not self._expects(job)]
         for job in ready:
             if not slots or prefill >= self.profile.chunk_tokens:
+                return
+            if filling and self._next_key(job) in filling:
                 return
             if not self._take(job, room=len(self.running)):
                 return
@@ -243,6 +184,20 @@ class Worker:
                 self.cached_tokens += job.computed
             slots -= 1
             prefill += job.remaining
+
+    def _filling(self) -> set[int]:
+        """Blocks that become readable when the steps under way have finished."""
+        return {
+            key
+            for step in self.under_way
+            for job, _, _ in step.works
+            for key in job.keys[len(job.nodes) : job.planned // self.block_size]
+        }
+
+    def _next_key(self, job: Job) -> int | None:
+        """Of the block that would make its readable prefix longer."""
+        matched = len(self.cache.match(job.keys))
+        return job.keys[matched] if matched < len(job.keys) else None
 
     def _expects(self, job: Job) -> bool:
         """Whether blocks that it needs next are on their way, for itself or for another."""
@@ -267,30 +222,37 @@ class Worker:
         self.cache.pin(nodes)
         self.cache.take(needed)
         job.nodes, job.private = list(shared), needed
-        job.computed = job.length - 1 if whole else len(shared) * self.block_size
+        job.computed = job.planned = job.length - 1 if whole else len(shared) * self.block_size
         job.copy = nodes[-1] if whole else None
         return True
 
-    def _repeats(self, works: list[tuple[Job, int]]) -> int:
-        """How many steps in which every job decodes and nothing starts, ends or runs out of blocks."""
-        if any(job.started_at is None or job.remaining > 1 for job, _ in works):
+    def _repeats(self, works: list[Share]) -> int:
+        """How many steps in which every job decodes and nothing starts, ends or runs out of blocks, nor in
+        those planned before they have ended."""
+        if any(job.started_at is None or tokens > 1 for job, _, tokens in works):
             return 1
-        left = min(job.completion_tokens - job.generated for job, _ in works)
+        if self._filling():  # somebody may wait for that
+            return 1
+        jobs = [work.job for work in works]
+        if any(step.retired or jobs != [work.job for work in step.works] for step in self.under_way):
+            return 1
+        behind = self.profile.depth - 1
+        left = min(job.completion_tokens - job.generated - job.drawing for job, _, _ in works) - behind
         first = self._seconds(works, 1)
         most = min(left, int(MAX_RUN_S / first) if first else left)
-        if most <= 1 or self.cache.available < len(works) * (most // self.block_size + 1):
+        if most <= 1 or self.cache.available < len(works) * ((most + behind) // self.block_size + 1):
             return 1
         return most
 
-    def _seconds(self, works: list[tuple[Job, int]], repeats: int) -> float:
+    def _seconds(self, works: list[Share], repeats: int) -> float:
         profile = self.profile
         seconds, batch, context, prefills = 0.0, 0, 0, 0
-        for job, tokens in works:
-            if job.computed + tokens > job.prompt_tokens or tokens == 1:
+        for job, start, tokens in works:
+            if start + tokens > job.prompt_tokens or tokens == 1:
                 batch += 1
-                context += job.computed
+                context += start
             else:
-                seconds += profile.chunk_s(tokens, job.computed)
+                seconds += profile.chunk_s(tokens, start)
                 prefills += 1
         if prefills:
             seconds += profile.prefill_base
@@ -299,29 +261,43 @@ class Worker:
             seconds += profile.decode_token * batch * repeats * (repeats - 1) / 2
         return seconds * self._slowness
 
-    def interrupt(self, step: Step, elapsed: float) -> Step:
-        """``step`` cut at its first boundary not before ``elapsed`` seconds."""
+    def interrupt(self, elapsed: float) -> bool:
+        """Something has come: the step that runs is cut at its first boundary not before ``elapsed``
+        seconds, those behind it to one. Whether the end of the one that runs has changed."""
+        before = [step.repeats for step in self.under_way]
+        for n, step in enumerate(self.under_way):
+            self._cut(step, elapsed if n == 0 else 0.0)
+        return bool(before) and self.under_way[0].repeats != before[0]
+
+    def _cut(self, step: Step, elapsed: float) -> None:
         for repeats in range(1, step.repeats):
             seconds = self._seconds(step.works, repeats)
             if seconds >= elapsed:
-                return Step(step.works, repeats, seconds)
-        return step
+                for job, _, _ in step.works:
+                    job.planned -= step.repeats - repeats
+                step.repeats, step.seconds = repeats, seconds
+                return
 
     # ---- after a step ------------------------------------------------------------------------
 
-    def commit(self, step: Step, now: float) -> Done:
+    def commit(self, now: float) -> Done:
+        """The step that ran has ended."""
+        step = self.under_way.popleft()
+        self.step_began = now if self.under_way else None
+        for nodes, private in step.retired:
+            self._let_go(nodes, private)
         done = Done([], [])
         slow = step.seconds / step.repeats > SLOW_STEP_S
         self.steps += step.repeats
         self.step_seconds += step.seconds
         if step.repeats > 1:
-            for job, _ in step.works:
+            for job, _, _ in step.works:
                 self._decode(job, step.repeats - 1)
-        for job, tokens in step.works:
+        for job, _, tokens in step.works:
             if job.started_at is None:
                 self.prefill_s += self.profile.chunk_s(tokens, job.computed) * self._slowness
             self._settle(job, tokens)
-            if job.remaining:
+            if job.uncomputed:
                 continue
             if job.started_at is None:
                 job.started_at = now
@@ -335,6 +311,8 @@ class Worker:
                 self._release(job)
                 self._forget(job)
                 done.ended.append(job)
+            elif job.planned > job.computed == job.blocks * self.block_size:  # by the step behind a run
+                self._take_another(job)
         return done
 
     def _forget(self, job: Job) -> None:
@@ -345,8 +323,10 @@ class Worker:
 
     def _settle(self, job: Job, tokens: int) -> None:
         job.computed += tokens
+        if job.planned == job.computed:
+            job.drawing = False
         if job.copy is not None:
-            self.cache.unpin((job.copy,))
+            self._retire((job.copy,), 0)
             job.copy = None
         self._seal(job)
 
@@ -356,9 +336,12 @@ class Worker:
             self._settle(job, 1)
             job.generated += 1
             if job.computed == job.blocks * self.block_size:
-                taken = self.cache.take(1)
-                assert taken
-                job.private += 1
+                self._take_another(job)
+
+    def _take_another(self, job: Job) -> None:
+        taken = self.cache.take(1)
+        assert taken
+        job.private += 1
 
     def _seal(self, job: Job) -> None:
         while (len(job.nodes) + 1) * self.block_size <= job.computed:
@@ -367,13 +350,26 @@ class Worker:
                 job.keys.append(next(_completion_keys))
             parent = job.nodes[-1] if job.nodes else None
             job.private -= 1
-            job.nodes.append(self.cache.seal(job.keys[index], parent))
+            node, new = self.cache.seal(job.keys[index], parent)
+            job.nodes.append(node)
+            if not new:
+                self._retire((), 1)
 
     def _release(self, job: Job) -> None:
-        nodes = [*job.nodes, job.copy] if job.copy else job.nodes
+        self._retire((*job.nodes, job.copy) if job.copy else tuple(job.nodes), job.private)
+        job.nodes, job.private, job.computed, job.planned, job.copy = [], 0, 0, 0, None
+        job.drawing = False
+
+    def _retire(self, nodes: tuple[Node, ...], private: int) -> None:
+        """Given up when all steps that are under way now have ended."""
+        if self.under_way:
+            self.under_way[-1].retired.append(Retired(nodes, private))
+        else:
+            self._let_go(nodes, private)
+
+    def _let_go(self, nodes: tuple[Node, ...], private: int) -> None:
         self.cache.unpin(nodes)
-        self.cache.give(job.private)
-        job.nodes, job.private, job.computed, job.copy = [], 0, 0, None
+        self.cache.give(private)
 
     # ---- what a worker reports ---------------------------------------------------------------
 
@@ -388,8 +384,8 @@ class Worker:
 
     @property
     def prefill_tokens(self) -> int:
-        waiting = sum(job.remaining if job.started_at is not None else job.uncached for job in self.waiting)
-        return waiting + sum(job.remaining for job in self.running if job.remaining > 1)
+        waiting = sum(job.uncomputed if job.started_at is not None else job.uncached for job in self.waiting)
+        return waiting + sum(job.uncomputed for job in self.running if job.uncomputed > 1)
 
     @property
     def context_tokens(self) -> int:

@@ -1,13 +1,15 @@
 """The replay's worker does what the real scheduler does, step for step."""
 
 from array import array
+from collections import deque
 from random import Random
 
 import pytest
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_proto.limits import KEY_BYTES
+from warmfleet_router.replay.job import Job
 from warmfleet_router.replay.profile import Profile
-from warmfleet_router.replay.worker import Job, Worker
+from warmfleet_router.replay.worker import Worker
 from warmfleet_worker.admission import Limits
 from warmfleet_worker.engine.base import Drawn, Plan, Sampling, StepResult
 from warmfleet_worker.scheduler import Scheduler
@@ -20,16 +22,21 @@ ROOT = root_hash(b"model", BLOCK)
 class Pair:
     """The same requests in the real scheduler and in the replay's worker."""
 
-    def __init__(self, blocks: int, chunk: int, slots: int, by_cost: bool = False) -> None:
+    def __init__(self, blocks: int, chunk: int, slots: int, depth: int, by_cost: bool) -> None:
         limits = Limits(BLOCK, blocks * BLOCK, slots, 10_000, chunk)
         self.real = Scheduler(limits, blocks)
         profile = Profile(
-            chunk_tokens=chunk, max_running=slots, decode_base=0.01, prefill_token=0.001, prefill_pair=0.0001
+            chunk_tokens=chunk,
+            max_running=slots,
+            depth=depth,
+            decode_base=0.01,
+            prefill_token=0.001,
+            prefill_pair=0.0001,
         )
         self.modelled = Worker(profile, BLOCK, blocks, by_cost=by_cost)
         if by_cost:
             self.real.cache.cost = lambda depth: profile.chunk_s(BLOCK, depth * BLOCK)
-        self.first_cached: dict[int, int] = {}
+        self._planned: deque[Plan] = deque()  # the real one's steps under way
         self._handles = 0
         self._token = 1 << 20
 
@@ -40,29 +47,36 @@ class Pair:
         params = Params(Sampling(), max_tokens=completion_tokens)
         self.real.submit(Request(Key("g", self._handles), "", ROOT, packed, hashes, params, 0.0))
         keys = array("Q", b"".join(h[:KEY_BYTES] for h in hashes))
+        self.modelled.interrupt(0.0)
         self.modelled.submit(Job(self._handles, keys, len(prompt), completion_tokens, 0.0))
 
     def step(self) -> bool:
-        """One step of both, or as many real ones as the model took in one go; false when both are idle."""
-        step = self.modelled.schedule(0.0)
-        for repeat in range(step.repeats if step else 1):
-            plan = self.real.schedule(0.0)
-            assert (plan is None) == (step is None)
-            if plan is None or step is None:
-                return False
+        """Both plan what they may and finish a step, or as many real ones as the model takes in one go;
+        false when both are idle."""
+        while self.modelled.schedule(0.0):
+            pass
+        self._plan()
+        if not self.modelled.under_way:
+            return False
+        for repeat in range(self.modelled.under_way[0].repeats):
+            if repeat:
+                self._plan()
+            plan = self._planned.popleft()
             if repeat == 0:
-                assert [(w.start, len(w.token_ids)) for w in plan.works] == [
-                    (job.computed, tokens) for job, tokens in step.works
-                ]
-                assert len(plan.copies) == sum(job.copy is not None for job, _ in step.works)
+                works = self.modelled.under_way[0].works
+                assert [(w.start, len(w.token_ids)) for w in plan.works] == [w[1:] for w in works]
+                assert len(plan.copies) == sum(w.job.copy is not None for w in works)
             self.real.commit(StepResult(tuple(self._drawn(plan))), 0.0)
-        assert step is not None
-        done = self.modelled.commit(step, 0.0)
+        done = self.modelled.commit(0.0)
         outputs = self.real.take_outputs()
         started = {o.request.key.handle: o.started.cached_tokens for o in outputs if o.started}
         assert started == {job.booking: job.cached_tokens for job in done.started}
         self.compare()
         return True
+
+    def _plan(self) -> None:
+        while len(self._planned) < self.modelled.profile.depth and (plan := self.real.schedule(0.0)):
+            self._planned.append(plan)
 
     def compare(self) -> None:
         load, cache = self.real.load(), self.modelled.cache
@@ -84,10 +98,12 @@ class Pair:
 
 
 @pytest.mark.parametrize("by_cost", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_hundred_random_requests_a_seed(seed: int, by_cost: bool) -> None:
+def test_a_hundred_random_requests_a_seed(seed: int, depth: int, by_cost: bool) -> None:
     random = Random(seed)
-    pair = Pair(random.choice([24, 40, 200]), random.choice([6, 16, 64]), random.choice([2, 8]), by_cost)
+    blocks, chunk, slots = random.choice([24, 40, 200]), random.choice([6, 16, 64]), random.choice([2, 8])
+    pair = Pair(blocks, chunk, slots, depth, by_cost)
     stems = [[random.randrange(1000) for _ in range(40)] for _ in range(4)]
     left = 100
     while left or pair.step():

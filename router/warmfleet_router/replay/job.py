@@ -1,0 +1,123 @@
+"""What a modelled worker is asked for, and what its steps are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from warmfleet_router.replay.cache import Node
+
+
+class Job:
+    """One request at a worker."""
+
+    __slots__ = (
+        "admitted_at",
+        "booking",
+        "cached_tokens",
+        "completion_tokens",
+        "computed",
+        "copy",
+        "drawing",
+        "generated",
+        "keys",
+        "load_s",
+        "loaded",
+        "nodes",
+        "planned",
+        "private",
+        "prompt_tokens",
+        "pull_bytes",
+        "pull_s",
+        "pulled",
+        "slow_steps",
+        "started_at",
+        "steps",
+        "submitted_at",
+        "uncached",
+        "waits",
+    )  # fmt: skip
+
+    def __init__(
+        self, booking: int, keys: Sequence[int], prompt_tokens: int, completion_tokens: int, now: float
+    ) -> None:
+        self.booking = booking
+        self.keys = list(keys)  # of all full blocks, completion included as it grows
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.submitted_at = now
+        self.admitted_at: float | None = None
+        self.started_at: float | None = None
+        self.cached_tokens = 0  # of the first admission
+        self.uncached = prompt_tokens  # seemed to need computing at submit
+        self.generated = 0
+        self.computed = 0
+        self.planned = 0  # the same, with what steps under way compute
+        self.drawing = False  # the newest step under way draws a token that it goes on with
+        self.nodes: list[Node] = []  # readable leading blocks, pinned
+        self.private = 0  # blocks after them
+        self.copy: Node | None = None  # pinned until the next step has copied it
+        self.waits = 0  # transfers under way that it waits for: not admitted before
+        self.loaded = 0  # blocks that came from host memory
+        self.load_s = 0.0
+        self.pulled = 0  # blocks that came from a peer
+        self.pull_bytes = 0.0
+        self.pull_s = 0.0
+        self.steps = 0
+        self.slow_steps = 0
+
+    @property
+    def length(self) -> int:
+        return self.prompt_tokens + self.generated
+
+    @property
+    def uncomputed(self) -> int:
+        return self.length - self.computed
+
+    @property
+    def remaining(self) -> int:
+        """To plan before another token can be drawn."""
+        return self.length + self.drawing - self.planned
+
+    @property
+    def blocks(self) -> int:
+        return len(self.nodes) + self.private
+
+
+class Share(NamedTuple):
+    """Of a step: what it computes of a job."""
+
+    job: Job
+    start: int
+    tokens: int
+
+
+class Retired(NamedTuple):
+    """What was given up while steps under way may still use it."""
+
+    nodes: tuple[Node, ...]
+    private: int
+
+
+@dataclass(slots=True)
+class Step:
+    """``repeats`` equal steps in one go; more than one only when all of it decodes."""
+
+    works: list[Share]
+    repeats: int
+    seconds: float
+    retired: list[Retired] = field(default_factory=list)  # until it has finished
+
+
+class Load(NamedTuple):
+    """Blocks of a waiting job that host memory holds, to be brought to the device."""
+
+    job: Job
+    start: int  # blocks before them
+    blocks: int
+
+
+class Done(NamedTuple):
+    """What a finished step made: first tokens, and jobs that ended."""
+
+    started: list[Job]
+    ended: list[Job]
