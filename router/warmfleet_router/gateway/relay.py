@@ -206,7 +206,7 @@ class Relay(Placed):
             while not stream.done and not stream.failed:
                 await outlet.drained()
                 await reply.pour(passed)
-                if reply.complete and not stream.done and not stream.failed:
+                if reply.exhausted and not stream.done and not stream.failed:
                     raise WorkerLost("the server's stream ended before its end")
         self.usage = stream.usage
         if stream.failed:

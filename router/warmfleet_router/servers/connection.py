@@ -39,6 +39,11 @@ class Reply:
 
     # ---- for whoever has asked
 
+    @property
+    def exhausted(self) -> bool:
+        """It is complete, and all of it has been taken."""
+        return self.complete and not self._parts
+
     async def head(self) -> None:
         """``status`` and the headers are known."""
         while not self._has_head:

@@ -1,0 +1,65 @@
+"""A relayed stream between a server's connection and a client that does not keep up."""
+
+import asyncio
+import json
+from typing import cast
+
+from warmfleet_proto.router_pb2 import ListWorkersResponse
+from warmfleet_router.backends.worker import WorkerPool
+from warmfleet_router.client import LocalRouter
+from warmfleet_router.core import RouterCore
+from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.outlet import Outlet
+from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.relay import Relay, Wanted
+from warmfleet_router.gateway.reports import Reports
+from warmfleet_router.gateway.retries import RetryBudget
+from warmfleet_router.routing import Routing
+from warmfleet_router.servers import ask
+from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.pool import ServerPool
+
+from tests.unit.servers.test_servers_connection import EVENTS, asked
+
+PARTS = [b"data: one\n\n", b"data: two\n\n", b"data: [DONE]\n\n"]
+ANSWER = EVENTS + b"Transfer-Encoding: chunked\r\n\r\n"
+ANSWER += b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in PARTS) + b"0\r\n\r\n"
+
+
+class Slow:
+    """An outlet that is behind after every event, until it is waited for."""
+
+    def __init__(self) -> None:
+        self.took: list[bytes] = []
+        self.behind = False
+        self.waited = asyncio.Event()
+
+    def take(self, piece: bytes) -> None:
+        self.took.append(piece)
+        self.behind = True
+
+    async def drained(self) -> None:
+        self.waited.set()
+        self.behind = False
+
+
+def relay() -> Relay:
+    router = LocalRouter(RouterCore(Routing(), 1), lambda: 0.0)
+    fleet = Fleet("g", router, WorkerPool("g"), Reports(router), RetryBudget(), lambda: 0.0)
+    servers = Servers()
+    servers.update(ListWorkersResponse())
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]})
+    wanted = Wanted("r", ANONYMOUS, ask.parse(body.encode(), True), "", b"", 60.0, "/v1/chat/completions")
+    return Relay(fleet, servers, ServerPool(), wanted)
+
+
+async def test_a_stream_that_ends_while_its_client_is_behind_is_passed_on_whole() -> None:
+    connection, _, reply, _ = asked()
+    made, slow = relay(), Slow()
+    made._reply = reply
+    pouring = asyncio.create_task(made.pour(cast(Outlet, slow)))
+    await slow.waited.wait()
+    await asyncio.sleep(0)
+    connection.data_received(ANSWER)  # its parts and its end, all at once
+    await pouring
+    assert slow.took == [b"", *PARTS]
