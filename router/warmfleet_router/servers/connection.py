@@ -11,7 +11,7 @@ from typing import cast
 import httptools
 from warmfleet_proto.errors import WorkerLost
 
-MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_BYTES = 64 << 10  # and of whatever else is no body: trailers, extensions of chunks
 READ_AHEAD_BYTES = 128 << 10  # of an answer, before whoever wants it takes it: then reading stops
 LAST_WORDS_S = 0.5  # for the end of an answer that has said that it is over
 
@@ -28,7 +28,7 @@ class Reply:
         self.keeps_alive = False
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
-        self._unparsed = 0  # bytes of a head so far
+        self._without_body = 0  # bytes since the last of a body, or since the start
         self._has_head = False
         self._ends_itself = False  # else the end of the connection is its end
         self._parts: list[bytes] = []
@@ -98,14 +98,13 @@ class Reply:
         if self.complete:
             self._connection.close()  # nobody has asked for more
             return
-        if not self._has_head:
-            self._unparsed += len(data)
+        self._without_body += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(WorkerLost(f"the server's answer is no HTTP: {str(error)[:100]}"))
         else:
-            if not self._has_head and self._unparsed > MAX_HEAD_BYTES:
+            if self._without_body > MAX_HEAD_BYTES:
                 self.fail(WorkerLost(f"the server's headers exceed {MAX_HEAD_BYTES} bytes"))
 
     def closed(self, in_order: bool) -> None:
@@ -145,6 +144,7 @@ class Reply:
             self._wake()
 
     def on_body(self, part: bytes) -> None:
+        self._without_body = 0
         if self.complete or self._error is not None:
             return
         if self._sink is None:

@@ -155,6 +155,19 @@ async def test_what_is_no_answer_is_named(answer: bytes, why: str) -> None:
         await reply.whole(1 << 20)
 
 
+@pytest.mark.parametrize("begun", [CHUNKED[:-2] + b"X-Trailer: ", CHUNKED[:-5] + b"3;extension="])
+async def test_what_is_neither_head_nor_body_is_bounded(begun: bytes) -> None:
+    connection, wire, reply, _ = asked()
+    connection.data_received(begun)
+    for _ in range(MAX_HEAD_BYTES // 1024 + 1):
+        assert not wire.aborted
+        connection.data_received(b"x" * 1024)
+    assert wire.aborted
+    assert await reply.part() == BODY
+    with pytest.raises(WorkerLost, match="headers exceed"):
+        await reply.part()
+
+
 async def test_an_answer_that_is_too_long_is_refused() -> None:
     connection, _, reply, _ = asked()
     connection.data_received(COUNTED)
