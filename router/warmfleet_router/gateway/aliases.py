@@ -45,7 +45,8 @@ class Aliases:
         self._present: frozenset[str] = frozenset()
 
     def update(self, fleet: ListWorkersResponse) -> None:
-        self._present = frozenset(w.model for w in fleet.workers if w.state not in _ABSENT)
+        there = [worker for worker in fleet.workers if worker.state not in _ABSENT]
+        self._present = frozenset(model for worker in there for model in (worker.model, *worker.models))
 
     def resolved(self, body: bytes) -> bytes:
         """The body with a model in the place of an alias, nothing else touched. Raises BadRequest."""

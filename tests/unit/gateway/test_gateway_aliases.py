@@ -69,6 +69,13 @@ def test_a_model_without_a_worker_passes_its_conversations_on() -> None:
     assert {model_of(nobody, talk) for talk in talks} == {"a", "b"}, "the router says why it cannot be had"
 
 
+def test_an_adapter_of_a_model_gets_its_share_too() -> None:
+    aliases = Aliases(CANARY)
+    worker = WorkerView(model="a", models=["b"], adapters=["b"], state="healthy")
+    aliases.update(ListWorkersResponse(workers=[worker]))
+    assert {model_of(aliases, body(f"talk {n}")) for n in range(100)} == {"a", "b"}
+
+
 def test_nothing_else_is_touched() -> None:
     aliases = made()
     asked = body("x", model="other")
