@@ -14,7 +14,7 @@ from warmfleet_worker.transfer.bringer import MAX_BRINGS
 from warmfleet_worker.transfer.pull import Failure
 
 from tests.process.exchange import End, hashes_of, pair, pull_of, root_of
-from tests.process.gateway import stub_of
+from tests.process.gateway import expected, stub_of
 from tests.process.test_pull import PROMPT, answered, at_rest, made_on, until
 
 
@@ -115,6 +115,35 @@ async def test_a_slow_link_is_given_up_in_time(tmp_path: Path) -> None:
         await made_on(a)
         brought = await bring(b, bring_of(a, within_s=0.05))
         assert brought.pulled.failure == Failure.GIVEN_UP
+        await at_rest(a, b)
+
+
+async def test_what_is_given_up_while_a_request_waits_for_it_goes_on_for_that(tmp_path: Path) -> None:
+    async with pair(tmp_path, transfer={"bytes_per_s": 256.0}) as (a, b):
+        await made_on(a)
+        coming = asyncio.create_task(bring(b, bring_of(a, within_s=0.1)))
+        await until(lambda: b.worker.scheduler.batch.fetching.busy)
+        await b.gateway.submit(1, PROMPT, 5)
+        assert (await coming).pulled.failure == Failure.GIVEN_UP
+        assert b.worker.scheduler.batch.fetching.busy
+        assert await b.gateway.finish(1) == expected(b.worker, PROMPT, 5)
+        await at_rest(a, b)
+
+
+async def test_a_source_that_says_half_a_token_is_corrupt(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (a, b):
+        await made_on(a)
+        service = a.worker.exchange.service
+        assert service is not None
+        tell = service._response
+
+        def odd(lease: Any) -> Any:
+            answer = tell(lease)
+            answer.token_ids += b"x"
+            return answer
+
+        service._response = odd  # type: ignore[method-assign]
+        assert (await bring(b, bring_of(a))).pulled.failure == Failure.CORRUPT
         await at_rest(a, b)
 
 

@@ -195,3 +195,17 @@ async def test_a_hint_loads_what_the_worker_has_below_before_the_request_comes(
         assert again.held_tokens == BLOCKS * 16
         assert totals.arrived.total() == BLOCKS
         await all_at_rest(a, b)
+
+
+async def test_what_the_target_has_below_is_not_brought_from_a_peer(tmp_path: Path) -> None:
+    """The front from its own memory, the rest from the peer."""
+    async with pair(tmp_path, **SMALL) as (a, b):
+        await made_on(a, 1, 1)
+        await made_on(b, 1, 1, 12)
+        await displaced(b, 2)
+        hashes = hashes_of(a.worker, prompt(1))
+        request = BringRequest(root=root_of(a.worker), keys=keys(hashes), pull=pull_of(a.worker, prompt(1)))
+        brought = await bring(b, request)
+        assert (brought.held_tokens, brought.pulled.failure) == (BLOCKS * 16, "")
+        assert brought.pulled.bytes == (BLOCKS - 12) * SIZE
+        await all_at_rest(a, b)

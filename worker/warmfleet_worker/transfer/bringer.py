@@ -12,7 +12,7 @@ from itertools import count
 import grpc
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.hashing import chain, keys
-from warmfleet_proto.limits import GRANT_BLOCKS, HASH_BYTES, KEY_BYTES
+from warmfleet_proto.limits import GRANT_BLOCKS, HASH_BYTES, KEY_BYTES, TOKEN_BYTES
 from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse
 from warmfleet_proto.transfer_pb2 import Pulled as WirePulled
 from warmfleet_proto.worker_pb2 import BringRequest, BringResponse
@@ -116,8 +116,10 @@ class Bringer:
         return b"".join([record.token_ids for record in records.values()])
 
     async def _bring(self, request: BringRequest, pull: Pull) -> Pulled:
-        began, held = self._runner.now(), self._held(request)
-        failure = Failure.NONE
+        """From the peer what the own lower tiers have not: a fetch is from one source."""
+        began, failure = self._runner.now(), Failure.NONE
+        await self._load(request)
+        held = self._held(request)
         try:
             if len(held) < pull.first + pull.blocks:
                 return await self._pull(request, pull, held)
@@ -130,6 +132,7 @@ class Bringer:
         """Raises Failed."""
         if len(held) < pull.first:
             raise Failed(Failure.GONE, "what comes before the run is not here any more")
+        began = self._runner.now()
         lease = await self._lease(pull, len(held))
         try:
             wanted = self._wanted(request, pull, held, lease.token_ids)
@@ -137,8 +140,8 @@ class Bringer:
                 raise Failed(Failure.FULL, "no room, or it is on its way already")
         finally:
             await self._peers.release(pull.address, lease.lease, lease.secret)
-        assert wanted.pulled is not None
-        return wanted.pulled
+        # A request that waits for it as well has it brought on, and told then.
+        return wanted.pulled or Pulled(self._runner.now() - began, 0, 0, Failure.GIVEN_UP)
 
     async def _lease(self, pull: Pull, first: int) -> LeaseResponse:
         """Of what the grant names and is not held here: it stays there until the pull has its own. Raises
@@ -161,7 +164,8 @@ class Bringer:
         prompt = b"".join([node.token_ids for node in held]) + token_ids
         hashes = chain(request.root, prompt, self._runner.engine.block_size)
         named, blocks = keys(hashes), len(hashes) - len(held)
-        if blocks <= 0 or named != request.keys[: len(named)]:
+        whole = len(prompt) == len(hashes) * self._runner.engine.block_size * TOKEN_BYTES
+        if not whole or blocks <= 0 or named != request.keys[: len(named)]:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
         wanted = self._asked(request, prompt, hashes)
         wanted.pull = pull._replace(first=len(held), blocks=blocks)

@@ -8,6 +8,7 @@ send a copy only if the lease still holds after the copy was made.
 """
 
 import hmac
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -73,7 +74,7 @@ class Leases:
         self.caches = {Tier.DEVICE: device} | ({Tier.HOST: host.cache} if host else {})
         self._host = host
         self._leases: dict[int, Lease] = {}
-        self._pins = dict.fromkeys(self.caches, 0)
+        self._pins: dict[Tier, Counter[int]] = {tier: Counter() for tier in self.caches}  # by block
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -113,7 +114,7 @@ class Leases:
         self._check_room(pinned)
         for tier, blocks in pinned.items():
             self.caches[tier].pin(blocks)
-            self._pins[tier] += len(blocks)
+            self._pins[tier].update(blocks)
         lease = self._leases[id] = Lease(id, secret, target, now + LEASE_TTL_S, tuple(lent), pinned)
         return lease
 
@@ -160,19 +161,26 @@ class Leases:
         lease.live = False  # before anything can take its blocks
         del self._leases[lease.id]
         for tier, blocks in lease.pinned.items():
-            self._pins[tier] -= len(blocks)
+            pins = self._pins[tier]
+            pins.subtract(blocks)
+            for block in blocks:
+                if not pins[block]:
+                    del pins[block]
             self.caches[tier].release(blocks)
 
     def _check_room(self, pinned: dict[Tier, list[int]]) -> None:
-        """Raises Refused."""
-        full = [
-            tier
-            for tier, blocks in pinned.items()
-            if blocks and _SHARE * (self._pins[tier] + len(blocks)) > self.caches[tier].pool.total
-        ]
+        """What is lent already is pinned only once. Raises Refused."""
+        full = [tier for tier, blocks in pinned.items() if not self._has_room(tier, blocks)]
         if full or len(self._leases) >= MAX_LEASES:
-            pins = " and ".join(f"{count} blocks ({tier.name.lower()})" for tier, count in self._pins.items())
+            pins = " and ".join(
+                f"{len(pins)} blocks ({tier.name.lower()})" for tier, pins in self._pins.items()
+            )
             raise Refused(Refusal.FULL, f"{len(self._leases)} leases pin {pins}: no more are lent")
+
+    def _has_room(self, tier: Tier, blocks: list[int]) -> bool:
+        pins = self._pins[tier]
+        more = sum(block not in pins for block in blocks)
+        return not more or _SHARE * (len(pins) + more) <= self.caches[tier].pool.total
 
     def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
         """Up to the last one that is lent from there: who pins a block pins all before it."""
