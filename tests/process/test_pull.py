@@ -286,6 +286,17 @@ async def test_where_memory_cannot_be_shared_the_next_attempt_takes_the_network(
         assert +b.worker.exchange.puller.carried == {"tcp": pulled.bytes}
 
 
+async def test_a_target_that_is_closed_gives_its_lease_back(tmp_path: Path) -> None:
+    async with giving(tmp_path, "a", transfer={"bytes_per_s": 1000.0}) as a, stream_of(a) as at_a:
+        await made_on(End(a, at_a))
+        async with giving(tmp_path, "b") as b, stream_of(b) as at_b:
+            await at_b.submit(1, PROMPT, 5, pull=pull_of(a, PROMPT))
+            await until(lambda: len(a.exchange.leases) == 1)
+        await until(lambda: not len(a.exchange.leases))
+        assert a.exchange.service is not None
+        assert a.exchange.service.expired == 0
+
+
 async def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
     async with (
         giving(tmp_path, "a", transfer={"transports": ["tcp"]}) as a,

@@ -86,7 +86,8 @@ class Puller:
     async def close(self) -> None:
         for trip in list(self._under_way.values()):
             self.abandon(trip.fetch.id)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # what ends gives its lease back in another
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False)
         await self._peers.close()
 
