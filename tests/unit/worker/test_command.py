@@ -16,6 +16,8 @@ from warmfleet_worker.__main__ import main
         (["--listen", "0.0.0.0:0"], "listen"),
         (["--http", "0.0.0.0:0"], "http"),
         (["--listen", "nowhere"], "nowhere"),
+        (["--set", "transfer.transports=['cuda']"], "transfer.transports: cuda"),
+        (["--set", "transfer.transports=['shm']", "--set", "transfer.bytes_per_s=1e6"], "bytes_per_s"),
         (["--engine", "torch"], "model"),
         (["--engine", "magic"], "engine"),
         (["--config", "/nonexistent.toml"], "/nonexistent.toml"),

@@ -64,6 +64,8 @@ def check(config: Transfer, tls: Tls | None, insecure: bool) -> None:
     """Raises ConfigError."""
     if not config.transports:
         raise ConfigError("transfer.transports: blocks cannot move without any")
+    if config.bytes_per_s and "tcp" not in config.transports:
+        raise ConfigError("transfer.bytes_per_s: tcp alone keeps to it, and is not in transfer.transports")
     if config.listen:
         split_address(config.listen)
         check_exposure("transfer.listen", config.listen, tls, insecure)
@@ -88,6 +90,8 @@ class Exchange:
         targets: list[Transport] = [LaneTarget(each) for each in self._lanes]
         if "tcp" in config.transports:
             targets.append(TcpTarget(None if tls is None else target_context(tls), streams))
+        if not targets:
+            raise ConfigError(f"transfer.transports: {', '.join(config.transports)} cannot be had here")
         peers = Peers(tls)
         self.puller = Puller(name, runner, peers, targets, slabs)
         self.bringer = Bringer(name, runner, peers, below)
