@@ -28,8 +28,8 @@ _WELCOME = Struct("<4sQIIQ")
 _ASK = Struct("<III")
 
 ASK_BYTES = _ASK.size
-_MOST_SLABS = 64
-_MOST_SLAB_BYTES = 4 << 30
+_MOST_SLABS = 16
+_MOST_SLAB_BYTES = 128 << 20  # or two blocks
 
 Landing = Callable[[], list[bytes]]
 """Waits until the blocks are in the pool; the sums of what was written."""
@@ -117,7 +117,7 @@ def receive_welcome(stream: TcpStream, block_bytes: int, blocks: int) -> Shape:
         raise Corrupt(f"the source offers {its_blocks} blocks of {its_bytes} bytes")
     if not slabs or slab_bytes < block_bytes:
         raise WorkerLost("the source has no lane to spare")
-    if slabs > _MOST_SLABS or slab_bytes > _MOST_SLAB_BYTES:
+    if slabs > _MOST_SLABS or slab_bytes > max(_MOST_SLAB_BYTES, 2 * block_bytes):
         raise Corrupt(f"the source's lane has {slabs} slabs of {slab_bytes} bytes")
     return Shape(slabs, slab_bytes)
 
