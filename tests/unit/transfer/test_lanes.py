@@ -399,6 +399,16 @@ def test_another_users_source_is_not_told_the_secret() -> None:
     assert process.returncode == 0
 
 
+def test_a_peer_over_the_network_is_no_other_user() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        assert not TcpStream(ours).is_another_users
+        assert not TcpStream(theirs).is_another_users
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_users_target_is_refused() -> None:
     pool = Pool.random(1, 64)

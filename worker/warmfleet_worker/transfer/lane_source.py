@@ -42,7 +42,7 @@ class LaneSource(DataPort):
             self._spare.pop().close()
 
     def _answer(self, stream: TcpStream) -> None:
-        if not stream.of_this_user:
+        if stream.is_another_users:
             raise Corrupt("the target is another user's")
         lot = self._opened(stream)
         taken = self._take()

@@ -33,7 +33,7 @@ class LaneTarget:
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
         stream = _connect(offer.socket) if offer.socket else connect(Address(host, offer.port), None)
         try:
-            if not stream.of_this_user:
+            if stream.is_another_users:
                 raise WorkerLost("the source is another user's")
             stream.send([frames.hello(lease, secret)])
             shape = lane.receive_welcome(stream, haul.block_bytes, haul.blocks)

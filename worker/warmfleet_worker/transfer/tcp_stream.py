@@ -77,11 +77,13 @@ class TcpStream:
         return bool(poll.poll(0))
 
     @property
-    def of_this_user(self) -> bool:
-        """Whether the process at the other end of a Unix socket is. Any process of the host can connect to
-        one without a file, or take its name when its owner has ended."""
+    def is_another_users(self) -> bool:
+        """Whether a process of this host at the other end is: any can connect to a Unix socket without a
+        file, or take its name when its owner has ended. Over a network nobody can tell."""
+        if self._socket.family != socket.AF_UNIX:
+            return False
         data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return bool(_CREDENTIALS.unpack(data)[1] == os.geteuid())
+        return bool(_CREDENTIALS.unpack(data)[1] != os.geteuid())
 
     def send_file(self, descriptor: int) -> None:
         """To a process of this host, over a Unix socket."""
