@@ -138,6 +138,28 @@ async def test_lent_copies_are_not_overwritten_until_their_time_is_over(tmp_path
         assert not host.pool.pinned
 
 
+async def test_a_slot_that_was_taken_anew_is_not_blamed(tmp_path: Path) -> None:
+    """Its lease ended while it was summed."""
+    async with giving(tmp_path, "a", **SMALL) as a, stub_of(a) as stub, stream(stub) as gateway:
+        await made_on(End(a, gateway), 1, 1)
+        await displaced(End(a, gateway), 2)
+        hashes = hashes_of(a, prompt(1))
+        answer = await lease(a, hashes, grant_of(a, hashes))
+        lot = a.exchange.shelf.open(answer.lease, answer.secret)
+        assert lot is not None
+        copies = below(a)._copies
+        make = copies.sum
+
+        def late(copy: memoryview) -> bytes:
+            a.exchange.leases.expire(a.runner.now() + LEASE_TTL_S)
+            copy[0] ^= 1
+            return make(copy)
+
+        copies.sum = late  # type: ignore[method-assign]
+        assert lot.fetch(0, 1, memoryview(bytearray(SIZE))) is None
+        assert below(a).complaints.counts["corrupt"] == 0
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 async def test_a_wrong_copy_never_leaves(tmp_path: Path, on_disk: bool) -> None:
     """It is found by the source, which has it from its disk at the next attempt, if anywhere."""

@@ -58,7 +58,7 @@ class Below:
         self._loop: asyncio.AbstractEventLoop
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="write-back")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-writer")
-        self._host_carrier = HostCarrier(engine, self._copies, self._report, self._condemn)
+        self._host_carrier = HostCarrier(engine, self._copies, self._report, self.condemn)
         self._carriers: list[HostCarrier | DiskCarrier] = [self._host_carrier]
         runner.carriers[Source.HOST] = self._host_carrier
         runner.scheduler.batch.fetching.supplies.append(host)
@@ -125,11 +125,13 @@ class Below:
         return self._memory[slot * self._size : (slot + 1) * self._size]
 
     def whole(self, slot: int) -> bool:
-        """Whether the copy agrees with its sum; if not, it is not read again. From any thread."""
-        if self._copies.sum(self.copy(slot)) == self.host.sums[slot]:
-            return True
-        self._condemn(slot)
-        return False
+        """Whether the copy agrees with its sum. From any thread."""
+        return self._copies.sum(self.copy(slot)) == self.host.sums[slot]
+
+    def condemn(self, slot: int) -> None:
+        """Its copy is wrong, and is not read again. From any thread."""
+        self.complaints.say("corrupt", "a copy in the host's memory")
+        self._tell(self.host.condemn, slot)
 
     def complain(self, error: Exception) -> None:
         """A block on disk could not be read, or is wrong. From any thread."""
@@ -221,10 +223,6 @@ class Below:
 
     def _report(self, arrival: Arrival) -> None:
         self._tell(self._runner.arrived, arrival)
-
-    def _condemn(self, slot: int) -> None:
-        self.complaints.say("corrupt", "a copy in the host's memory")
-        self._tell(self.host.condemn, slot)
 
     def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
         """In the loop; nobody is told when that has ended."""

@@ -27,7 +27,10 @@ class Lower(Protocol):
         """A slot of the host's memory."""
 
     def whole(self, slot: int) -> bool:
-        """Whether what is in it agrees with its sum; if not, it is not read again."""
+        """Whether what is in it agrees with its sum."""
+
+    def condemn(self, slot: int) -> None:
+        """It does not, and is not read again."""
 
     def complain(self, error: Exception) -> None:
         """A block on disk could not be read, or is wrong."""
@@ -63,7 +66,11 @@ class PoolShelf:
             return None
         self._foretell(lease, first + count)
         sums = [block_sum(part, seed(each.hash)) for part, each in zip(parts, lent, strict=True)]
-        if not self._agree(lent) or not self._leases.holds(lease, first, count, self._clock()):
+        wrong = self._wrong(lent)
+        if not self._leases.holds(lease, first, count, self._clock()):
+            return None  # what is wrong may be something else by now
+        if wrong:
+            self._condemn(wrong)
             return None
         self.given_bytes += count * size
         in_slab = all(each.tier != Tier.HOST for each in lent)
@@ -98,10 +105,15 @@ class PoolShelf:
                 each.record.read(part)
         return parts
 
-    def _agree(self, lent: Sequence[Lent]) -> bool:
-        """Whether copies in the host's memory are what was put there: asked when the new sums are made."""
+    def _wrong(self, lent: Sequence[Lent]) -> list[int]:
+        """Slots of the host's memory that hold not what was put there: asked when the new sums are made."""
         in_host = [each.block for each in lent if each.tier == Tier.HOST]
-        return all(self._lower is not None and self._lower.whole(slot) for slot in in_host)
+        return [slot for slot in in_host if self._lower and not self._lower.whole(slot)]
+
+    def _condemn(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            assert self._lower is not None
+            self._lower.condemn(slot)
 
     def _foretell(self, lease: Lease, after: int) -> None:
         ahead = max(1, _AHEAD_BYTES // self._engine.block_bytes)
