@@ -171,6 +171,20 @@ async def test_a_thousand_damaged_blocks_are_never_served(
         await at_rest(a, b)
 
 
+async def test_what_one_transport_damages_comes_by_another(tmp_path: Path) -> None:
+    async with pair(tmp_path, total_blocks=4096) as (a, b):
+        for source in a.worker.exchange.lane_sources:
+            source._lanes = FaultyMemory(a.worker, flipped)
+        for number in (1, 2):
+            prompt = prompt_of(number)
+            await made_on(a, prompt, number)
+            await b.gateway.submit(number, prompt, 5, pull=pull_of(a.worker, prompt))
+            assert await b.gateway.finish(number) == expected(b.worker, prompt, 5)
+            assert b.gateway.started[number].peer_tokens == BLOCKS * 16
+        assert b.worker.exchange.puller.corrupt["a"] == BLOCKS, "shared memory is left alone for a while"
+        await at_rest(a, b)
+
+
 async def test_replayed_answers_are_never_served(tmp_path: Path, config: dict[str, Any]) -> None:
     """What was right once is wrong for every other block."""
     async with pair(tmp_path, **config, total_blocks=4096) as (a, b):

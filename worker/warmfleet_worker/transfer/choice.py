@@ -39,7 +39,7 @@ class Choice:
         )
 
     def failed(self, source: str, name: str, now: float) -> None:
-        """Nothing came."""
+        """Nothing came, or what came was damaged."""
         self._note(source, name, 0.0, now)
 
     def _known(self, source: str, name: str, now: float) -> _Seen | None:

@@ -197,7 +197,7 @@ class Puller:
     def _learn(self, trip: Trip, name: str, haul: PoolHaul, began: float) -> None:
         now, source = self._runner.now(), trip.pull.source
         self.carried[name] += haul.received_bytes
-        if haul.received_bytes:
+        if haul.received_bytes and not haul.bad:
             self._choice.moved(source, name, haul.received_bytes, now - began, now)
         elif not trip.abandoned:
             self._choice.failed(source, name, now)
