@@ -167,7 +167,7 @@ async def test_a_wrong_copy_never_leaves(tmp_path: Path, on_disk: bool) -> None:
         await made_on(a, 1, 1)
         await displaced(a, 2)
         host = below(a.worker).host
-        node = host.cache.find(hashes_of(a.worker, prompt(1))[7])
+        node = host.cache.get(hashes_of(a.worker, prompt(1))[7])
         assert node is not None
         below(a.worker).copy(node.block)[5] ^= 1
         started = await pulled(a, b, 1, 1)

@@ -63,11 +63,8 @@ class PrefixCache:
         """What could be allocated if ``blocks`` were pinned."""
         return self.available - sum(not self.pool.is_pinned(block) for block in blocks)
 
-    def find(self, block_hash: bytes) -> Node | None:
-        """The readable block of that identity; what it stands for is the caller's to compare."""
-        return self._nodes.get(block_hash)
-
     def get(self, block_hash: bytes) -> Node | None:
+        """The readable block of that identity; what it stands for is the caller's to compare."""
         return self._nodes.get(block_hash)
 
     def named(self, root: bytes, keys: bytes, depth: int) -> list[Node]:

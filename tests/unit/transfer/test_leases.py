@@ -132,7 +132,7 @@ def test_each_block_is_lent_from_the_nearest_tier_that_has_it() -> None:
 def test_a_copy_known_to_be_wrong_is_not_lent() -> None:
     host = host_of(TOKENS)
     leases = Leases(PrefixCache(BlockPool(20), 2), host)
-    node = host.cache.find(CHAIN[2])
+    node = host.cache.get(CHAIN[2])
     assert node is not None
     host.condemn(node.block)
     assert leases.reach(ROOT, CHAIN) == 2
@@ -242,7 +242,7 @@ class LeaseMachine(RuleBasedStateMachine):
             for each in lease.lent:
                 cache = self.caches[each.tier]
                 assert cache.pool.generation(each.block) == each.generation
-                assert cache.find(each.hash) is not None
+                assert cache.get(each.hash) is not None
 
     @invariant()
     def what_has_ended_is_told(self) -> None:

@@ -205,9 +205,9 @@ class Leases:
         lent: list[Lent] = []
         before: Node | None = None
         cache, tier = self.caches[Tier.DEVICE], Tier.DEVICE
-        find, generation = cache.find, cache.pool.generation
+        get, generation = cache.get, cache.pool.generation
         for block_hash in hashes:
-            node = find(block_hash)
+            node = get(block_hash)
             if node is None or node.root != root or (before is not None and node.parent is not before):
                 break
             lent.append(Lent(tier, block_hash, node.token_ids, node.block, generation(node.block)))
@@ -216,7 +216,7 @@ class Leases:
 
     def _in_memory(self, root: bytes, block_hash: bytes, before: bytes | None) -> Lent | None:
         for tier, cache in self.caches.items():
-            node = cache.find(block_hash)
+            node = cache.get(block_hash)
             if node is None or (before is not None and _parent(node) != before):
                 continue
             if node.root != root:

@@ -13,7 +13,7 @@ from warmfleet_proto.transfer_pb2_grpc import TransferServicer
 
 from warmfleet_worker.runner import Runner
 from warmfleet_worker.transfer.grant import Gatekeeper, granted_hashes
-from warmfleet_worker.transfer.leases import Lease as Lent
+from warmfleet_worker.transfer.leases import Lease as OpenLease
 from warmfleet_worker.transfer.leases import Leases, Record
 from warmfleet_worker.transfer.refusal import Refusal, Refused
 
@@ -67,7 +67,7 @@ class TransferService(TransferServicer):
             self.expired += count
             self._runner.nudge()
 
-    async def _lease(self, request: LeaseRequest) -> Lent | None:
+    async def _lease(self, request: LeaseRequest) -> OpenLease | None:
         runner = self._runner
         allowed = self._gatekeeper.allowed(request.grant, request.target, runner.now())
         if request.layout_fingerprint != runner.engine.layout:
@@ -88,7 +88,7 @@ class TransferService(TransferServicer):
         stored = hashes[self.leases.reach(root, hashes) :]
         return await self._records(root, stored) if stored else {}
 
-    def _response(self, lease: Lent | None) -> LeaseResponse:
+    def _response(self, lease: OpenLease | None) -> LeaseResponse:
         """Without a lease when nothing is readable any more."""
         if lease is None:
             return LeaseResponse(block_bytes=self._runner.engine.block_bytes)
