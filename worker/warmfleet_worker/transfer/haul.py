@@ -57,11 +57,6 @@ class PoolHaul:
         """Trailing blocks that are in the pool, once it is turned."""
         return self._back
 
-    @property
-    def written(self) -> int:
-        """Blocks that are in the pool, wherever."""
-        return sum(self._whole)
-
     def take(self, wait: bool, most: int) -> Piece | None:
         if not self._wanted:
             return None

@@ -83,10 +83,6 @@ class Leases:
         """Every pin, one entry each."""
         return [block for lease in self._leases.values() for block in lease.pinned[tier]]
 
-    @property
-    def next_expiry(self) -> float | None:
-        return min((lease.until for lease in self._leases.values()), default=None)
-
     def reach(self, root: bytes, hashes: Sequence[bytes]) -> int:
         """How many of ``hashes`` can be lent without any from the disk. Raises Refused."""
         return len(self._run(root, hashes, {}))
