@@ -29,7 +29,7 @@ _ASK = Struct("<III")
 
 ASK_BYTES = _ASK.size
 _MOST_SLABS = 16
-_MOST_SLAB_BYTES = 128 << 20  # or two blocks
+_MOST_SLAB_BYTES = 512 << 20  # or two blocks
 
 Landing = Callable[[], list[bytes]]
 """Waits until the blocks are in the pool; the sums of what was written."""
