@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from warmfleet_router.discovery import file, names
+from warmfleet_proto.settings import ConfigError
+from warmfleet_router.discovery import Name, file, names
 
 from tests.process.fleet import sim_worker
 from tests.process.gateways import SIM, healthy, one_tokenizer, router
@@ -142,6 +143,16 @@ async def test_workers_of_a_dns_name_come_and_go() -> None:
             assert states(shown) == {"a": "healthy", "b": "healthy"}, "nobody at all is a broken answer"
             server.records[workers] = [f"0 0 {ports[1]} localhost."]
             await until(base, lambda shown: states(shown) == {"b": "healthy"})
+
+
+async def test_records_that_name_nobody_change_nothing() -> None:
+    async with name_server() as server:
+        source = names.NameSource(Name(name="gone.test"), 1.0, server.address)
+        server.records["gone.test", "SRV"] = ["0 0 0 ."]
+        with pytest.raises(ConfigError, match="name nobody"):
+            await source.look()
+        server.records["gone.test", "SRV"].append("0 0 5 a.test.")
+        assert (await source.look())[0].workers == ("a.test:5",)
 
 
 async def test_a_name_with_a_port_has_addresses() -> None:

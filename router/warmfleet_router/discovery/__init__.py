@@ -41,8 +41,8 @@ def together(found: list[Found]) -> Found:
     """Each address once; the first to name a server says what it is."""
     workers = dict.fromkeys(worker for each in found for worker in each.workers)
     backends: dict[str, Backend] = {}
-    for backend in (backend for each in found for backend in each.backends):
-        backends.setdefault(backend.address, backend)
+    for rank in (rank for each in found for backend in each.backends for rank in backend.each_rank()):
+        backends.setdefault(rank.address, rank)
     return Found(tuple(workers), tuple(backends.values()))
 
 

@@ -20,7 +20,8 @@ def check_found(found: Found, before: str = "") -> None:
     _check_once(f"{before}workers: an address", found.workers)
     for number, server in enumerate(found.backends):
         backend.check(f"{before}backends[{number}]", server)
-    _check_once(f"{before}backends: a url", [server.address for server in found.backends])
+    ranks = [rank for server in found.backends for rank in server.each_rank()]
+    _check_once(f"{before}backends: a url", [rank.address for rank in ranks])
 
 
 def check_discovery(discovery: Discovery) -> None:

@@ -57,8 +57,12 @@ class Discoverer:
     async def _follow(self, watched: "_Watched", wait: float) -> None:
         while True:
             await asyncio.sleep(wait)
-            wait = await watched.look()
-            await self._told()
+            try:
+                wait = await watched.look()
+                await self._told()
+            except Exception:
+                _log.exception("following %s failed", watched.view.source)  # ours to mend; it is tried again
+                wait = RETRY_S
 
     async def _told(self) -> None:
         """One change after the other: the next one counts from what this one has left."""

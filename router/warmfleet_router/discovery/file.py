@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from warmfleet_proto.settings import ConfigError, load
 
 from warmfleet_router.discovery import Found
@@ -17,8 +17,8 @@ _KEY = "discovery.file"
 
 
 class _Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    workers: Annotated[list[str], Meta(max_length=10_000)] = []
-    backends: Annotated[list[Backend], Meta(max_length=10_000)] = []
+    workers: Annotated[list[str], Meta(max_length=10_000)] | UnsetType = UNSET
+    backends: Annotated[list[Backend], Meta(max_length=10_000)] | UnsetType = UNSET
 
 
 def read(path: str) -> Found:
@@ -27,7 +27,9 @@ def read(path: str) -> Found:
         listed = load(_Listed, path)
     except ConfigError as error:
         raise ConfigError(f"{_KEY}: {error}") from None
-    found = Found(tuple(listed.workers), tuple(listed.backends))
+    if listed.workers is UNSET and listed.backends is UNSET:  # as while it is written: not the end of a fleet
+        raise ConfigError(f"{_KEY}: {path}: lists neither workers nor backends; none are workers = []")
+    found = Found(tuple(listed.workers or ()), tuple(listed.backends or ()))
     check_found(found, f"{_KEY}: {path}: ")
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import dns.asyncresolver
 import dns.exception
+import dns.name
 import dns.rdatatype
 import dns.resolver
 from warmfleet_proto.channel import split_address
@@ -41,10 +42,10 @@ class NameSource:
             except (dns.exception.DNSException, OSError) as error:
                 raise ConfigError(f"{self.name}: {str(error)[:200] or type(error).__name__}") from None
             else:
-                places.update(_place(record, self._of.port) for record in answer)
+                places.update(_place(record, self._of.port) for record in answer if not _is_nobody(record))
                 ttl = min(ttl, answer.rrset.ttl if answer.rrset is not None else ttl)
         if not places:
-            raise ConfigError(f"{self.name}: {why[:200]}")
+            raise ConfigError(f"{self.name}: {why[:200] or 'its records name nobody'}")
         return found(self._of, sorted(places)), max(ttl, LEAST_S)
 
     def _made(self) -> dns.asyncresolver.Resolver:
@@ -72,6 +73,11 @@ def found(of: Name, places: Sequence[str]) -> Found:
             Backend(url=f"http://{place}", kind=of.kind, events=events, replay=replay, key=of.key)
         )
     return Found(backends=tuple(backends))
+
+
+def _is_nobody(record: Any) -> bool:
+    """RFC 2782: a target of "." says that the service is not there."""
+    return bool(record.rdtype == dns.rdatatype.SRV and record.target == dns.name.root)
 
 
 def _place(record: Any, port: int) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -66,12 +67,14 @@ def bearer(key: str) -> dict[str, str]:
 
 def check(key: str, backend: Backend) -> None:
     """Raises ConfigError."""
-    if not _URL.fullmatch(backend.url):
+    if not _URL.fullmatch(backend.url) or not _is_place(backend.url):
         raise ConfigError(f"{key}.url: expected http://HOST:PORT, got {backend.url!r}")
     for name in ("events", "replay"):
         value = getattr(backend, name)
         if value and not _ENDPOINT.fullmatch(value):
             raise ConfigError(f"{key}.{name}: expected tcp://HOST:PORT, got {value!r}")
+        if value and int(value.rpartition(":")[2]) + backend.ranks - 1 > 65535:
+            raise ConfigError(f"{key}.{name}: a port beyond 65535 in {value!r}")
     if backend.ranks > 1 and backend.rank >= 0:
         raise ConfigError(f"{key}.rank: either one rank or the number of all ranks")
     if (backend.ranks > 1 or backend.rank >= 0) and backend.kind != "vllm":
@@ -82,6 +85,14 @@ def check(key: str, backend: Backend) -> None:
         raise ConfigError(f"{key}.kind: events need vllm or sglang")
     if backend.events:
         _check_installed(key)
+
+
+def _is_place(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_installed(key: str) -> None:

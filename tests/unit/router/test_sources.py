@@ -1,5 +1,6 @@
 """Where workers and servers are found: settings that are wrong, answers put together."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.config import RouterConfig, check
 from warmfleet_router.discovery import Found, Name, together
-from warmfleet_router.discovery.discoverer import sources
+from warmfleet_router.discovery.discoverer import Discoverer, sources
 from warmfleet_router.discovery.file import read
 from warmfleet_router.discovery.names import found
 from warmfleet_router.servers.backend import Backend
@@ -42,6 +43,20 @@ def test_settings_that_are_wrong_are_named(wrong: dict[str, Any], says: str) -> 
         ('workers = ["a:1", "a:1"]', "workers: an address is listed twice"),
         ('backends = [{url = "ftp://a"}]', "backends[0].url"),
         ('worker = ["a:1"]', "worker"),
+        ("", "lists neither workers nor backends"),
+        ("# being written", "lists neither workers nor backends"),
+        ('backends = [{url = "http://a:65536"}]', "backends[0].url"),
+        ('backends = [{url = "http://:::"}]', "backends[0].url"),
+        ('backends = [{url = "http://a", kind = "vllm", events = "tcp://a:70000"}]', "backends[0].events"),
+        (
+            'backends = [{url = "http://a", kind = "vllm", ranks = 2, events = "tcp://a:65535"}]',
+            "backends[0].events",
+        ),
+        (
+            'backends = [{url="http://a", kind="vllm", ranks=2}, {url="http://a", kind="vllm", rank=1}]',
+            "backends: a url is listed twice",
+        ),
+        ("workers = " + "[" * 100_000, "not TOML"),
     ],
 )
 def test_a_file_that_is_wrong_from_the_start_refuses_to_start(tmp_path: Path, text: str, says: str) -> None:
@@ -55,6 +70,12 @@ def test_a_file_that_is_wrong_from_the_start_refuses_to_start(tmp_path: Path, te
     assert says in str(raised.value)
 
 
+def test_a_file_may_list_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text("workers = []")
+    assert read(str(path)) == Found()
+
+
 def test_a_file_lists_workers_and_servers(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text('workers = ["a:1"]\n[[backends]]\nurl = "http://b:2/v1"\nkey = "k"\n')
@@ -65,6 +86,47 @@ def test_an_address_counts_once_and_the_first_to_name_a_server_says_what_it_is()
     vllm, plain = Backend(url="http://a:1", kind="vllm"), Backend(url="http://a:1/v1")
     found = together([Found(("x:1", "y:1"), (vllm,)), Found(("y:1", "z:1"), (plain,))])
     assert found == Found(("x:1", "y:1", "z:1"), (vllm,))
+
+
+def test_a_rank_is_followed_once_whoever_names_it() -> None:
+    ranks, one = (Backend(url="http://a:1", kind="vllm", ranks=2), Backend(url="http://a:1", rank=1))
+    both = together([Found(backends=(ranks,)), Found(backends=(one,))]).backends
+    assert [(backend.address, backend.kind) for backend in both] == [
+        ("http://a:1#0", "vllm"),
+        ("http://a:1#1", "vllm"),
+    ]
+
+
+class Sourced:
+    """A source that is asked at once, and fails as nobody has foreseen the second time."""
+
+    name = "a list"
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def look(self) -> tuple[Found, float]:
+        self.looks += 1
+        if self.looks == 2:
+            raise ZeroDivisionError
+        return Found((f"a:{self.looks}",)), 0.0
+
+
+async def test_failures_of_its_own_do_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmfleet_router.discovery.discoverer.RETRY_S", 0.0)
+    told: list[str] = []
+    enough = asyncio.Event()
+
+    async def apply(found: Found) -> None:
+        told.extend(found.workers)
+        if found.workers == ("a:3",):
+            raise ZeroDivisionError
+        if len(told) == 4:
+            enough.set()
+
+    async with Discoverer(Found(), [Sourced()], apply), asyncio.timeout(5):
+        await enough.wait()
+    assert told[:4] == ["a:1", "a:3", "a:4", "a:5"]
 
 
 def test_names_of_servers_tell_where_their_events_are() -> None:
