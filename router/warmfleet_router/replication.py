@@ -116,7 +116,8 @@ class Replication:
         for order_id in late:
             self.brought(order_id, None, now)
         self._resting = {mark: until for mark, until in self._resting.items() if until > now}
-        self._leaving = {w: each for w, each in self._leaving.items() if w.draining and w.epoch == each.epoch}
+        here = {w: each for w, each in self._leaving.items() if w.draining and _gives(w)}
+        self._leaving = {w: each for w, each in here.items() if w.epoch == each.epoch}
 
     # ---- copies of what is in demand
 

@@ -202,3 +202,14 @@ def test_the_hottest_first_and_a_few_at_once_within_the_budget() -> None:
             core.brought(order.id, Pulled(tokens=2048, bytes=BYTES, seconds=0.1), now)
     hottest = [hashes_of(tokens((100_000 * n, 2048)))[0][:8] for n in (8, 7, 6, 5, 4, 3)]
     assert [order.keys[:8] for order in taken] == hottest, "six of eight: the last one is above the budget"
+
+
+def test_of_a_drained_worker_that_has_gone_nothing_is_kept() -> None:
+    core, workers = givers()
+    served(core, workers[0])
+    draining(workers, 0.2)
+    (order,) = orders(core, 0.3)
+    core.brought(order.id, Pulled(tokens=2048, bytes=BYTES, seconds=0.1), 0.4)
+    core.roster.remove(workers[0].address, 0.5)
+    core.tick(0.6)
+    assert not core.replication._leaving
