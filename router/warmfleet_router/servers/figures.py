@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 MOST = 1 << 31
 
-_LINE = re.compile(r"^([a-z_][\w:]*)(\{[^}]*\})? ([0-9.eE+-]+|NaN|[+-]?Inf)", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+# Each is tried once a line and once a word: a page of megabytes may be anything.
+_LINE = re.compile(r"^([a-z_][\w:]*)(\{[^}\n]*\})? ([0-9.eE+-]+|NaN|[+-]?Inf)", re.MULTILINE)
+_LABEL = re.compile(r'\b(\w+)="([^"]*)"')
 _RUNNING = frozenset(("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing"))
 _WAITING = frozenset(("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"))
 _BLOCKS = "vllm:cache_config_info"

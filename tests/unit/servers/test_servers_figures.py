@@ -1,5 +1,8 @@
 """Load and cache under the names of each engine."""
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_router.servers.figures import Figures, read
@@ -41,3 +44,14 @@ def test_nonsense_is_nothing() -> None:
 def test_anything_is_read(text: str) -> None:
     figures = read(text)
     assert all(0 <= value <= 1 << 35 for value in figures)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a{\n" * 300_000, "vllm:cache_config_info{" + "a" * 900_000 + "} 1", "a" * 900_000, 'a{b="' * 200_000],
+)
+def test_a_large_page_is_read_in_time(text: str) -> None:
+    """Quadratic in its size, it would take minutes or hours."""
+    began = time.process_time()
+    assert read(text) == Figures()
+    assert time.process_time() - began < 5
