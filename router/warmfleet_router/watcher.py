@@ -61,7 +61,8 @@ class Watcher:
 
     async def watch(self, addresses: Collection[str]) -> None:
         """These, and no others any more: who is not named gets nothing new, what runs there goes on."""
-        gone = [address for address in self._followed if address not in addresses]
+        wanted = frozenset(addresses)
+        gone = [address for address in self._followed if address not in wanted]
         await self._cancel([self._followed.pop(address).task for address in gone])
         for address in gone:
             self._core.roster.remove(address, self._clock())

@@ -44,6 +44,7 @@ def check_address(key: str, address: str) -> None:
 def _check_name(key: str, name: Name) -> None:
     if not _NAME.fullmatch(name.name):
         raise ConfigError(f"{key}.name: {name.name!r} is no DNS name")
+    backend.check_key(key, name.key)
     if name.kind == "worker" and (name.events_port or name.key):
         raise ConfigError(f"{key}.kind: events_port and key are for servers that are not ours")
     if name.kind == "openai" and name.events_port:

@@ -75,6 +75,7 @@ def check(key: str, backend: Backend) -> None:
             raise ConfigError(f"{key}.{name}: expected tcp://HOST:PORT, got {value!r}")
         if value and int(value.rpartition(":")[2]) + backend.ranks - 1 > 65535:
             raise ConfigError(f"{key}.{name}: a port beyond 65535 in {value!r}")
+    check_key(key, backend.key)
     if backend.ranks > 1 and backend.rank >= 0:
         raise ConfigError(f"{key}.rank: either one rank or the number of all ranks")
     if (backend.ranks > 1 or backend.rank >= 0) and backend.kind != "vllm":
@@ -85,6 +86,12 @@ def check(key: str, backend: Backend) -> None:
         raise ConfigError(f"{key}.kind: events need vllm or sglang")
     if backend.events:
         _check_installed(key)
+
+
+def check_key(key: str, value: str) -> None:
+    """It goes into a header. Raises ConfigError, which does not show it."""
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"{key}.key: expected printable ASCII")
 
 
 def _is_place(url: str) -> bool:

@@ -48,7 +48,7 @@ class ServerWatcher:
 
     async def watch(self, backends: Collection[Backend]) -> None:
         """These, and no others any more. One that is described in another way is another one."""
-        backends = [rank for backend in backends for rank in backend.each_rank()]
+        backends = dict.fromkeys(rank for backend in backends for rank in backend.each_rank())
         gone = [backend for backend in self._tasks if backend not in backends]
         await self._cancel([self._tasks.pop(backend) for backend in gone])
         for backend in gone:

@@ -27,6 +27,7 @@ from warmfleet_router.servers.backend import Backend
         ({"dns_s": 0}, "dns_s"),
         ({"dns": [{"name": "a.test", "port": 65536}]}, "dns[0].port"),
         ({"interval": 1}, "interval"),
+        ({"dns": [{"name": "a.test", "kind": "vllm", "key": "k\n"}]}, "discovery.dns[0].key"),
     ],
 )
 def test_settings_that_are_wrong_are_named(wrong: dict[str, Any], says: str) -> None:
@@ -46,6 +47,8 @@ def test_settings_that_are_wrong_are_named(wrong: dict[str, Any], says: str) -> 
         ("", "lists neither workers nor backends"),
         ("# being written", "lists neither workers nor backends"),
         ('backends = [{url = "http://a:65536"}]', "backends[0].url"),
+        ('backends = [{url = "http://a", key = "\u20ac"}]', "backends[0].key"),
+        ('backends = [{url = "http://a", key = "k\\r\\nX: y"}]', "backends[0].key"),
         ('backends = [{url = "http://:::"}]', "backends[0].url"),
         ('backends = [{url = "http://a", kind = "vllm", events = "tcp://a:70000"}]', "backends[0].events"),
         (
