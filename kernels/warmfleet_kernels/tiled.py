@@ -14,8 +14,9 @@ from torch import Tensor
 
 ROWS = 32  # of a tile, with ...
 _HEADS = 4  # ... so many of the query heads that share keys: what fills a matrix product
-_KEYS = 128  # read at once
-_WARPS, _STAGES = 8, 2
+_KEYS = 64  # read at once
+_WIDE_KEYS = 32  # of four bytes a number
+_WARPS, _STAGES = 4, 3
 
 
 class Tiles(NamedTuple):
@@ -60,7 +61,7 @@ def attend_tiles(
         HEAD_DIM=head_dim,
         DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK=block_size,
-        KEYS=_KEYS // (4 if wide else 1) // (2 if head_dim > 128 else 1),
+        KEYS=(_WIDE_KEYS if wide else _KEYS) // (2 if head_dim > 128 else 1),
         num_warps=4 if wide else _WARPS,
         num_stages=2 if wide else _STAGES,
     )
