@@ -20,7 +20,7 @@ from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 from warmfleet_router.client import Away, Report, Router
 from warmfleet_router.spread import Spread
 
-TRY_S = 0.4  # for one router, while another may be asked: within a second a second one has answered
+TRY_S = 0.4  # for one router, while another answers: within a second a second one has answered
 BEAT_S = 1.0  # for a heartbeat: others wait for it
 ROOT_BYTES = 256 * TOKEN_BYTES  # of a prompt: what belongs together begins alike
 GONE = ("joining", "lost")
@@ -95,8 +95,9 @@ class SeveralRouters:
         """One router after the other, until one takes it; who that was."""
         token_ids = request.token_ids
         refusal: Rejected = Away("no router answers")
-        *others, last = self._order(token_ids[:ROOT_BYTES] or request.keys[:KEY_BYTES])
-        for i in (*others, last):
+        order = self._order(token_ids[:ROOT_BYTES] or request.keys[:KEY_BYTES])
+        last = max((i for i in order if i not in self._down), key=order.index, default=order[-1])
+        for i in order:
             try:
                 async with asyncio.timeout(TRY_S if i != last else None):
                     answer = await ask(self._routers[i].router)

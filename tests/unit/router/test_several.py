@@ -19,6 +19,7 @@ class Wire:
     def __init__(self, seed: int) -> None:
         self.core, self.workers = fleet_of(2, seed=seed)
         self.cut = self.hangs = False
+        self.delay_s = 0.0
         self.router = LocalRouter(self.core, lambda: 0.0)
 
     def __getattr__(self, name: str) -> Any:
@@ -29,6 +30,7 @@ class Wire:
                 await asyncio.Event().wait()
             if self.cut:
                 raise Away("cut")
+            await asyncio.sleep(self.delay_s)
             return await getattr(self.router, name)(request)
 
         return call
@@ -102,6 +104,18 @@ async def test_another_one_is_asked_while_one_does_not_answer(
     assert routers.answering() == 3
     await routers.route(ask(tokens((7, 300))))
     assert gone.bookings == 2
+
+
+async def test_the_only_one_that_answers_has_its_time(routers: SeveralRouters, wires: list[Wire]) -> None:
+    await routers.route(ask(tokens((7, 300))))
+    (slow,) = [wire for wire in wires if wire.bookings]
+    for wire in wires:
+        wire.cut = wire is not slow
+    await routers.heartbeat(beat())
+    slow.delay_s = 2 * several.TRY_S
+    await routers.route(ask(tokens((7, 300))))
+    assert slow.bookings == 2
+    assert routers.answering() == 1
 
 
 async def test_nobody_answers(routers: SeveralRouters, wires: list[Wire]) -> None:
