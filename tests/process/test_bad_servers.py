@@ -242,6 +242,12 @@ async def test_a_body_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         assert status in (502, 503)
 
 
+@pytest.mark.parametrize("kind", ["text/charset", "", "nonsense"])
+async def test_any_content_type_is_passed_on(kind: str) -> None:
+    async with fleet(says(whole(b"no", kind, "400 Bad Request"))) as (base, _, http):
+        assert await ask(http, base) == (400, b"no")
+
+
 async def test_a_client_that_does_not_read_holds_the_server_up() -> None:
     """Back-pressure: what the gateway takes ahead is bounded by its buffers."""
     taken = 0

@@ -153,9 +153,10 @@ class Relays:
             assert writer is not None
             outlet = Outlet(request, writer, record, self._fleet.clock)
             return response, await self._stream(response, relay, outlet, record)
-        whole = web.Response(
-            status=answer.status, body=answer.body, content_type=answer.content_type, headers=headers
-        )
+        headers["Content-Type"] = (
+            answer.content_type or "application/octet-stream"
+        )  # as it is: not to be parsed
+        whole = web.Response(status=answer.status, body=answer.body, headers=headers)
         if answer.status != 200:
             failure = refusal(answer)
             relay.finish(failure)
