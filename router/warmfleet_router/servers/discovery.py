@@ -99,7 +99,10 @@ class Probe:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         url, self.silent = self._backend.base + path, False
         try:
-            async with self._session.get(url, headers=self._backend.headers, timeout=timeout) as response:
+            asked = self._session.get(
+                url, headers=self._backend.headers, timeout=timeout, allow_redirects=False
+            )
+            async with asked as response:
                 body = await read_at_most(response.content, MAX_ANSWER_BYTES)
         except TimeoutError:
             self.silent = not self._has_metrics and not self._has_health
