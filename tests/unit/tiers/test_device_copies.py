@@ -1,17 +1,21 @@
 """Copies between a device's pool and the host's memory: on a GPU where there is one, else interpreted."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from warmfleet_proto import checksum
+from warmfleet_worker.engine import mover
 from warmfleet_worker.engine.access import host_memory
+from warmfleet_worker.engine.mover import Mover
 from warmfleet_worker.tiers.copies import runs
 from warmfleet_worker.tiers.device_copies import DeviceCopies
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 BLOCKS, SLOTS, WORDS = 12, 16, 1500
+_KERNELS = {"up": "scatter", "down": "gather"}
 
 
 class Rig:
@@ -66,6 +70,40 @@ def test_a_whole_copy_in_anothers_slot_does_not_agree() -> None:
     sums = rig.copies.down([0, 1], [0, 1])
     rig.slot(0)[:] = bytes(rig.slot(1))
     assert rig.copies.up([0, 1], [0, 1], sums) == 0
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_part_that_fails_ends_when_the_earlier_ones_have(
+    monkeypatch: pytest.MonkeyPatch, way: str, launched: bool
+) -> None:
+    """Their blocks may be another's next. The second part fails before or after its kernel was launched."""
+    rig, order = Rig(), list[object]()
+    launch, wait, told = getattr(mover, f"{_KERNELS[way]}_blocks"), Mover.wait, mover.fetch
+
+    def launching(*arguments: Any) -> Any:
+        order.append("launch")
+        if len(order) == 2 and not launched:
+            raise MemoryError
+        return launch(*arguments)
+
+    def telling(sums: torch.Tensor) -> torch.Tensor:
+        if len(order) == 2 and launched:
+            raise MemoryError
+        return told(sums)
+
+    def waiting(self: Mover) -> None:
+        order.append(self)
+        wait(self)
+
+    sums = rig.copies.down(range(8), range(8))
+    monkeypatch.setattr(mover, f"{_KERNELS[way]}_blocks", launching)
+    monkeypatch.setattr(mover, "fetch", telling)
+    monkeypatch.setattr(Mover, "wait", waiting)
+    with pytest.raises(MemoryError):
+        rig.copies.up(range(8), range(8), sums) if way == "up" else rig.copies.down(range(8), range(8))
+    used = rig.copies._upward if way == "up" else rig.copies._downward
+    assert {used._mover, used._copier} <= set(order[2:])
 
 
 def test_runs_are_pieces_of_memory() -> None:

@@ -4,8 +4,8 @@ The sums are ``warmfleet_proto.checksum``'s, so they cover every byte between th
 the other end of the move makes them again: over a link to the host, or to another device.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -61,14 +61,19 @@ class Mover:
             sums = move_blocks(memory, tables[0], self.pool, tables[1], self._constants)
             return self._moving(len(blocks), sums)
 
-    def current(self) -> AbstractContextManager[object]:
-        """What is launched within goes to this stream."""
-        if self.stream is None:
-            return nullcontext()
-        stack = ExitStack()
-        stack.enter_context(torch.cuda.device(self.pool.device))  # Triton launches on the thread's own
-        stack.enter_context(torch.cuda.stream(self.stream))
-        return stack
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """What is launched within goes to this stream. Where it raises, nothing of it is under way any more:
+        nobody is left to wait for it, and its blocks may be another's next."""
+        with ExitStack() as stack:
+            if self.stream is not None:
+                stack.enter_context(torch.cuda.device(self.pool.device))  # Triton's: the thread's own
+                stack.enter_context(torch.cuda.stream(self.stream))
+            try:
+                yield
+            except BaseException:
+                self.wait()
+                raise
 
     def mark(self) -> Event:
         """Of what was launched so far."""

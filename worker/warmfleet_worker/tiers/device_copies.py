@@ -1,6 +1,7 @@
 """Copies of blocks between a device's pool and the host's memory at the link's rate, summed on the device."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
@@ -57,7 +58,7 @@ class _Way:
 
     def up(self, host: Tensor, slots: Sequence[int], blocks: Sequence[int]) -> list[bytes]:
         """Sums of what was written."""
-        with self._lock:
+        with self._alone():
             moving = []
             for part, half in self._parts(len(slots)):
                 self._copier.after(half.left)
@@ -71,7 +72,7 @@ class _Way:
 
     def down(self, host: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> list[bytes]:
         """Sums of what was read."""
-        with self._lock:
+        with self._alone():
             moving = []
             for part, half in self._parts(len(slots)):
                 self._mover.after(half.left)
@@ -81,8 +82,17 @@ class _Way:
                     for first, end, at in runs(slots[part]):
                         host[at : at + end - first].copy_(half.slab[first:end], non_blocking=True)
                 half.left = self._copier.mark()
-            self._copier.wait()
             return _waited(moving)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nothing is under way after it, even where a later part could not begin."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                self._copier.wait()
+                self._mover.wait()
 
     def _parts(self, count: int) -> Iterator[tuple[slice, "_Half"]]:
         for n, first in enumerate(range(0, count, self._most)):
