@@ -5,6 +5,7 @@ an answer. Here parts go to a function from within the callback that read them: 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -31,7 +32,7 @@ class Reply:
         self._without_body = 0  # bytes since the last of a body, or since the start
         self._has_head = False
         self._ends_itself = False  # else the end of the connection is its end
-        self._parts: list[bytes] = []
+        self._parts: deque[bytes] = deque()
         self._size = 0
         self._sink: Callable[[bytes], bool] | None = None
         self._error: BaseException | None = None
@@ -55,7 +56,9 @@ class Reply:
             if self.complete:
                 return b""
             await self._more()
-        taken, self._parts, self._size = b"".join(self._parts), [], 0
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
         self._connection.resume()
         return taken
 
@@ -75,7 +78,7 @@ class Reply:
         What ``sink`` raises is raised. The rest waits until it is asked for.
         """
         while self._parts:
-            part = self._parts.pop(0)
+            part = self._parts.popleft()
             self._size -= len(part)
             if not sink(part):
                 return

@@ -57,22 +57,33 @@ class Stream:
         self.failed = False  # an event of the server's own said so
         self.events = 0
         self._hide = hide
-        self._rest = b""
+        self._rest = bytearray()  # of an event that has not ended
 
     def feed(self, data: bytes) -> bytes:
         """What of it may be passed on now. Raises WorkerLost for an event without end."""
-        data = self._rest + data
-        end = _end_of_events(data)
-        self._rest = data[end:]
+        whole = self._whole(data)
         if len(self._rest) > MAX_EVENT_BYTES:
             raise WorkerLost(f"the server sent an event of more than {MAX_EVENT_BYTES} bytes")
-        if not end:
+        if not whole:
             return b""
-        whole = data[:end]
         self.events += 1
         if not _tells(whole):
             return whole
         return b"".join(event for event in _split(whole) if self._keep(event))
+
+    def _whole(self, data: bytes) -> bytes:
+        """The events that ``data`` completes. What is held of one is neither copied nor searched again."""
+        rest = self._rest
+        if not rest:
+            end = _end_of_events(data, 0)
+            rest += data[end:]
+            return data[:end]
+        before = max(len(rest) - 3, 0)  # an empty line may have begun there
+        rest += data
+        end = _end_of_events(rest, before)
+        whole = bytes(rest[:end])
+        del rest[:end]
+        return whole
 
     def _keep(self, event: bytes) -> bool:
         """False for an event that only tells usage, where the client did not ask."""
@@ -108,9 +119,10 @@ def _tells(events: bytes) -> bool:
     return b'"usage"' in events or b"[DONE]" in events or b'"error"' in events
 
 
-def _end_of_events(data: bytes) -> int:
-    """Behind the last whole event: events end with an empty line."""
-    return max(data.rfind(end) + len(end) if end in data else 0 for end in (b"\n\n", b"\r\n\r\n"))
+def _end_of_events(data: bytes | bytearray, start: int) -> int:
+    """Behind the last whole event, 0 where none ends after ``start``: events end with an empty line."""
+    ends = (b"\n\n", b"\r\n\r\n")
+    return max([at + len(end) if (at := data.rfind(end, start)) >= 0 else 0 for end in ends])
 
 
 def _split(whole: bytes) -> list[bytes]:

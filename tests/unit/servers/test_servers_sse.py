@@ -1,5 +1,6 @@
 """A stream on its way through: byte for byte, however it is cut; its usage found, and hidden if unasked."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -64,6 +65,14 @@ def test_an_event_without_end_is_refused() -> None:
         assert stream.feed(b"x" * 65536) == b""
     with pytest.raises(WorkerLost, match="more than"):
         stream.feed(b"x")
+
+
+def test_an_event_in_many_pieces_is_not_copied_for_each() -> None:
+    stream, began = Stream(hide=True), time.process_time()
+    for _ in range(60_000):
+        assert stream.feed(b"x\n") == b""
+    assert stream.feed(b"\n") == b"x\n" * 60_000 + b"\n"
+    assert time.process_time() - began < 4
 
 
 @given(
