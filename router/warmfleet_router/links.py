@@ -13,7 +13,8 @@ from warmfleet_router.rates import Line
 LATENCY_S = 2e-3
 LINK_BYTES_PER_S = 1e9  # of a guess: an ordinary network
 OWN_BYTES_PER_S = 1e10  # and host memory
-SPREAD = (1e-2, 1e-3)  # links differ by a factor of a million: one measurement outweighs the guess
+# Links differ by a factor of a million: one measurement outweighs the guess. The third feature is always 0.
+SPREAD = (1e-2, 1e-3, 1.0)
 MEMORY_S = 60.0  # networks get well again
 AT_LEAST = 4.0  # times the patience, for what did not come at all: more than a pull is worth (bring.WORTH)
 MAX_PAIRS = 16_384  # remembered; the one that was measured first is forgotten
@@ -33,15 +34,15 @@ class Links:
     def __init__(self, bytes_per_s: float = 0.0) -> None:
         """``bytes_per_s``: what a link between workers is expected to carry; 0: unknown."""
         self._guesses = {
-            False: (LATENCY_S, 1.0 / (bytes_per_s or LINK_BYTES_PER_S)),
-            True: (LATENCY_S, 1.0 / OWN_BYTES_PER_S),
+            False: (LATENCY_S, 1.0 / (bytes_per_s or LINK_BYTES_PER_S), 0.0),
+            True: (LATENCY_S, 1.0 / OWN_BYTES_PER_S, 0.0),
         }
         self._all = {own: _Link(guess) for own, guess in self._guesses.items()}
         self._pairs: dict[tuple[str, str], _Link] = {}
 
     def seconds(self, source: Worker, target: Worker, count: float, now: float) -> tuple[float, float]:
         """Of latency and of sending ``count`` bytes."""
-        latency, byte = self._known(source.name, target.name, now)
+        latency, byte, _ = self._known(source.name, target.name, now)
         return latency, count * byte
 
     def observe(self, source: str, target: str, count: float, seconds: float, now: float) -> None:
@@ -55,7 +56,7 @@ class Links:
         if not _fresh(self._all[own], now):
             self._all[own] = _Link(self._guesses[own])
         for link in (self._pairs[pair], self._all[own]):
-            link.line.observe((1.0, count), seconds)
+            link.line.observe((1.0, count, 0.0), seconds)
             link.at = now
 
     def told(

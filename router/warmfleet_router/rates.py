@@ -1,8 +1,11 @@
-"""One learned line: seconds as a sum of features times coefficients that are never negative.
+"""One learned line: seconds as a sum of three features times coefficients that are never negative.
 
 Weighted least squares over what has been seen, with a weak pull towards the start; the past fades.
 A measurement far above the prediction weighs little, so that outliers pass by, until several in a
 row say the same: then the past is given up.
+
+Written out for three, in local variables, since it runs for every first token; the same in loops is
+in tests/unit/router/test_rates.py.
 """
 
 from collections.abc import Sequence
@@ -19,14 +22,14 @@ TINY_S = 1e-6
 
 class Line:
     """``spread[i]`` is how far (one standard deviation) ``start[i]`` may be from the truth; ``keep`` how much
-    of what is known stays at each measurement."""
+    of what is known stays at each measurement. ValueError where there are not three of each."""
 
     __slots__ = (
         "_keep",
         "_pull",
+        "_pulled",
         "_side",
         "_squares",
-        "_start",
         "_surprised",
         "_targets",
         "coefficients",
@@ -34,18 +37,22 @@ class Line:
     )
 
     def __init__(self, start: Sequence[float], spread: Sequence[float], keep: float = KEEP) -> None:
+        a, b, c = start
+        p, q, r = [1.0 / (s * s) for s in spread]
         self._keep = keep
-        self.coefficients = list(start)
+        self.coefficients = [a, b, c]
         self.count = 0
-        self._start = tuple(start)
-        self._pull = [1.0 / (s * s) for s in spread]
-        self._squares = [[0.0] * len(self._start) for _ in self._start]
-        self._targets = [0.0] * len(self._start)
+        self._pull = (p, q, r)
+        self._pulled = (p * a, q * b, r * c)
+        self._squares = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # weighted sums of xx, xy, xz, yy, yz, zz
+        self._targets = (0.0, 0.0, 0.0)  # of each feature times the seconds
         self._surprised = 0.0  # weight of surprises in a row
         self._side = 0
 
     def predict(self, features: Sequence[float]) -> float:
-        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+        a, b, c = self.coefficients
+        x, y, z = features
+        return a * x + b * y + c * z
 
     def error(self, features: Sequence[float], seconds: float) -> float:
         """How far off the prediction is, as |log of measured over predicted|."""
@@ -54,14 +61,9 @@ class Line:
     def observe(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> None:
         """``weight`` below 1 for a measurement that may hold more than what the features explain."""
         predicted = max(self.predict(features), TINY_S)
-        self._fade(self._notice(seconds / predicted, weight))
-        weight /= (NOISE * max(predicted, seconds)) ** 2
-        for i, feature in enumerate(features):
-            self._targets[i] += weight * feature * seconds
-            for j, other in enumerate(features):
-                self._squares[i][j] += weight * feature * other
-        for _ in range(SWEEPS):
-            self._descend()
+        keep = self._notice(seconds / predicted, weight)
+        self._add(keep, features, seconds, weight / (NOISE * max(predicted, seconds)) ** 2)
+        self._descend()
         self.count += 1
 
     def _notice(self, ratio: float, weight: float) -> float:
@@ -71,14 +73,33 @@ class Line:
         self._side = side
         return KEEP_SURPRISED if self._surprised >= SURPRISES else self._keep
 
-    def _fade(self, keep: float) -> None:
-        self._targets = [keep * value for value in self._targets]
-        self._squares = [[keep * value for value in row] for row in self._squares]
+    def _add(self, keep: float, features: Sequence[float], seconds: float, weight: float) -> None:
+        x, y, z = features
+        wx, wy, wz = weight * x, weight * y, weight * z
+        xx, xy, xz, yy, yz, zz = self._squares
+        self._squares = (
+            keep * xx + wx * x,
+            keep * xy + wx * y,
+            keep * xz + wx * z,
+            keep * yy + wy * y,
+            keep * yz + wy * z,
+            keep * zz + wz * z,
+        )
+        tx, ty, tz = self._targets
+        self._targets = (keep * tx + wx * seconds, keep * ty + wy * seconds, keep * tz + wz * seconds)
 
     def _descend(self) -> None:
         """Each coefficient in turn to where it fits best beside the others, but not below nothing."""
-        for i, (row, pull) in enumerate(zip(self._squares, self._pull, strict=True)):
-            others = sum(c * s for c, s in zip(self.coefficients, row, strict=True))
-            others -= self.coefficients[i] * row[i]
-            best = (self._targets[i] + pull * self._start[i] - others) / (row[i] + pull)
-            self.coefficients[i] = max(best, 0.0)
+        xx, xy, xz, yy, yz, zz = self._squares
+        (tx, ty, tz), (ux, uy, uz), (p, q, r) = self._targets, self._pulled, self._pull
+        tx, ty, tz = tx + ux, ty + uy, tz + uz
+        xx, yy, zz = xx + p, yy + q, zz + r
+        a, b, c = self.coefficients
+        for _ in range(SWEEPS):
+            a = (tx - b * xy - c * xz) / xx
+            a = 0.0 if a < 0.0 else a
+            b = (ty - a * xy - c * yz) / yy
+            b = 0.0 if b < 0.0 else b
+            c = (tz - a * xz - b * yz) / zz
+            c = 0.0 if c < 0.0 else c
+        self.coefficients = [a, b, c]
