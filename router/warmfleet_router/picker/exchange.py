@@ -67,10 +67,12 @@ class Exchange:
         return [replies.goes_on("request_headers")]
 
     async def _body(self, part: bytes, last: bool) -> Sequence[replies.Reply]:
-        self._parts.append(part)
+        if self._pick is not None:
+            raise BadRequest("body: it had ended already", "body")
         self._size += len(part)
         if self._size > self._most:
             raise BadRequest(f"body: more than {self._most} bytes", "body", 413)
+        self._parts.append(part)
         if not last:
             return []
         body = b"".join(self._parts)
