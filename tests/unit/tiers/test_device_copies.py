@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from warmfleet_kernels import fetch
 from warmfleet_proto import checksum
 from warmfleet_worker.engine import mover
 from warmfleet_worker.engine.access import host_memory
@@ -79,7 +80,7 @@ def test_a_part_that_fails_ends_when_the_earlier_ones_have(
 ) -> None:
     """Their blocks may be another's next. The second part fails before or after its kernel was launched."""
     rig, order = Rig(), list[object]()
-    launch, wait, told = getattr(mover, f"{_KERNELS[way]}_blocks"), Mover.wait, mover.fetch
+    launch, wait, told = getattr(mover, f"{_KERNELS[way]}_blocks"), Mover.wait, fetch
 
     def launching(*arguments: Any) -> Any:
         order.append("launch")
