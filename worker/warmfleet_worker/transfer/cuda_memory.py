@@ -63,7 +63,13 @@ class CudaMemory:
             if address is None:
                 address = self._map(handle)
             self._opened[handle] = address
-            self._users[address] = self._users.get(address, 0) + 1
+            self._users.setdefault(address, 0)
+            try:
+                self._check(address, size)
+            except WorkerLost:
+                self._unmap(_MAX_UNUSED)
+                raise
+            self._users[address] += 1
         return address
 
     def leave(self, address: int) -> None:
@@ -92,6 +98,18 @@ class CudaMemory:
         except (OSError, MemoryError) as error:
             raise WorkerLost(f"the source's device memory cannot be mapped: {error}") from None
         return address.value
+
+    def _check(self, address: int, size: int) -> None:
+        """A kernel that read more than is mapped would end every other use of the device too."""
+        base, whole = ctypes.c_uint64(), ctypes.c_size_t()
+        try:
+            self._call(
+                "cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(whole), ctypes.c_uint64(address)
+            )
+        except (OSError, MemoryError) as error:
+            raise WorkerLost(f"the source's device memory is of no known size: {error}") from None
+        if (shown := base.value + whole.value - address) < size:
+            raise WorkerLost(f"the source shows {shown} bytes of device memory, where its lane has {size}")
 
     @contextmanager
     def _current(self) -> Iterator[None]:
