@@ -63,8 +63,7 @@ class TimedLanes(DeviceLanes):
 
     def open(self, stream: TcpStream, shape: Shape) -> "TimedWindow":
         with self.spans.of("open"):
-            address = self.memory.open(stream, shape.slabs * shape.slab_bytes)
-            return TimedWindow(self, self.memory, address, shape)
+            return TimedWindow(self, self.memory, stream, shape)
 
 
 class TimedLane(DeviceLane):
@@ -79,8 +78,8 @@ class TimedLane(DeviceLane):
 
 
 class TimedWindow(DeviceWindow):
-    def __init__(self, lanes: TimedLanes, memory: DeviceMemory, address: int, shape: Shape) -> None:
-        super().__init__(lanes, memory, address, shape)
+    def __init__(self, lanes: TimedLanes, memory: DeviceMemory, stream: TcpStream, shape: Shape) -> None:
+        super().__init__(lanes, memory, stream, shape)
         self._spans = lanes.spans
 
     def start(self, slab: int, targets: Sequence[int], seeds: Sequence[int]) -> Landing:

@@ -56,6 +56,11 @@ class HostMemory:
         self._files: dict[int, int] = {}
         self._maps: dict[int, mmap.mmap] = {}
 
+    @property
+    def in_use(self) -> int:
+        """Allocated or opened."""
+        return len(self._maps)
+
     def allocate(self, size: int) -> int:
         file = os.memfd_create("test")
         os.ftruncate(file, size)

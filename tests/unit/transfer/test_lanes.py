@@ -18,7 +18,9 @@ import pytest
 import torch
 from warmfleet_proto.errors import Corrupt, WorkerLost
 from warmfleet_proto.transfer_pb2 import Offer
+from warmfleet_worker.engine.mover import Mover
 from warmfleet_worker.transfer import frames, lane
+from warmfleet_worker.transfer.device_lanes import DeviceLanes
 from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.here import here
 from warmfleet_worker.transfer.lane import Lanes, Shape
@@ -29,7 +31,7 @@ from warmfleet_worker.transfer.tcp_stream import TcpStream
 from warmfleet_worker.transfer.transport import Filling, Lot, Parcel
 
 from tests.unit.transfer.hauls import LEASE, SECRET, Blocks
-from tests.unit.transfer.lanes import KINDS, Pool, opened, shape_of
+from tests.unit.transfer.lanes import KINDS, HostMemory, Pool, opened, shape_of
 
 Serve = Callable[[Lanes, Blocks], Offer]
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -257,6 +259,27 @@ def test_a_lane_that_cannot_be_had_is_no_lane(serve: Serve, error: type[Exceptio
     for _ in range(6):  # more often than there may be lanes: a failure takes none of them
         (lost,) = pull(taking, offer, haul_of(source, [0]))
         assert "no lane to spare" in str(lost)
+
+
+def test_device_memory_that_nothing_can_move_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams can be out, as memory can."""
+    pool, memory = Pool.random(1, 64), HostMemory()
+    lanes = DeviceLanes(pool.words, memory, shape_of(pool, 1))
+
+    def none() -> Mover:
+        raise RuntimeError
+
+    giving = lanes.make()
+    ours, theirs = (TcpStream(each) for each in socket.socketpair(socket.AF_UNIX))
+    giving.show(ours)
+    monkeypatch.setattr(lanes, "take_mover", none)
+    for attempt in (lanes.make, lambda: lanes.open(theirs, giving.shape)):
+        with pytest.raises(RuntimeError):
+            attempt()
+    giving.close()
+    assert not memory.in_use
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.parametrize(

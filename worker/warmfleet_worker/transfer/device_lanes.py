@@ -39,7 +39,8 @@ class DeviceMemory(Protocol):
         """Sends what opens it in another process."""
 
     def open(self, stream: TcpStream, size: int) -> int:
-        """The address of what a peer shows. Raises WorkerLost when it cannot be had."""
+        """The address of what a peer shows. Raises WorkerLost when it cannot be had, or is less than ``size``
+        bytes."""
 
     def leave(self, address: int) -> None:
         """What was opened is not used any more."""
@@ -71,8 +72,7 @@ class DeviceLanes:
         return DeviceLane(self, self.memory, self._shape)
 
     def open(self, stream: TcpStream, shape: Shape) -> "DeviceWindow":
-        address = self.memory.open(stream, shape.slabs * shape.slab_bytes)
-        return DeviceWindow(self, self.memory, address, shape)
+        return DeviceWindow(self, self.memory, stream, shape)
 
     def close(self) -> None:
         """Nothing that peers showed is looked into any more."""
@@ -96,8 +96,8 @@ class DeviceLane:
     def __init__(self, lanes: DeviceLanes, memory: DeviceMemory, shape: Shape) -> None:
         self.shape = shape
         self._memory = memory
+        self._mover = lanes.take_mover()  # first: it may fail, and needs no giving back
         self._address = memory.allocate(shape.slabs * shape.slab_bytes)
-        self._mover = lanes.take_mover()
 
     def show(self, stream: TcpStream) -> None:
         self._memory.show(stream, self._address)
@@ -118,19 +118,21 @@ class DeviceLane:
 class DeviceWindow:
     """See ``lane.Window``."""
 
-    def __init__(self, lanes: DeviceLanes, memory: DeviceMemory, address: int, shape: Shape) -> None:
+    def __init__(self, lanes: DeviceLanes, memory: DeviceMemory, stream: TcpStream, shape: Shape) -> None:
+        """Raises WorkerLost."""
         self._lanes = lanes
         self._memory = memory
-        self._address = address
         self._shape = shape
-        self._mover = lanes.take_mover()
+        self._mover = lanes.take_mover()  # first, as a lane does
+        self._address = memory.open(stream, shape.slabs * shape.slab_bytes)
 
     def start(self, slab: int, targets: Sequence[int], seeds: Sequence[int]) -> Landing:
         moving = self._mover.scatter(self._address + slab * self._shape.slab_bytes, targets)
         return lambda: seeded(moving(), seeds)
 
     def close(self) -> None:
-        """Every landing has been waited for."""
+        """Nothing lands any more."""
+        self._mover.wait()
         self._lanes.give_back(self._mover)
         self._memory.leave(self._address)
 
