@@ -185,6 +185,22 @@ async def test_what_one_transport_damages_comes_by_another(tmp_path: Path) -> No
         await at_rest(a, b)
 
 
+async def test_what_has_no_lane_to_spare_is_passed_over_for_one_pull(tmp_path: Path) -> None:
+    async with pair(tmp_path, total_blocks=4096) as (a, b):
+        (source,) = a.worker.exchange.lane_sources
+        puller, most = b.worker.exchange.puller, source._left
+        for number, left, came_by in ((1, 0, "tcp"), (2, most, "shm")):
+            source._left = left
+            prompt, before = prompt_of(number), puller.carried.copy()
+            await made_on(a, prompt, number)
+            await b.gateway.submit(number, prompt, 5, pull=pull_of(a.worker, prompt))
+            assert await b.gateway.finish(number) == expected(b.worker, prompt, 5)
+            assert b.gateway.started[number].peer_tokens == BLOCKS * 16
+            assert set(puller.carried - before) == {came_by}
+        assert puller.pulls == {Failure.NONE: 2}
+        await at_rest(a, b)
+
+
 async def test_replayed_answers_are_never_served(tmp_path: Path, config: dict[str, Any]) -> None:
     """What was right once is wrong for every other block."""
     async with pair(tmp_path, **config, total_blocks=4096) as (a, b):

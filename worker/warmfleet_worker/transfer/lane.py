@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import NamedTuple, Protocol
 
-from warmfleet_proto.errors import Corrupt, WorkerLost
+from warmfleet_proto.errors import Corrupt
 
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Filling, Lot
+from warmfleet_worker.transfer.transport import Busy, Filling, Lot
 
 _MAGIC = b"WFL1"
 _WELCOME = Struct("<4sQIIQ")
@@ -111,13 +111,13 @@ def send_welcome(stream: TcpStream, block_bytes: int, blocks: int, shape: Shape)
 
 
 def receive_welcome(stream: TcpStream, block_bytes: int, blocks: int) -> Shape:
-    """Raises Corrupt when the source means other blocks, WorkerLost when it has no lane to spare."""
+    """Raises Corrupt when the source means other blocks, Busy when it has no lane to spare."""
     magic, its_bytes, its_blocks, slabs, slab_bytes = _WELCOME.unpack(stream.receive(_WELCOME.size))
     if magic != _MAGIC or its_bytes != block_bytes or its_blocks < blocks:
         raise Corrupt(f"the source offers {its_blocks} blocks of {its_bytes} bytes")
-    if not slabs or slab_bytes < block_bytes:
-        raise WorkerLost("the source has no lane to spare")
-    if slabs > _MOST_SLABS or slab_bytes > max(_MOST_SLAB_BYTES, 2 * block_bytes):
+    if not slabs:
+        raise Busy("the source has no lane to spare")
+    if slabs > _MOST_SLABS or not block_bytes <= slab_bytes <= max(_MOST_SLAB_BYTES, 2 * block_bytes):
         raise Corrupt(f"the source's lane has {slabs} slabs of {slab_bytes} bytes")
     return Shape(slabs, slab_bytes)
 

@@ -23,7 +23,7 @@ from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.peers import Peers
 from warmfleet_worker.transfer.pull import Failure, Pulled
 from warmfleet_worker.transfer.slabs import Slabs
-from warmfleet_worker.transfer.transport import Transport
+from warmfleet_worker.transfer.transport import Busy, Transport
 from warmfleet_worker.transfer.trip import Failed, Trip
 
 _log = logging.getLogger(__name__)
@@ -159,7 +159,18 @@ class Puller:
         return lease
 
     async def _transfer(self, trip: Trip, lease: LeaseResponse) -> None:
-        transport, offer = self._chosen(trip.pull.source, lease.offers)
+        """By the best transport that is not busy. Raises Failed."""
+        reached = self._reached(lease.offers)
+        while True:
+            name = self._best(trip.pull.source, reached)
+            haul, ends = await self._move(trip, lease, self._transports[name], reached.pop(name))
+            if not (_busy(ends) and reached) or trip.abandoned:
+                return self._judge(trip, haul, [end for end in ends if end is not None])
+
+    async def _move(
+        self, trip: Trip, lease: LeaseResponse, transport: Transport, offer: Offer
+    ) -> tuple[PoolHaul, list[BaseException | None]]:
+        """How each stream ended. Raises Failed."""
         host = split_address(trip.pull.address)[0]
         loop = asyncio.get_running_loop()
 
@@ -179,20 +190,24 @@ class Puller:
             ends = await asyncio.gather(*streams, return_exceptions=True)
         finally:
             trip.stop()
-        self._learn(trip, transport.name, haul, began)
-        self._judge(trip, haul, [end for end in ends if isinstance(end, BaseException)])
+        if not _busy(ends):
+            self._learn(trip, transport.name, haul, began)
+        return haul, ends
 
-    def _chosen(self, source: str, offers: Iterable[Offer]) -> tuple[Transport, Offer]:
-        """Raises Failed."""
-        reached = {
+    def _reached(self, offers: Iterable[Offer]) -> dict[str, Offer]:
+        """By the names of their transports."""
+        return {
             each.transport: each
             for each in offers
             if each.transport in self._transports and self._transports[each.transport].reaches(each)
         }
-        name = self._choice.best(source, reached, self._runner.now())
+
+    def _best(self, source: str, names: Iterable[str]) -> str:
+        """Raises Failed."""
+        name = self._choice.best(source, names, self._runner.now())
         if name is None:
             raise Failed(Failure.REFUSED, f"the source offers none of {', '.join(self._transports)}")
-        return self._transports[name], reached[name]
+        return name
 
     def _learn(self, trip: Trip, name: str, haul: PoolHaul, began: float) -> None:
         now, source = self._runner.now(), trip.pull.source
@@ -233,3 +248,8 @@ class Puller:
         received = trip.received_bytes
         used = (trip.told if trip.abandoned else trip.there) * self._runner.engine.block_bytes
         return Pulled(self._runner.now() - trip.began, received, max(received - used, 0), failure)
+
+
+def _busy(ends: Iterable[BaseException | None]) -> bool:
+    """No stream got anything to move with, and none failed."""
+    return all(isinstance(end, Busy) for end in ends)

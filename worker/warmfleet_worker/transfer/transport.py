@@ -7,6 +7,7 @@ lease, and fills the target's Haul from the front. Both are called in the transp
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.transfer_pb2 import Offer
 
 Fill = Callable[[Sequence[int], Sequence[int]], Callable[[], list[bytes]]]
@@ -87,6 +88,10 @@ class Address(NamedTuple):
     port: int
 
 
+class Busy(WorkerLost):
+    """The transport works, but its source has nothing to spare for one more pull now."""
+
+
 class Transport(Protocol):
     """The target's end. ``pull`` blocks its thread."""
 
@@ -106,5 +111,5 @@ class Transport(Protocol):
 
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
         """One stream: until the haul is over. Several streams may share a haul. ``host`` is that of the
-        source's gRPC server. Raises WorkerLost when the connection fails or the lease has ended, Corrupt
-        when bytes are not what was asked for."""
+        source's gRPC server. Raises WorkerLost when the connection fails or the lease has ended, Busy
+        before anything has come, Corrupt when bytes are not what was asked for."""
