@@ -101,6 +101,8 @@ class RouterCore:
         if booking is None:
             self.counters.finished_unknown += 1
             return pb.FinishResponse(known=False)
+        if request.outcome != pb.FinishRequest.OK or not self.roster.fade(booking, now):
+            self.roster.unmark(booking)
         self._ended(booking, _ENDINGS[request.outcome])
         if booking.started and request.outcome == pb.FinishRequest.OK and request.ttft_s:
             self._learn_late(booking, request, now)
@@ -283,11 +285,11 @@ class RouterCore:
     def _expire(self, bookings: Iterable[Booking]) -> None:
         for booking in bookings:
             self.counters.expired += 1
+            self.roster.unmark(booking)
             self._ended(booking, "expired")
 
     def _ended(self, booking: Booking, ending: str) -> None:
         booking.record.ending = ending
-        self.roster.unmark(booking)
         self.roster.changed(booking.worker)
 
     def _judge(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:

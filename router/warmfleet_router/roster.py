@@ -6,6 +6,7 @@ entry from outliving the incarnation that it belongs to.
 
 import sys
 from array import array
+from collections import deque
 from collections.abc import Iterator
 
 from warmfleet_proto import worker_pb2 as pb
@@ -27,6 +28,7 @@ MAX_FINGERPRINT_BYTES = 64
 MAX_BLOCK_SIZE = 1 << 16
 MOST_SILENCE_S = 600.0
 MAX_MODELS = 1024  # further names of one worker
+FADE_S = 1.0
 SLACK_BLOCKS = 2  # that an answer may find less: of a prompt held whole the last is computed again
 
 
@@ -38,6 +40,7 @@ class Roster:
         self.groups: dict[tuple[bytes, int], Group] = {}
         self.models: dict[str, list[Group]] = {}
         self._cursors: dict[str, Cursor] = {}
+        self._fading: deque[tuple[float, Booking]] = deque()  # answered; until when their marks count
         self.ledger = ledger
         self.counters = counters
         self.routing = routing
@@ -148,6 +151,18 @@ class Roster:
     def _orphan(self, worker: Worker) -> None:
         for booking in self.ledger.restarted(worker):
             self.unmark(booking)
+        for _, booking in self._fading:
+            if booking.worker is worker:
+                self.unmark(booking)
+
+    def fade(self, booking: Booking, now: float) -> bool:
+        """It has been answered. One of our own workers tells on another stream what it holds now, and a
+        conversation's next turn can be here before that. False: what its worker holds is known otherwise."""
+        worker = booking.worker
+        if worker.guess is not None or worker.identity is None or worker.identity.anonymous:
+            return False
+        self._fading.append((now + FADE_S, booking))
+        return True
 
     def unmark(self, booking: Booking) -> None:
         """Its prefix no longer counts as overlap."""
@@ -260,6 +275,8 @@ class Roster:
     def tick(self, now: float) -> None:
         """Time has passed: silence becomes visible, ejections and slow starts end."""
         self.fleet.tick(now)
+        while self._fading and self._fading[0][0] <= now:
+            self.unmark(self._fading.popleft()[1])
         for group in self.groups.values():
             group.refresh(now)
 

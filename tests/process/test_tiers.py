@@ -13,6 +13,7 @@ import pytest
 from warmfleet_worker.events import Tier
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.below import Below
+from warmfleet_worker.tiers.carriers import READERS
 from warmfleet_worker.tiers.segment import Segment
 from warmfleet_worker.tiers.writeback import Spill
 from warmfleet_worker.worker import Worker
@@ -181,7 +182,7 @@ async def test_wrong_blocks_on_disk_are_computed_again(tmp_path: Path) -> None:
             worker.scheduler.batch.fetching.pace._rests.clear()
         store = below(worker).store
         assert store is not None
-        assert store.corrupt == 20
+        assert store.corrupt == 20 * READERS  # each found the first of its share wrong
         await settled(worker)
         check_presence(worker)
         assert len(store) == 400  # those that were found wrong are right again
@@ -223,7 +224,7 @@ async def test_requests_go_on_without_the_disk(
             assert started.disk_tokens == 0
             await settled(worker)
         counts = below(worker).complaints.counts
-        assert counts["read"] == 1
+        assert 1 <= counts["read"] <= READERS  # then it rests
         assert counts["write"] >= 1
         assert below(worker).unspilled >= 50
     logged = [record for record in caplog.records if record.message.startswith("disk tier")]

@@ -255,6 +255,7 @@ def test_a_model_that_two_kinds_of_workers_serve() -> None:
                 "complete",
                 "follow",  # what it causes is told
                 "unmark",
+                "fade",
                 "computed",
                 "answered",
                 "tick",

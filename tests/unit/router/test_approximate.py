@@ -25,7 +25,7 @@ class Truth:
         self.cache.pin(nodes)
         for key in keys[found:]:
             assert self.cache.take(1)
-            nodes.append(self.cache.seal(key, nodes[-1] if nodes else None))
+            nodes.append(self.cache.seal(key, nodes[-1] if nodes else None)[0])
         self.cache.unpin(reversed(nodes))
         return found
 

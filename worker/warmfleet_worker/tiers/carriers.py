@@ -13,7 +13,7 @@ from warmfleet_worker.tiers.copies import Copies
 from warmfleet_worker.tiers.disk import DiskStore
 
 _DISK_BYTES = 16 << 20  # of a part
-_READERS = 4  # at once: one alone leaves a good disk idle while it proves what it has read
+READERS = 4  # at once: one alone leaves a good disk idle while it proves what it has read
 
 Report = Callable[[Arrival], None]
 """From any thread."""
@@ -107,14 +107,14 @@ class DiskCarrier(_Carrier):
         self._store = store
         self._complaints = complaints
         self._slab = engine.host_memory(self._part * engine.block_bytes)
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="disk-reader")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="disk-reader")
 
     def close(self) -> None:
         super().close()
         self._readers.shutdown()
 
     def _bring_part(self, pieces: tuple[Piece, ...]) -> int:
-        size, share, good, why = self._engine.block_bytes, -(-len(pieces) // _READERS), 0, ""
+        size, share, good, why = self._engine.block_bytes, -(-len(pieces) // READERS), 0, ""
         reading = [
             self._readers.submit(self._read_some, pieces[at : at + share], self._slab[at * size :])
             for at in range(0, len(pieces), share)
