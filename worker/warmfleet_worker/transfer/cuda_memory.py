@@ -100,14 +100,15 @@ class CudaMemory:
         return address.value
 
     def _check(self, address: int, size: int) -> None:
-        """A kernel that read more than is mapped would end every other use of the device too."""
+        """A kernel that read more than is mapped would end every other use of the device too. A driver that
+        tells no size of what another process has made is not the source's fault."""
         base, whole = ctypes.c_uint64(), ctypes.c_size_t()
         try:
             self._call(
                 "cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(whole), ctypes.c_uint64(address)
             )
-        except (OSError, MemoryError) as error:
-            raise WorkerLost(f"the source's device memory is of no known size: {error}") from None
+        except (OSError, MemoryError):
+            return
         if (shown := base.value + whole.value - address) < size:
             raise WorkerLost(f"the source shows {shown} bytes of device memory, where its lane has {size}")
 
