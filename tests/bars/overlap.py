@@ -8,23 +8,16 @@ computed while the rest comes. Beside it a worker that waits for the whole pull,
 import asyncio
 import random
 import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import count
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from warmfleet_proto import worker_pb2 as pb
-from warmfleet_proto.grant import source_key
 from warmfleet_proto.hashing import root_hash
 from warmfleet_worker.engine.sim import oracle
 
-from tests.bars.fleet import worker
-from tests.bars.programs import programs
-from tests.bars.pull import FLEET_KEY, End, open_end, pull_of
+from tests.bars.pull import End, ends, pull_of
 from tests.bars.rows import Row
 from tests.process.far import NEAR, far
 
@@ -78,7 +71,10 @@ async def measured() -> tuple[list[Try], list[Try], list[Try]]:
         f"transfer.bytes_per_s={BYTES_PER_S}",
         "sim.instant=true",
     ]
-    async with ends({"a": source, "b": [], "c": ["chunk_tokens=1000000"]}) as (a, b, c):
+    # They are on one host only here: nothing but tcp.
+    shared = ["engine=sim", "total_blocks=16384", 'transfer.transports=["tcp"]']
+    patient = [*shared, "chunk_tokens=1000000"]
+    async with ends({"a": [*shared, *source], "b": shared, "c": patient}) as (a, b, c):
         grpc_port = int(a.address.rpartition(":")[2])
         async with far([grpc_port, data_port], DELAY_S) as host:
             bench = Bench(a, f"{host}:{grpc_port}")
@@ -88,27 +84,6 @@ async def measured() -> tuple[list[Try], list[Try], list[Try]]:
                 [await bench.tried(b, OTHER) for _ in range(TRIES)],
                 [await bench.tried(c) for _ in range(TRIES)],
             )
-
-
-@asynccontextmanager
-async def ends(settings: dict[str, list[str]]) -> AsyncIterator[list[End]]:
-    """Sim workers with keys of their own, and a stream to each."""
-    with tempfile.TemporaryDirectory() as folder, programs() as starter:
-        started = []
-        for name, own in settings.items():
-            key = Path(folder) / f"{name}.key"
-            key.write_text(source_key(FLEET_KEY, name).hex())
-            shared = ["engine=sim", "total_blocks=16384", f"transfer.key_file={key}"]
-            shared.append('transfer.transports=["tcp"]')  # they are on one host only here
-            started.append(worker(starter, name, [*shared, *own]))
-        ready = [program.ready()["grpc"] for program in started]
-        made = [await open_end(*each) for each in zip(settings, ready, strict=True)]
-        try:
-            yield made
-        finally:
-            for end in made:
-                await end.gateway.close()
-                await end.channel.close()
 
 
 class Bench:

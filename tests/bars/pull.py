@@ -63,7 +63,8 @@ def main() -> list[Row]:
 
 async def by_hand() -> list[Row]:
     rng = random.Random(5)
-    async with ends("a", "b") as (a, b):
+    real = ["engine=torch", f"model={demo.weights()}", "dtype=float32", "threads=1"]
+    async with ends({"a": real, "b": real}) as (a, b):
         await answer(a, 1, prompt(rng))
         await answer(b, 1, prompt(rng))  # the first steps of a process are slow
         pairs = [await pulled(a, b, handle, prompt(rng)) for handle in range(2, 2 + PAIRS)]
@@ -84,17 +85,16 @@ async def by_hand() -> list[Row]:
 
 
 @asynccontextmanager
-async def ends(*names: str) -> AsyncIterator[list[End]]:
-    """Workers with keys of their own, and a stream to each."""
+async def ends(settings: dict[str, list[str]]) -> AsyncIterator[list[End]]:
+    """Workers by their names, with keys of their own, and a stream to each."""
     with tempfile.TemporaryDirectory() as folder, programs() as starter:
         started = []
-        for name in names:
+        for name, own in settings.items():
             key = Path(folder) / f"{name}.key"
             key.write_text(source_key(FLEET_KEY, name).hex())
-            settings = ["engine=torch", f"model={demo.weights()}", "dtype=float32", "threads=1"]
-            started.append(worker(starter, name, [*settings, f"transfer.key_file={key}"]))
+            started.append(worker(starter, name, [*own, f"transfer.key_file={key}"]))
         ready = [program.ready()["grpc"] for program in started]
-        made = [await open_end(*each) for each in zip(names, ready, strict=True)]
+        made = [await open_end(*each) for each in zip(settings, ready, strict=True)]
         try:
             yield made
         finally:
