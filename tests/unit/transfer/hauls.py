@@ -2,9 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Sequence
-from threading import Lock
+from collections.abc import Callable, Sequence
+from threading import Lock, Thread
 
+from warmfleet_proto.errors import Corrupt, WorkerLost
 from warmfleet_worker.transfer.frames import block_sum
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.transport import Fill, Filling, Parcel, Piece
@@ -34,6 +35,25 @@ class Blocks:
         """Its blocks are those of an engine's pool with the same numbers."""
         numbers = range(first, first + count)
         return fill(numbers, numbers) if self.live else lambda: None
+
+
+def to_their_end(pull: Callable[[], None], streams: int) -> list[Exception]:
+    """So many pulls at once; what they raised."""
+    errors: list[Exception] = []
+
+    def stream() -> None:
+        try:
+            pull()
+        except (WorkerLost, Corrupt) as error:
+            errors.append(error)
+
+    threads = [Thread(target=stream) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(15)
+        assert not thread.is_alive()
+    return errors
 
 
 def random_blocks(count: int, size: int) -> list[bytes]:

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.engine.access import HostAccess, host_memory
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
+from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.lane import Lane, Lanes, Shape, Window
+from warmfleet_worker.transfer.lane_target import LaneTarget
 from warmfleet_worker.transfer.shared_memory import SharedMemory
 from warmfleet_worker.transfer.tcp_stream import TcpStream
+
+from tests.unit.transfer.hauls import LEASE, SECRET, Blocks, to_their_end
 
 SLABS = 3
 
@@ -130,3 +135,20 @@ def opened(source: Lanes, target: Lanes) -> tuple[Lane, Window]:
     finally:
         ours.close()
         theirs.close()
+
+
+def leased(pool: Pool) -> Blocks:
+    """All blocks of a pool, seeded with their numbers."""
+    return Blocks([memoryview(block.numpy()).cast("B") for block in pool.words])
+
+
+def haul_of(pool: Pool, targets: Sequence[int]) -> PoolHaul:
+    engine: Any = pool
+    return PoolHaul(engine, None, targets, range(len(targets)), lambda: None)
+
+
+def pull(
+    target: LaneTarget, offer: Offer, haul: PoolHaul, streams: int = 1, secret: bytes = SECRET
+) -> list[Exception]:
+    """All streams to their end; what they raised."""
+    return to_their_end(lambda: target.pull("", offer, LEASE, secret, haul), streams)

@@ -18,7 +18,7 @@ from warmfleet_worker.transfer.tcp_source import TcpSource
 from warmfleet_worker.transfer.tcp_target import TcpTarget
 from warmfleet_worker.transfer.transport import Address, Parcel
 
-from tests.unit.transfer.hauls import LEASE, SECRET, Blocks, Collected, random_blocks
+from tests.unit.transfer.hauls import LEASE, SECRET, Blocks, Collected, random_blocks, to_their_end
 
 Serve = Callable[[Blocks], Address]
 
@@ -39,21 +39,8 @@ def serve() -> Iterator[Serve]:
 
 def pull(address: Address, haul: Collected, streams: int = 1, secret: bytes = SECRET) -> list[Exception]:
     """All streams to their end; what they raised."""
-    errors: list[Exception] = []
-
-    def stream() -> None:
-        try:
-            TcpTarget().pull(address.host, Offer(port=address.port), LEASE, secret, haul)
-        except (WorkerLost, Corrupt) as error:
-            errors.append(error)
-
-    threads = [Thread(target=stream) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(15)
-        assert not thread.is_alive()
-    return errors
+    offer = Offer(port=address.port)
+    return to_their_end(lambda: TcpTarget().pull(address.host, offer, LEASE, secret, haul), streams)
 
 
 @pytest.mark.parametrize(("count", "size", "streams"), [(1, 16, 1), (5000, 128, 3), (37, 700_001, 2)])
