@@ -10,9 +10,7 @@ class Ahead:
 
     def __init__(self) -> None:
         self.sums = Prefills()
-        self._prompts: dict[
-            int, tuple[int, int]
-        ] = {}  # by booking: tokens to compute, and cached before them
+        self._prompts: dict[int, tuple[int, int]] = {}  # by booking: to compute, and cached before
 
     def __contains__(self, booking: int) -> bool:
         return booking in self._prompts
