@@ -1,12 +1,14 @@
 """Which copies are ordered, from whom, to whom, and what the router makes of their ends."""
 
+from collections import Counter
+
 import pytest
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto.limits import GRANT_TTL_S
 from warmfleet_proto.transfer_pb2 import Pulled
 from warmfleet_router.core import RouterCore
 from warmfleet_router.grant import claims_of
-from warmfleet_router.replication import LATE_S, MOST_FROM_DRAINING, REST_S, SAVE_S, Order
+from warmfleet_router.replication import LATE_S, MOST_FROM_DRAINING, MOST_TO, REST_S, SAVE_S, Order
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
 from tests.unit.router.test_pulls import TOKEN_BYTES
@@ -60,6 +62,7 @@ def test_a_prefix_whose_requests_wait_is_copied() -> None:
     assert order.keys == keys_of(PREFIX)
     assert order.bytes == BYTES
     assert not order.leaving
+    hot(core, workers[0])
     assert orders(core, 0.2) == [], "it is on its way"
     claims = claims_of(order, 1.0)
     assert (claims.source, claims.target, claims.epoch, claims.first) == ("w0", order.target.name, 1, 0)
@@ -70,6 +73,13 @@ def test_one_whose_requests_wait_for_nothing_is_not() -> None:
     core, workers = givers()
     for n in range(9):
         served(core, workers[0], first=9000 + 100 * n)
+    assert orders(core) == []
+
+
+def test_nor_one_whose_requests_wait_for_less_than_a_copy_costs() -> None:
+    core, workers = givers()
+    served(core, workers[0], queued=20)
+    assert next(iter(core.roster.groups.values())).wanted.saves(1) > 0
     assert orders(core) == []
 
 
@@ -116,6 +126,21 @@ def test_the_copy_counts_once_its_presence_has_been_told() -> None:
     (moved,) = core.moves
     assert (moved.source, moved.target, moved.ahead_bytes, moved.evacuated_bytes) == ("w0", "w1", BYTES, 0)
     assert core.counters.replications == 1
+
+
+def test_nobody_brings_more_than_a_few_at_once() -> None:
+    core, workers = givers(replicate_bytes_per_s=1e12)
+    for n in range(4):
+        holder, prefix = workers[n // 2], (100_035 + 100_000 * n, 2048)  # for all of them w2 would be best
+        holder.store(tokens(prefix), 0.0)
+        for m in range(4):
+            holder.report(0.0, prefill_tokens=1000, free_blocks=1000)
+            placed = core.route(ask(tokens(prefix, (9000 + 100 * m, 20))), 0.0)
+            core.progress(rpb.ProgressRequest(booking=placed.booking, cached_tokens=2048), 0.0)
+            holder.report(0.0, free_blocks=1000)
+    brings = Counter(order.target.name for order in orders(core))
+    assert brings.total() > MOST_TO
+    assert max(brings.values()) == MOST_TO
 
 
 @pytest.mark.parametrize("end", [None, Pulled(failure="gone"), "silence"])
@@ -197,7 +222,7 @@ def test_the_hottest_first_and_a_few_at_once_within_the_budget() -> None:
         now = 0.3 + 0.1 * step
         new = orders(core, now)
         taken += new
-        assert len(new) <= MOST_FROM_DRAINING
+        assert len(new) <= MOST_TO < MOST_FROM_DRAINING
         for order in new:
             core.brought(order.id, Pulled(tokens=2048, bytes=BYTES, seconds=0.1), now)
     hottest = [hashes_of(tokens((100_000 * n, 2048)))[0][:8] for n in (8, 7, 6, 5, 4, 3)]
