@@ -16,6 +16,7 @@ from tests.process.gateway import Stream, packed, stream, stub_of
 
 FLEET_KEY = bytes(range(32))
 TTL_S = 10.0
+ONE_STEP = 1 << 30  # tokens of a step so long that no transfer looks slow beside it, on any machine
 
 
 class End(NamedTuple):
@@ -31,7 +32,7 @@ async def pair(
 
     Their steps are so long that nobody computes the front of what is on its way, unless ``config`` says so.
     """
-    config.setdefault("chunk_tokens", 1 << 20)
+    config.setdefault("chunk_tokens", ONE_STEP)
     async with AsyncExitStack() as stack:
         ends = []
         for name in "ab":

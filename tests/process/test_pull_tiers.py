@@ -10,14 +10,14 @@ from warmfleet_proto.worker_pb2 import BringRequest, Ending
 from warmfleet_worker.source import Source
 from warmfleet_worker.transfer.pull import Failure
 
-from tests.process.exchange import End, giving, grant_of, hashes_of, pair, pull_of, root_of
+from tests.process.exchange import ONE_STEP, End, giving, grant_of, hashes_of, pair, pull_of, root_of
 from tests.process.gateway import expected, stream, stub_of
 from tests.process.test_bring import bring
 from tests.process.test_pull import at_rest, lease, until
 from tests.process.test_tiers import below, prompt, settled
 
 BLOCKS = 20  # of each prompt
-SMALL: dict[str, Any] = {"total_blocks": 64, "host_bytes": 500 * 128, "chunk_tokens": 1 << 20}
+SMALL: dict[str, Any] = {"total_blocks": 64, "host_bytes": 500 * 128, "chunk_tokens": ONE_STEP}
 SIZE = 128
 
 
