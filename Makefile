@@ -56,4 +56,4 @@ bench-gpu: $(STAMP)-dev
 	$(BIN)/python -m tests.bars.gpu
 
 nightly: $(STAMP)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile=search

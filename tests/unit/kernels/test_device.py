@@ -98,7 +98,11 @@ mixed_shapes = st.lists(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(st.data(), sizes, mixed_shapes, st.sampled_from(dtypes), st.integers(0, 1000))
 def test_prefill_mixed_with_decode(slabs, data, size, shapes, dtype, seed) -> None:
     heads, kv_heads, block, dim = size
@@ -111,7 +115,11 @@ tiled_shapes = st.lists(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(sizes, tiled_shapes, st.sampled_from(dtypes), st.integers(0, 1000))
 def test_tiles_mixed_with_decode(few_keys, size, shapes, dtype, seed) -> None:
     """Of one run each; tiles are cut into ranges of a few keys, so that some are all future to some rows."""
