@@ -165,7 +165,6 @@ def test_the_port_is_shared_on_loopback_only(address: str, shared: bool) -> None
 
 
 @needs_chromium
-@pytest.mark.timeout(60)
 async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Path) -> None:
     core.placed = [replace(PLACEMENT, reason=EVIL)]
     async with opened(str(server.make_url("/admin/")), tmp_path) as page:
@@ -219,7 +218,6 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
 
 
 @needs_chromium
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("width", [1280, 400])
 async def test_nothing_sticks_out(server: TestServer, core: FixedCore, tmp_path: Path, width: int) -> None:
     long = "w" * 128

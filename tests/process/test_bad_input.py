@@ -11,8 +11,6 @@ import pytest
 
 from tests.process.programs import Processes, get, processes
 
-pytestmark = pytest.mark.timeout(60)
-
 GOOD: dict[str, Any] = {"model": "sim", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 CONTEXT = 4096
 MB = 1 << 20

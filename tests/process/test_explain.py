@@ -30,7 +30,6 @@ def post(fleet: Processes, path: str, body: Any, request_id: str = "") -> Any:
         return json.loads(answer.read())
 
 
-@pytest.mark.timeout(60)
 def test_a_made_and_a_supposed_request_are_explained_alike(fleet: Processes) -> None:
     usage = post(fleet, "/v1/chat/completions", CHAT, "asked-1")["usage"]
     made = json.loads(get(f"{fleet.url}/admin/explain?request_id=asked-1"))["explanations"][0]

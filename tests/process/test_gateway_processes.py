@@ -10,12 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.model import demo_model_path
 from tests.process.programs import ANY, VOCAB_SIZE, Program, program
-
-pytestmark = pytest.mark.timeout(90)
 
 
 @contextmanager

@@ -30,8 +30,6 @@ from warmfleet_worker.engine.sim import oracle
 from tests.process.dying_worker import LEASE_TTL_S, STEPS
 from tests.process.gateway import Stream, packed
 
-pytestmark = pytest.mark.timeout(60)  # each starts two processes
-
 FLEET_KEY = bytes(range(32))
 PROMPT = list(range(500))
 NOTICED_S = 1.0  # after the TTL: leases are looked at a few times a second

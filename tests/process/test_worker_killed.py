@@ -13,8 +13,6 @@ import pytest
 
 from tests.process.programs import Processes, processes, until, worker
 
-pytestmark = pytest.mark.timeout(60)  # each starts a fleet of its own
-
 STEP_S = 0.01
 SYSTEM = "You know every river and every bridge of Europe, and you tell of them at length. " * 8
 

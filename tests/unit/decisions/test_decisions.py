@@ -75,7 +75,6 @@ def judged(log_lines: list[bytes]) -> list[Judged]:
     return [found for line in log_lines if (found := player.take(lines.decode(line)))]
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("policy", ["cheapest", "two_choices"])
 def test_the_same_decisions_come_out(policy: str) -> None:
     log = Log()

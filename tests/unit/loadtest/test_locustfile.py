@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import pytest
 from aiohttp.test_utils import TestServer
 
 from tests.unit.loadtest.headless import locust
@@ -9,7 +8,6 @@ from tests.unit.loadtest.stand_in import StandIn
 LOAD = "--users 4 --spawn-rate 10 --run-time 6s --longest-prefix 600"
 
 
-@pytest.mark.timeout(40)
 async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path) -> None:
     stand_in = StandIn(gap_s=0.02)
     async with TestServer(stand_in.app()) as server:

@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 PLAY = """
 from warmfleet_router.replay import report
 from warmfleet_router.replay.fleet import Fleet, Network
@@ -21,7 +19,6 @@ for policy in ("cheapest", "two_choices"):
 """
 
 
-@pytest.mark.timeout(60)
 def test_no_order_of_hashing_shows_in_a_replay() -> None:
     digests = set()
     for seed in ("1", "2"):

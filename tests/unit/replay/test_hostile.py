@@ -6,7 +6,6 @@ from tests.bars import hostile
 from tests.bars.hostile_workloads import BEFORE_S, CASES, case
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", CASES)
 def test_cheapest_is_never_worse_than_the_best_simple_policy(name: str, seed: int) -> None:

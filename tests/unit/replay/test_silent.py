@@ -28,7 +28,6 @@ def announced() -> float:
     return hit(play({}))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "silent",
     [
@@ -50,7 +49,6 @@ def test_the_hit_rate_is_close_to_that_with_events(announced: float, silent: Map
         assert guess.capacity == pytest.approx(BLOCKS, rel=0.2)
 
 
-@pytest.mark.timeout(60)
 def test_a_size_told_far_too_small_is_outgrown(announced: float) -> None:
     """Slowly: a router that expects nothing of a worker sends it little that could prove it wrong."""
     fleet = play(dict.fromkeys(range(WORKERS), BLOCKS // 4))

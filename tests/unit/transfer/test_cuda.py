@@ -15,7 +15,6 @@ from tests.bars.gpu.giver import Giver, Scattered, fingerprints, memory_of
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.timeout(120),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 BLOCKS, WORDS = 64, 64 << 10
