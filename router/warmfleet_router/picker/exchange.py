@@ -1,6 +1,6 @@
 """One HTTP request as Envoy tells of it, message by message, and what it is answered."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Coroutine, Sequence
 from typing import Any
 
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
@@ -16,6 +16,8 @@ _PATHS = ("/v1/chat/completions", "/v1/completions")
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
 _FALLBACKS = 2  # endpoints named behind the choice
+
+Picking = Coroutine[Any, Any, Sequence[replies.Reply]]
 
 
 class Exchange:
@@ -34,24 +36,21 @@ class Exchange:
         self._status = 0
         self._usage = sse.Stream(hide=False)
 
-    async def take(self, message: Any) -> Sequence[replies.Reply]:
+    def take(self, message: Any) -> Sequence[replies.Reply] | Picking:
+        """At once, but for the end of a body: that is to be awaited before the next message is given."""
         kind = message.WhichOneof("request")
-        try:
-            match kind:
-                case "request_headers":
-                    return self._begin(message)
-                case "request_body":
-                    return await self._body(message.request_body.body, message.request_body.end_of_stream)
-                case "response_headers":
-                    self._answered(message.response_headers)
-                case "response_body":
-                    return [self._passed(message.response_body)]
-                case "request_trailers" if self._duplex and self._pick is None:
-                    return [*await self._body(b"", True), replies.goes_on(kind)]
-            return [replies.goes_on(kind)] if kind else []
-        except WarmfleetError as error:
-            self.ended(error)
-            return [replies.refused(error)]
+        match kind:
+            case "request_headers":
+                return self._begin(message)
+            case "request_body":
+                return self._body(message.request_body.body, message.request_body.end_of_stream)
+            case "response_headers":
+                self._answered(message.response_headers)
+            case "response_body":
+                return [self._passed(message.response_body)]
+            case "request_trailers" if self._duplex and self._pick is None:
+                return self._picked(replies.goes_on(kind))
+        return [replies.goes_on(kind)] if kind else []
 
     def ended(self, error: BaseException | None = None) -> None:
         if self._pick is not None:
@@ -66,17 +65,28 @@ class Exchange:
             return []  # answered with the body: only then is the endpoint known
         return [replies.goes_on("request_headers")]
 
-    async def _body(self, part: bytes, last: bool) -> Sequence[replies.Reply]:
-        if self._pick is not None:
-            raise BadRequest("body: it had ended already", "body")
+    def _body(self, part: bytes, last: bool) -> Sequence[replies.Reply] | Picking:
         self._size += len(part)
+        if self._pick is not None:
+            return self._refused(BadRequest("body: it had ended already", "body"))
         if self._size > self._most:
-            raise BadRequest(f"body: more than {self._most} bytes", "body", 413)
+            return self._refused(BadRequest(f"body: more than {self._most} bytes", "body", 413))
         self._parts.append(part)
-        if not last:
-            return []
-        body = b"".join(self._parts)
-        self._parts.clear()
+        return self._picked() if last else []
+
+    async def _picked(self, *more: replies.Reply) -> Sequence[replies.Reply]:
+        try:
+            return [*await self._whole(b"".join(self._parts)), *more]
+        except WarmfleetError as error:
+            return self._refused(error)
+        finally:
+            self._parts.clear()
+
+    def _refused(self, error: WarmfleetError) -> Sequence[replies.Reply]:
+        self.ended(error)
+        return [replies.refused(error)]
+
+    async def _whole(self, body: bytes) -> Sequence[replies.Reply]:
         path = self._headers.get(":path", "").partition("?")[0]
         if path not in _PATHS:
             raise BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)

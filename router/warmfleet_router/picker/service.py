@@ -1,60 +1,118 @@
 """The endpoint picker over gRPC: Envoy asks for each request where it should go, and streams it itself."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import cast
 
-import grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2, external_processor_pb2_grpc
-from warmfleet_proto import channel
-from warmfleet_proto.channel import Tls
+from warmfleet_proto.channel import Tls, split_address
+from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.gateway.intake import Tenants
 from warmfleet_router.gateway.relaying import Relays
+from warmfleet_router.picker.call import Call, called
 from warmfleet_router.picker.exchange import Exchange
+from warmfleet_router.picker.hpack import Header
+from warmfleet_router.picker.http2 import Broken, Connection, Stream
 
 _STOP_S = 1.0
 _MESSAGE_BYTES = 1 << 20  # beyond the body
 
+Accept = Callable[[Stream, list[Header]], Call]
 
-class Picker(external_processor_pb2_grpc.ExternalProcessorServicer):  # type: ignore[misc]
-    def __init__(self, relays: Relays, tenants: Tenants, body_bytes: int) -> None:
-        self._relays = relays
-        self._tenants = tenants
-        self._body_bytes = body_bytes
 
-    async def Process(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
-        """One stream a request. Read and written by hand: generators in between cost a tenth of it."""
-        exchange = Exchange(self._relays, self._tenants, self._body_bytes)
-        error: BaseException | None = None
+class _Peer(asyncio.Protocol):
+    """One connection of an Envoy's. Whoever does not read is not read from."""
+
+    def __init__(self, accept: Accept, peers: "set[_Peer]") -> None:
+        self._accept = accept
+        self._peers = peers
+
+    @property
+    def idle(self) -> bool:
+        return not self._http.streams
+
+    def leave(self) -> None:
+        self._http.leave()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # ---- asyncio's
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._http = Connection(self._transport.write, self._accept)
+        self._peers.add(self)
+
+    def data_received(self, data: bytes) -> None:
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                for reply in await exchange.take(message):
-                    await context.write(reply)
-        except asyncio.CancelledError:
-            raise  # how Envoy ends a stream that it needs no more
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            exchange.ended(error)
+            self._http.receive(data)
+        except Broken as error:
+            self._http.abandon(error.code)
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._peers.discard(self)
+        self._http.closed()
 
 
 @asynccontextmanager
 async def serving(
     address: str, tls: Tls | None, relays: Relays, tenants: Tenants, body_bytes: int
 ) -> AsyncIterator[str]:
-    """The picker while the block lasts; the address that it has got."""
-    services = [external_processor_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"]]
-    server, health = channel.server(services, message_bytes=body_bytes + _MESSAGE_BYTES)
-    picker = Picker(relays, tenants, body_bytes)
-    external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server(picker, server)
-    port = channel.bind(server, address, tls)
-    await server.start()
-    await health.set_serving(True)
+    """The picker while the block lasts; the address that it has got. Raises ConfigError."""
+
+    def accept(stream: Stream, headers: list[Header]) -> Call:
+        path = dict(headers).get(b":path", b"")
+        most = body_bytes + _MESSAGE_BYTES
+        return called(path, stream, most, lambda: Exchange(relays, tenants, body_bytes))
+
+    peers: set[_Peer] = set()
+    host, port = split_address(address)
+    context = None if tls is None else _context(tls)
+    loop = asyncio.get_running_loop()
     try:
-        yield f"{address.rpartition(':')[0]}:{port}"
+        server = await loop.create_server(lambda: _Peer(accept, peers), host, port, ssl=context)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from None
+    try:
+        yield f"{address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
     finally:
-        await health.set_serving(False)
-        await server.stop(_STOP_S)
+        server.close()
+        await _left(peers)
+
+
+async def _left(peers: set[_Peer]) -> None:
+    """Streams have a moment to end; then they are cut off."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _STOP_S
+    for peer in peers:
+        peer.leave()
+    while not all(peer.idle for peer in peers) and loop.time() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    for peer in list(peers):
+        peer.abort()
+    while peers:  # noqa: ASYNC110 - each goes with the loop's next turn
+        await asyncio.sleep(0)
+
+
+def _context(tls: Tls) -> ssl.SSLContext:
+    """Raises ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_verify_locations(tls.authority)
+    except OSError as error:
+        raise ConfigError(f"tls: {error.filename or tls.certificate}: {error.strerror or error}") from None
+    return context

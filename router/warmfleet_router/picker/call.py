@@ -1,0 +1,191 @@
+"""What is called by gRPC here, message by message: Envoy's Process, and the standard health check."""
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from warmfleet_router.picker import replies
+from warmfleet_router.picker.exchange import Exchange, Picking
+from warmfleet_router.picker.http2 import Stream
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+OK, UNKNOWN, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 2, 5, 8, 12, 13
+
+_MOST_WAITING = 64  # messages behind a body that is being placed; Envoy waits for the answer
+_PREFIX = struct.Struct("!BI")  # compressed or not, size
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """A header as HPACK has it without any table."""
+    return b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
+
+
+_HEAD = b"\x88" + _literal(b"content-type", b"application/grpc")  # :status 200
+
+
+class Call:
+    """Whole messages go to ``_message``; one that breaks gRPC's framing ends the call."""
+
+    def __init__(self, stream: Stream, most: int) -> None:
+        self._stream = stream
+        self._most = most  # bytes of a message
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._needed = _PREFIX.size  # until there is more to do
+        self._begun = False
+        self._over = False
+
+    def data(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        while self._size >= self._needed and not self._over:
+            whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = [whole]
+            packed, size = _PREFIX.unpack_from(whole)
+            if packed or size > self._most:
+                self._end(UNIMPLEMENTED if packed else RESOURCE_EXHAUSTED)
+                return
+            self._needed = _PREFIX.size + size
+            if self._size >= self._needed:
+                rest = whole[self._needed :]
+                message = whole[_PREFIX.size : self._needed]
+                self._parts, self._size, self._needed = [rest] if rest else [], len(rest), _PREFIX.size
+                self._message(message)
+
+    def done(self) -> None:
+        self._end(OK)
+
+    def gone(self) -> None:
+        self._over = True
+
+    def _message(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _say(self, message: bytes) -> None:
+        self._head()
+        self._stream.say(_PREFIX.pack(0, len(message)) + message)
+
+    def _end(self, status: int) -> None:
+        if not self._over:
+            self._over = True
+            self._head()
+            self._stream.end(_literal(b"grpc-status", b"%d" % status))
+
+    def _head(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._stream.head(_HEAD)
+
+
+class Process(Call):
+    """One HTTP request of Envoy's; however it ends, ``exchange`` hears of it."""
+
+    def __init__(self, stream: Stream, most: int, exchange: Exchange) -> None:
+        super().__init__(stream, most)
+        self._exchange = exchange
+        self._picking: asyncio.Task[None] | None = None
+        self._waiting: deque[bytes] = deque()
+        self._heard_all = False
+
+    def done(self) -> None:
+        self._heard_all = True
+        if self._picking is None:
+            self._ended(OK)
+
+    def gone(self) -> None:
+        super().gone()
+        self._exchange.ended()
+        if self._picking is not None:
+            self._picking.cancel()
+
+    def _message(self, data: bytes) -> None:
+        if self._picking is None:
+            self._take(data)
+        elif len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(data)
+        else:
+            self._picking.cancel()
+            self._ended(RESOURCE_EXHAUSTED)
+
+    def _take(self, data: bytes) -> None:
+        try:
+            taken = self._exchange.take(ext.ProcessingRequest.FromString(data))
+        except DecodeError:
+            self._ended(INTERNAL)
+        except Exception as error:
+            self._failed(error)
+        else:
+            if isinstance(taken, Sequence):
+                self._answer(taken)
+            else:
+                self._picking = asyncio.create_task(self._picked(taken))
+
+    async def _picked(self, picking: Picking) -> None:
+        try:
+            answers = await picking
+        except Exception as error:
+            self._failed(error)
+            return
+        finally:
+            self._picking = None
+        self._answer(answers)
+        while self._waiting and self._picking is None and not self._over:
+            self._take(self._waiting.popleft())
+        if self._heard_all and self._picking is None:
+            self._ended(OK)
+
+    def _answer(self, answers: Sequence[replies.Reply]) -> None:
+        for answer in answers:
+            self._say(answer.SerializeToString())
+
+    def _failed(self, error: Exception) -> None:
+        _log.error("a pick failed", exc_info=error)
+        self._ended(UNKNOWN, error)
+
+    def _ended(self, status: int, error: BaseException | None = None) -> None:
+        self._exchange.ended(error)
+        self._end(status)
+
+
+class Check(Call):
+    """grpc.health.v1: whoever is asked here serves."""
+
+    def _message(self, data: bytes) -> None:
+        try:
+            service = health_pb2.HealthCheckRequest.FromString(data).service
+        except DecodeError:
+            self._end(INTERNAL)
+            return
+        if service not in ("", SERVICE):
+            self._end(NOT_FOUND)
+            return
+        serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        self._say(serving.SerializeToString())
+
+
+class Unknown(Call):
+    """A method that is not served."""
+
+    def data(self, part: bytes) -> None:
+        self._end(UNIMPLEMENTED)
+
+    def done(self) -> None:
+        self._end(UNIMPLEMENTED)
+
+
+def called(path: bytes, stream: Stream, most: int, exchange: Callable[[], Exchange]) -> Call:
+    """Whatever ``path`` names."""
+    match path:
+        case b"/envoy.service.ext_proc.v3.ExternalProcessor/Process":
+            return Process(stream, most, exchange())
+        case b"/grpc.health.v1.Health/Check":
+            return Check(stream, most)
+    return Unknown(stream, most)

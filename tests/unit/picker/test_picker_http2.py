@@ -1,0 +1,212 @@
+"""One HTTP/2 connection without a socket: what is sent for what comes."""
+
+import random
+import struct
+
+import pytest
+from warmfleet_router.picker import http2
+from warmfleet_router.picker.hpack import Header
+from warmfleet_router.picker.http2 import (
+    ACK,
+    END_HEADERS,
+    END_STREAM,
+    PREFACE,
+    Broken,
+    Connection,
+    Stream,
+    frame,
+)
+
+GREETING = PREFACE + frame(http2.SETTINGS, 0, 0)
+PATH = b"\x44\x02/x"
+OPENED = frame(http2.HEADERS, END_HEADERS, 1, PATH)
+
+
+class Heard:
+    def __init__(self, stream: Stream, headers: list[Header], said: list[object]) -> None:
+        self.stream = stream
+        self.said = said
+        said.append(dict(headers)[b":path"])
+
+    def data(self, part: bytes) -> None:
+        self.said.append(part)
+
+    def done(self) -> None:
+        self.said.append("done")
+
+    def gone(self) -> None:
+        self.said.append("gone")
+
+
+class Peer:
+    """The other end: ``said`` to the calls of its streams, ``sent`` to it."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.sent: list[bytes] = []
+        self.said: list[object] = []
+        self.calls: list[Heard] = []
+        self.connection = Connection(self.sent.append, self.accept)
+        for part in (GREETING, *parts):
+            self.connection.receive(part)
+        self.sent.clear()
+
+    def accept(self, stream: Stream, headers: list[Header]) -> Heard:
+        self.calls.append(Heard(stream, headers, self.said))
+        return self.calls[-1]
+
+    def answers(self, data: bytes) -> list[bytes]:
+        self.sent.clear()
+        self.connection.receive(data)
+        return self.sent
+
+    def bytes_sent(self) -> int:
+        """Of data."""
+        return sum(len(piece) - 9 for piece in self.sent if piece[3] == http2.DATA)
+
+
+def number(value: int) -> bytes:
+    return struct.pack("!I", value)
+
+
+def setting(name: int, value: int) -> bytes:
+    return frame(http2.SETTINGS, 0, 0, struct.pack("!HI", name, value))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_are_the_same_however_they_are_cut(seed: int) -> None:
+    chance = random.Random(seed)
+    padded = frame(http2.DATA, http2.PADDED, 1, b"\x03two" + bytes(3))
+    headers = frame(http2.HEADERS, http2.PRIORITISED, 3, bytes(5) + PATH[:2])
+    rest = frame(http2.CONTINUATION, END_HEADERS, 3, PATH[2:])
+    frames = [OPENED, frame(http2.DATA, 0, 1, b"one"), padded, headers, rest]
+    frames += [frame(0xFA, 0, 1, b"unknown"), frame(http2.DATA, END_STREAM, 1), frame(http2.PRIORITY, 0, 1)]
+    data, peer, at = GREETING + b"".join(frames), Peer(), 0
+    peer.connection = Connection(peer.sent.append, peer.accept)
+    while at < len(data):
+        size = chance.randrange(1, 40)
+        peer.connection.receive(data[at : at + size])
+        at += size
+    assert peer.said == [b"/x", b"one", b"two", b"/x", "done"]
+
+
+def test_pings_and_settings_are_answered() -> None:
+    peer = Peer()
+    assert peer.answers(frame(http2.PING, 0, 0, b"12345678")) == [frame(http2.PING, ACK, 0, b"12345678")]
+    assert peer.answers(frame(http2.PING, ACK, 0, b"12345678")) == []
+    assert peer.answers(setting(2, 0)) == [frame(http2.SETTINGS, ACK, 0)]
+    assert peer.answers(frame(http2.SETTINGS, ACK, 0)) == []
+
+
+def test_what_is_said_waits_for_the_peers_windows() -> None:
+    peer = Peer(setting(4, 20_000), OPENED)
+    (call,) = peer.calls
+    call.stream.say(bytes(100_000))
+    call.stream.end(b"bye")
+    assert peer.bytes_sent() == 20_000
+    assert max(map(len, peer.sent)) == http2.FRAME_BYTES + 9
+    peer.answers(frame(http2.WINDOW_UPDATE, 0, 1, number(70_000)))
+    assert peer.bytes_sent() == 65_535 - 20_000, "the connection's own is next"
+    peer.answers(frame(http2.WINDOW_UPDATE, 0, 0, number(1000)))
+    assert peer.bytes_sent() == 1000
+    peer.answers(frame(http2.WINDOW_UPDATE, 0, 0, number(1 << 20)))
+    assert peer.bytes_sent() == 90_000 - 66_535
+    peer.answers(setting(4, 30_000))
+    assert peer.bytes_sent() == 10_000
+    assert peer.sent[-2:] == [
+        frame(http2.HEADERS, END_HEADERS | END_STREAM, 1, b"bye"),
+        frame(http2.RST_STREAM, 0, 1, number(http2.NO_ERROR)),
+    ]
+    assert not peer.connection.streams
+    assert not peer.connection.stuck
+
+
+def test_a_peer_may_go_on_sending_what_was_read() -> None:
+    piece, granted = frame(http2.DATA, 0, 1, bytes(http2.FRAME_BYTES)), {0: 0, 1: 0}
+    peer = Peer(OPENED)
+    pieces = 3 * http2.ALL_BYTES // http2.FRAME_BYTES
+    for _ in range(pieces):
+        for answer in peer.answers(piece):
+            stream, more = struct.unpack("!5xII", answer)
+            assert answer[3] == http2.WINDOW_UPDATE
+            granted[stream] += more
+    assert granted[0] == pieces * http2.FRAME_BYTES
+    assert granted[1] == pieces * http2.FRAME_BYTES
+
+
+def test_a_call_hears_once_that_it_is_gone() -> None:
+    peer = Peer(OPENED)
+    assert peer.answers(frame(http2.RST_STREAM, 0, 1, number(8))) == []
+    peer.connection.closed()
+    assert peer.said == [b"/x", "gone"]
+    assert peer.answers(frame(http2.DATA, 0, 1, b"late")) == []
+    peer.calls[0].stream.say(b"to nobody")
+    peer.calls[0].stream.end(b"bye")
+    assert peer.sent == []
+
+
+def test_a_connection_that_breaks_takes_its_calls_along() -> None:
+    peer = Peer(OPENED, frame(http2.HEADERS, END_HEADERS | END_STREAM, 3, PATH))
+    peer.calls[1].stream.end(b"bye")
+    peer.connection.abandon(http2.PROTOCOL_ERROR)
+    assert peer.said == [b"/x", b"/x", "done", "gone"]
+    assert peer.sent[-1] == frame(http2.GOAWAY, 0, 0, number(3) + number(http2.PROTOCOL_ERROR))
+
+
+def test_who_leaves_takes_no_more_streams() -> None:
+    peer = Peer(OPENED)
+    peer.connection.leave()
+    refused = frame(http2.RST_STREAM, 0, 3, number(http2.REFUSED_STREAM))
+    assert peer.answers(frame(http2.HEADERS, END_HEADERS, 3, PATH)) == [refused]
+    peer.connection.receive(frame(http2.DATA, END_STREAM, 1, b"goes on"))
+    assert peer.said == [b"/x", b"goes on", "done"]
+
+
+def test_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "MAX_STREAMS", 1)
+    refused = frame(http2.RST_STREAM, 0, 3, number(http2.REFUSED_STREAM))
+    assert Peer(OPENED).answers(frame(http2.HEADERS, END_HEADERS, 3, PATH)) == [refused]
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        (frame(http2.DATA, 0, 1, bytes(http2.FRAME_BYTES + 1)), http2.FRAME_SIZE_ERROR),
+        (frame(http2.DATA, 0, 5, b"x"), http2.PROTOCOL_ERROR),
+        (frame(http2.DATA, 0, 0, b"x"), http2.PROTOCOL_ERROR),
+        (frame(http2.DATA, http2.PADDED, 1, b"\x02x"), http2.PROTOCOL_ERROR),
+        (frame(http2.HEADERS, END_HEADERS, 2, PATH), http2.PROTOCOL_ERROR),
+        (frame(http2.HEADERS, END_HEADERS, 0, PATH), http2.PROTOCOL_ERROR),
+        (OPENED, http2.PROTOCOL_ERROR),  # a second time
+        (frame(http2.HEADERS, END_HEADERS, 3, b"\xff"), http2.COMPRESSION_ERROR),
+        (frame(http2.HEADERS, 0, 3, PATH) + OPENED, http2.PROTOCOL_ERROR),
+        (frame(http2.HEADERS, 0, 3, PATH) + frame(http2.DATA, 0, 1), http2.PROTOCOL_ERROR),
+        (frame(http2.CONTINUATION, END_HEADERS, 3, PATH), http2.PROTOCOL_ERROR),
+        (frame(http2.HEADERS, 0, 3, PATH) + frame(http2.CONTINUATION, 0, 3), http2.ENHANCE_YOUR_CALM),
+        (
+            frame(http2.HEADERS, 0, 3, PATH) + 2 * frame(http2.CONTINUATION, 0, 3, bytes(9000)),
+            http2.ENHANCE_YOUR_CALM,
+        ),
+        (frame(http2.PUSH_PROMISE, 0, 1), http2.PROTOCOL_ERROR),
+        (frame(http2.PING, 0, 0, b"short"), http2.FRAME_SIZE_ERROR),
+        (frame(http2.SETTINGS, 0, 0, b"short"), http2.FRAME_SIZE_ERROR),
+        (frame(http2.SETTINGS, ACK, 0, bytes(6)), http2.FRAME_SIZE_ERROR),
+        (setting(4, 1 << 31), http2.FLOW_CONTROL_ERROR),
+        (frame(http2.WINDOW_UPDATE, 0, 0, number(0)), http2.PROTOCOL_ERROR),
+        (frame(http2.WINDOW_UPDATE, 0, 0, number(http2.MAX_WINDOW)), http2.FLOW_CONTROL_ERROR),
+        (frame(http2.WINDOW_UPDATE, 0, 5, number(1)), http2.PROTOCOL_ERROR),
+        (frame(http2.RST_STREAM, 0, 5, number(0)), http2.PROTOCOL_ERROR),
+        (frame(http2.RST_STREAM, 0, 1, b"short"), http2.PROTOCOL_ERROR),
+    ],
+)
+def test_who_breaks_the_rules_is_told_which(broken: bytes, code: int) -> None:
+    peer = Peer(OPENED)
+    with pytest.raises(Broken) as caught:
+        peer.connection.receive(broken)
+    assert caught.value.code == code
+
+
+def test_another_protocol_is_seen_by_its_first_bytes() -> None:
+    peer = Peer()
+    for data in (b"GET / HTTP/1.1\r\n", b"PRI * HTTP/1"):
+        with pytest.raises(Broken):
+            Connection(peer.sent.append, peer.accept).receive(data)
