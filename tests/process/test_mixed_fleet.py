@@ -31,7 +31,7 @@ async def shown(base: str, path: str) -> dict[str, Any]:
 
 
 async def joined(base: str, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await shown(base, "/admin/workers"))["fleet"]["healthy"] < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -80,14 +80,16 @@ async def test_an_alias_stands_for_two_models() -> None:
 
 
 @asynccontextmanager
-async def side_by_side(**settings: Any) -> AsyncIterator[str]:
+async def side_by_side(kind: str = "openai", **settings: Any) -> AsyncIterator[str]:
     """One of our own workers and a server (another one's HTTP face) under one name; the gateway's URL."""
-    slow = SIM | {"instant": False, "model": "tiny", "timing": {"prefill_token_s": 2e-4}}
+    slow = SIM | {"instant": False, "model": "tiny", "timing": {"prefill_token_s": 2e-3}}
     async with (
         sim_worker(name="own", sim=slow) as own,
         sim_worker(name="server", served_name="tiny", block_size=32, sim=slow) as server,
         router(
-            [own.grpc_address], backends=[{"url": f"http://{server.http_address}"}], **settings
+            [own.grpc_address],
+            backends=[{"url": f"http://{server.http_address}", "kind": kind}],
+            **settings,
         ) as addresses,
     ):
         base = f"http://{addresses['http']}"
@@ -102,7 +104,7 @@ def is_own(worker: str) -> bool:
 
 async def test_our_own_worker_and_a_server_serve_one_model_side_by_side() -> None:
     async with side_by_side() as base:
-        texts = [f"{n} " + "many words of a talk " * 40 for n in range(16)]
+        texts = [f"{n} " + "many words of a talk " * 40 for n in range(6)]
         answers = [await chat(base, "tiny", text, max_tokens=4) for text in texts]
         assert {status for status, _, _ in answers} == {200}
         assert all(answer["usage"]["completion_tokens"] == 4 for _, _, answer in answers)
@@ -144,7 +146,7 @@ async def test_tenants_share_nothing_on_either_kind() -> None:
         {"name": name, "salt": name, "key_sha256": [hashlib.sha256(name.encode()).hexdigest()]}
         for name in "ab"
     ]
-    async with side_by_side(tenants=tenants) as base, aiohttp.ClientSession() as session:
+    async with side_by_side("sglang", tenants=tenants) as base, aiohttp.ClientSession() as session:
 
         async def cached(text: str, key: str) -> int:
             body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
@@ -154,6 +156,6 @@ async def test_tenants_share_nothing_on_either_kind() -> None:
                 return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
         texts = [f"{n} " + "many words of a talk " * 40 for n in range(6)]
-        await asyncio.gather(*(cached(text, "a") for text in texts))
+        assert max([await cached(text, "a") for text in texts]) < 20
         assert min([await cached(text, "a") for text in texts]) > 100
         assert max([await cached(text, "b") for text in texts]) < 20

@@ -30,6 +30,7 @@ class Ask(msgspec.Struct):
     max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     seed: Annotated[int, Meta(ge=0)] = 0
+    cache_salt: str = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
 

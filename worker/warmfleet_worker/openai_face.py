@@ -108,7 +108,7 @@ class OpenAiFace:
         prompt = array("I", token_ids(ask, engine.vocab_size)).tobytes()
         if not prompt:
             raise BadRequest("the prompt is empty", "prompt")
-        root = root_hash(engine.fingerprint, engine.block_size)
+        root = root_hash(engine.fingerprint, engine.block_size, salt=ask.cache_salt.encode())
         asked = ask.max_completion_tokens if ask.max_tokens is None else ask.max_tokens
         params = Params(
             Sampling(temperature=ask.temperature, seed=ask.seed), _MAX_TOKENS if asked is None else asked
