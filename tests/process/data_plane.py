@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -17,12 +16,6 @@ def binary() -> Path | None:
     spec = find_spec("envoy._bin")
     places = [Path(place) / "envoy" for place in (spec.submodule_search_locations or ())] if spec else []
     return next((place for place in places if place.exists()), None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
@@ -45,7 +38,7 @@ async def envoy(config: dict[str, Any], listen: str, folder: Path) -> AsyncItera
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process, log: Path) -> None:
-    async with asyncio.timeout(15), aiohttp.ClientSession() as http:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
         while process.returncode is None:
             try:
                 async with http.get(f"{url}/v1/models"):

@@ -22,9 +22,10 @@ from warmfleet_router.servers.backend import Backend
 from warmfleet_worker.worker import Worker
 
 from tests.process import gateways
-from tests.process.data_plane import binary, envoy, free_port
+from tests.process.data_plane import binary, envoy
 from tests.process.fleet import sim_worker
 from tests.process.gateways import one_tokenizer  # noqa: F401
+from tests.process.ports import free_port
 from tests.process.programs import ANY, program
 from tests.process.test_servers import CHAT, LONG, until
 
