@@ -16,6 +16,7 @@ class StandIn:
     def __init__(self, gap_s: float = 0.01) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.gap_s = gap_s
+        self.waits_for = 0  # bodies that must have come before any is answered
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -34,6 +35,8 @@ class StandIn:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        while len(self.bodies) < self.waits_for:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         last = body["messages"][-1]["content"]
         if last == "fail":
             return web.json_response({"error": {"message": "no workers"}}, status=503)

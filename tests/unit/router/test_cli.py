@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -39,11 +38,10 @@ def test_help_is_quick_and_imports_no_subcommand() -> None:
         "import sys; from warmfleet_router import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
+        "import time; assert time.process_time() < 1, 'slow'\n"  # 0.1 s
         "assert not {'grpc', 'aiohttp', 'torch', 'tokenizers'} & set(sys.modules), 'imported too much'"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.monotonic() - start < 3  # 0.1 s on an idle machine
     for name in ("up", "router", "gateway", "worker"):
         assert f"    {name} " in done.stdout
 

@@ -100,7 +100,7 @@ async def test_what_the_router_must_refuse_reaches_it_as_it_is() -> None:
 
 @pytest.mark.parametrize(("far", "kinds"), [(False, 1), (False, 2), (True, 1)])
 async def test_the_longest_prompt_is_hashed_without_holding_up_the_loop(far: bool, kinds: int) -> None:
-    """Thread time between two turns of the loop; hashing it in one go takes a hundred milliseconds."""
+    """Thread time between two turns of the loop, 3 to 17 ms of the 200 or 300 that all of it takes."""
     core, workers = fleet_of(kinds)
     for n, worker in enumerate(workers):
         worker.status = {"max_context": 1 << 22, "block_size": BLOCK << n}
@@ -110,12 +110,13 @@ async def test_the_longest_prompt_is_hashed_without_holding_up_the_loop(far: boo
     asking = asyncio.create_task(router.route(ask(random.Random(1).randbytes(PROMPT_BYTES))))
     gc.disable()  # it would walk over all that the test run holds
     try:
-        longest, last = 0.0, time.thread_time()
+        turns, last = [], time.thread_time()
         while not asking.done():
             await asyncio.sleep(0)
             now = time.thread_time()
-            longest, last = max(longest, now - last), now
+            turns.append(now - last)
+            last = now
     finally:
         gc.enable()
     assert (await asking).worker
-    assert longest < 0.03
+    assert max(turns) < sum(turns) / 8

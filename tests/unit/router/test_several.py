@@ -47,8 +47,8 @@ def wires() -> list[Wire]:
 
 @pytest.fixture
 def routers(wires: list[Wire], monkeypatch: pytest.MonkeyPatch) -> SeveralRouters:
-    monkeypatch.setattr(several, "TRY_S", 0.05)
-    monkeypatch.setattr(several, "BEAT_S", 0.05)
+    monkeypatch.setattr(several, "TRY_S", 1.0)
+    monkeypatch.setattr(several, "BEAT_S", 1.0)
     return SeveralRouters([Named(f"r{i}:1", wire) for i, wire in enumerate(wires)], lambda: 0.0)  # type: ignore[arg-type]
 
 
