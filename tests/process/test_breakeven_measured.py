@@ -13,7 +13,7 @@ from warmfleet_router.measure import fitted, link_of, measure
 
 from tests.process.exchange import FLEET_KEY, pair
 
-TOKEN_S, PAIR_S, BYTES_PER_S = 2e-4, 1e-7, 20e3
+TOKEN_S, PAIR_S, BYTES_PER_S = 6e-4, 3e-7, 7e3
 CONFIG: dict[str, Any] = {
     "sim": {"timing": {"prefill_token_s": TOKEN_S, "prefill_pair_s": PAIR_S, "step_s": 0.0}},
     "total_blocks": 256,

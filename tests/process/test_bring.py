@@ -121,7 +121,7 @@ async def test_a_slow_link_is_given_up_in_time(tmp_path: Path) -> None:
 async def test_what_is_given_up_while_a_request_waits_for_it_goes_on_for_that(tmp_path: Path) -> None:
     async with pair(tmp_path, transfer={"bytes_per_s": 256.0}) as (a, b):
         await made_on(a)
-        coming = asyncio.create_task(bring(b, bring_of(a, within_s=0.1)))
+        coming = asyncio.create_task(bring(b, bring_of(a, within_s=1.0)))
         await until(lambda: b.worker.scheduler.batch.fetching.busy)
         await b.gateway.submit(1, PROMPT, 5)
         assert (await coming).pulled.failure == Failure.GIVEN_UP
@@ -163,7 +163,7 @@ async def test_a_router_that_leaves_leaves_nothing_on_its_way(tmp_path: Path) ->
 async def test_no_more_than_a_few_at_once_and_none_while_draining(tmp_path: Path) -> None:
     async with pair(tmp_path, transfer={"bytes_per_s": 128.0}) as (a, b):
         await made_on(a)
-        many = [bring(b, bring_of(a, within_s=0.1)) for _ in range(MAX_BRINGS + 1)]
+        many = [bring(b, bring_of(a, within_s=1.0)) for _ in range(MAX_BRINGS + 1)]
         ends = await asyncio.gather(*many, return_exceptions=True)
         refused = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
         assert [error.code() for error in refused] == [grpc.StatusCode.UNAVAILABLE]

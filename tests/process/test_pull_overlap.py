@@ -13,10 +13,11 @@ from tests.process.test_pull import at_rest, made_on
 
 BLOCKS = 60
 PROMPT = [*range(BLOCKS * 16), 7]
-# A block takes 8 ms to compute, and about as long on the way.
+# A block takes 20 ms to compute, and about as long on the way.
+BLOCK_S = 0.02
 TIMING = {
     "step_s": 0.0,
-    "prefill_token_s": 0.0005,
+    "prefill_token_s": BLOCK_S / 16,
     "prefill_pair_s": 0.0,
     "sequence_s": 0.0,
     "context_s": 0.0,
@@ -24,7 +25,7 @@ TIMING = {
 SLOW: dict[str, Any] = {
     "sim": {"timing": TIMING},
     "chunk_tokens": 64,
-    "transfer": {"bytes_per_s": 128 / 0.008, "streams": 1, "transports": ["tcp"]},
+    "transfer": {"bytes_per_s": 128 / BLOCK_S, "streams": 1, "transports": ["tcp"]},
 }
 
 
@@ -41,7 +42,7 @@ async def test_prefill_starts_before_the_last_slab(tmp_path: Path, queued: bool)
         if queued:
             await b.gateway.submit(2, list(range(5000, 5300)), 1)
         pull = pull_of(a.worker, PROMPT)
-        pull.seconds = BLOCKS * 0.008
+        pull.seconds = BLOCKS * BLOCK_S
         await b.gateway.submit(3, PROMPT, 5, pull=pull)
         assert await b.gateway.finish(3) == expected(b.worker, PROMPT, 5)
         started = b.gateway.started[3]
@@ -61,7 +62,7 @@ async def test_over_a_link_that_is_far_away(tmp_path: Path) -> None:
         port = int(a.worker.grpc_address.rpartition(":")[2])
         async with far([port, service.offers[0].port], 0.02) as host:
             pull = pull_of(a.worker, PROMPT)
-            pull.seconds, pull.address = BLOCKS * 0.008, f"{host}:{port}"
+            pull.seconds, pull.address = BLOCKS * BLOCK_S, f"{host}:{port}"
             await b.gateway.submit(3, PROMPT, 5, pull=pull)
             assert await b.gateway.finish(3) == expected(b.worker, PROMPT, 5)
             started = b.gateway.started[3]

@@ -14,7 +14,7 @@ from warmfleet_router.routing import Routing
 from warmfleet_worker.worker import Worker
 
 from tests.model import demo_model_path
-from tests.process.exchange import FLEET_KEY, giving
+from tests.process.exchange import FLEET_KEY, ONE_STEP, giving
 from tests.process.gateway import stream, stub_of
 
 ANY = "127.0.0.1:0"
@@ -55,7 +55,7 @@ class Running:
                 await other.end(handle)
 
     async def _heard(self, name: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 async with self.http.get("/admin/workers") as response:
                     shown = {w["worker"]: w for w in (await response.json())["workers"]}
@@ -71,7 +71,7 @@ async def fleet(
     async with AsyncExitStack() as stack:
         workers = {}
         for name in ("a", "b"):
-            made = giving(tmp_path, name, sim=SIM, transfer=transfer, chunk_tokens=256)
+            made = giving(tmp_path, name, sim=SIM, transfer=transfer, chunk_tokens=ONE_STEP)
             workers[name] = await stack.enter_async_context(made)
         path = tmp_path / "fleet.key"
         path.write_text(FLEET_KEY.hex())
@@ -86,7 +86,7 @@ async def fleet(
         addresses = await stack.enter_async_context(running(config))
         http = aiohttp.ClientSession(f"http://{addresses['http']}")
         made = Running(workers, await stack.enter_async_context(http))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await made.http.get("/health")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         yield made

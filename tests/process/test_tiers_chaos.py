@@ -45,7 +45,8 @@ async def test_chaos(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     flaky = FlakyDisk(monkeypatch, random.Random(seed))
     timing = {"prefill_token_s": 0.00005, "prefill_pair_s": 0.0, "step_s": 0.0005}
     settings = HOST | {
-        "sim": {"timing": timing}, "max_running": 6, "total_blocks": 50, "host_bytes": 45 * 128,
+        "sim": {"timing": timing}, "max_running": 6, "chunk_tokens": 64, "total_blocks": 50,
+        "host_bytes": 45 * 128,
         "disk_path": str(tmp_path), "disk_bytes": 1 << 21,
     }  # fmt: skip
     async with sim_worker(**settings) as worker, stub_of(worker) as stub, stream(stub) as gateway:

@@ -57,7 +57,7 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
     settings: dict[str, Any] = {
-        "engine": "sim", "listen": ANY, "http": ANY, "sim__timing__prefill_token_s": 0.0005,
+        "engine": "sim", "listen": ANY, "http": ANY, "sim__timing__prefill_token_s": 0.002,
         "disk_path": str(tmp_path / "kv"), "disk_bytes": 1 << 26, "total_blocks": 200,
     }  # fmt: skip
     rng, held = random.Random(3), 0.0
@@ -79,7 +79,7 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
 async def test_a_prefix_is_carried_to_another_worker_as_a_file(tmp_path: Path) -> None:
     async def ask(folder: Path) -> Any:
         settings: dict[str, Any] = {"disk_path": str(folder), "disk_bytes": 1 << 26}
-        timing = {"prefill_token_s": 0.0005}
+        timing = {"prefill_token_s": 0.002}
         async with (
             sim_worker(sim={"timing": timing}, **settings) as worker,
             stub_of(worker) as stub,
