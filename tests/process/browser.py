@@ -27,8 +27,8 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-port=0",
 )
-_START_S = 15.0
-_WAIT_S = 10.0
+_START_S = 60.0
+_WAIT_S = 60.0
 
 
 class Page:

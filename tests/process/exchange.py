@@ -15,7 +15,7 @@ from tests.process.fleet import sim_worker
 from tests.process.gateway import Stream, packed, stream, stub_of
 
 FLEET_KEY = bytes(range(32))
-TTL_S = 10.0
+TTL_S = 100.0
 ONE_STEP = 1 << 30  # tokens of a step so long that no transfer looks slow beside it, on any machine
 
 
@@ -79,7 +79,7 @@ def grant_of(
 
 
 def pull_of(
-    source: Worker, prompt: Sequence[int], *, first: int = 0, within_s: float = 5.0, **changes: Any
+    source: Worker, prompt: Sequence[int], *, first: int = 0, within_s: float = 60.0, **changes: Any
 ) -> pb.Pull:
     """Of all full blocks of ``prompt`` from ``first`` on."""
     size = source.runner.engine.block_size

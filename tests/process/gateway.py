@@ -35,7 +35,7 @@ def expected(
 class Stream:
     """Checks as it reads: positions without gaps, nothing after an ending, one message a step."""
 
-    patience_s = 10.0
+    patience_s = 60.0
 
     def __init__(self, stub: Any, gateway: str, reattach: dict[int, list[int]]) -> None:
         self.tokens: dict[tuple[int, int], list[int]] = {

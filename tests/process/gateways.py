@@ -50,7 +50,7 @@ async def gateway(router: str, **settings: Any) -> AsyncIterator[dict[str, str]]
 
 async def healthy(base: str) -> None:
     """Waits until a gateway has a worker."""
-    async with asyncio.timeout(10), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
         while True:
             async with session.get(f"{base}/health") as response:
                 if response.status == 200:

@@ -104,7 +104,7 @@ def worker(logs: Path, name: str, listen: str, **sim: Any) -> contextlib.Abstrac
     return program(logs, "worker", name=name, engine="sim", listen=listen, http=ANY, drain_s=0, **settings)
 
 
-def until(condition: Any, within_s: float = 10.0) -> None:
+def until(condition: Any, within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
@@ -121,6 +121,6 @@ def answers(url: str) -> bool:
 
 
 def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         body: bytes = response.read()
         return body

@@ -53,7 +53,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     async def next(self, body: str) -> Any:
         """The next message written, which must be a ``body``."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             request = await self.received.get()
         assert request.WhichOneof("body") == body
         return getattr(request, body)

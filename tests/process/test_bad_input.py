@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 def exchange(sims: Processes, *parts: bytes, pause_s: float = 0) -> Answer:
     """What the gateway says to these bytes, on a connection of its own."""
     host, _, port = sims.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=15) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         began = time.monotonic()
         for part in parts:
             try:
@@ -96,7 +96,7 @@ def post(sims: Processes, fields: dict[str, Any] | bytes, path: str = "/v1/chat/
 
 
 def refused(sims: Processes, wire: bytes, status: int, field: str | None) -> None:
-    """Within 100 ms, on a machine that may be busy with something else: the best of three."""
+    """At once, on a machine that may be busy with something else; ``tests.bars bad_input`` has the figure."""
     answers = [exchange(sims, wire) for _ in range(3)]
     for answer in answers:
         assert answer.status == status, answer
@@ -105,7 +105,7 @@ def refused(sims: Processes, wire: bytes, status: int, field: str | None) -> Non
         if field is not None:
             assert field in (answer.error["param"] or ""), answer
             assert field in answer.error["message"]
-    assert min(answer.seconds for answer in answers) < 0.1
+    assert min(answer.seconds for answer in answers) < 2
 
 
 def without_end(fields: dict[str, Any]) -> bytes:
@@ -241,7 +241,7 @@ def test_i4_headers(sims: Processes, case: str) -> None:
 def test_i4_a_split_request_id_is_no_header(sims: Processes) -> None:
     """CR LF in an id begins the next header line, which is ours to ignore; it is never echoed as one."""
     host, _, port = sims.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\r\nX-Injected: b\r\n\r\n")
         received = _read(client)
     assert b"X-Injected" not in received
@@ -258,16 +258,17 @@ def test_l6_two_hundred_thousand_chunks_of_one_byte(sims: Processes) -> None:
 def test_l6_bodies_that_trickle_are_cut_off(sims: Processes) -> None:
     """200 of them, and the gateway answers others meanwhile."""
     host, _, port = sims.url.removeprefix("http://").partition(":")
-    clients = [socket.create_connection((host, int(port)), timeout=15) for _ in range(200)]
+    opened = time.monotonic()
+    clients = [socket.create_connection((host, int(port)), timeout=60) for _ in range(200)]
     for client in clients:
         client.sendall(request(GOOD_BODY)[:-20])
-    for _ in range(5):
-        began = time.monotonic()
-        get(f"{sims.url}/v1/models")
-        assert time.monotonic() - began < 0.5
-    began = time.monotonic()
+    assert get(f"{sims.url}/v1/models")
+    clients[0].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        clients[0].recv(1)
+    clients[0].settimeout(60)
     assert _read(clients[0]).startswith(b"HTTP/1.1 408")
-    assert 5 < time.monotonic() - began < 12
+    assert time.monotonic() - opened > 5
     for client in clients[1:]:
         assert _read(client).startswith(b"HTTP/1.1 408")
         client.close()

@@ -28,7 +28,7 @@ async def child(tmp_path: Path) -> AsyncIterator[Child]:
 
 async def _start(child: Child, code: str) -> dict[str, object]:
     await child.start([sys.executable, "-c", code], os.environ)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await child.ready()
 
 
@@ -107,7 +107,7 @@ asyncio.run(main())
     process.send_signal(signal.SIGKILL)
     process.wait()
     try:
-        ended, _, _ = select.select([waiter], [], [], 5)
+        ended, _, _ = select.select([waiter], [], [], 60)
         assert ended, "the child outlived its parent"
     finally:
         os.close(waiter)

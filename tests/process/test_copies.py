@@ -14,7 +14,7 @@ async def asked(made: Running, question: str) -> str:
 
 async def moved(made: Running) -> dict[str, Any]:
     """What the page says of the only pair between which something has moved, once it does."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (pulls := await made.pulls()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     (pair,) = pulls
@@ -46,8 +46,8 @@ async def test_what_a_draining_worker_holds_is_served_warm_by_the_other(tmp_path
         assert await made.pulls() == [], "an idle holder is enough"
         loop = asyncio.get_running_loop()
         began = loop.time()
-        assert await made.workers[holder].drain(20.0) == 0
-        assert loop.time() - began < 10, "it goes when nothing more is taken"
+        assert await made.workers[holder].drain(60.0) == 0
+        assert loop.time() - began < 50, "it goes when nothing more is taken"
         pair = await moved(made)
         assert (pair["source"], pair["target"]) == (holder, other)
         assert pair["evacuated_bytes"] == pair["bytes"] > 0

@@ -26,7 +26,7 @@ def chat(url: str, number: int) -> None:
     }
     headers = {"Content-Type": "application/json"}
     asked = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         assert answer.status == 200
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.discovery import Name, file, names
+from warmfleet_worker.engine.base import Finish, Plan
 
 from tests.process.fleet import sim_worker
 from tests.process.gateways import SIM, healthy, one_tokenizer, router
@@ -44,7 +46,7 @@ async def admin(base: str) -> dict[str, Any]:
 
 
 async def until(base: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition(shown := await admin(base)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return shown
@@ -96,8 +98,14 @@ async def test_workers_of_a_file_come_and_go_and_a_broken_file_changes_nothing(t
 
 async def test_what_runs_on_a_worker_that_vanishes_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
-    slow = {"vocab_size": SIM["vocab_size"], "timing": {"step_s": 0.02}}
-    async with sim_worker(name="a", sim=slow) as a, sim_worker(name="b", sim=slow) as b:
+    async with sim_worker(name="a", sim=SIM) as a, sim_worker(name="b", sim=SIM) as b:
+        go_on, launch = threading.Event(), a.runner.engine.launch
+
+        def waiting(plan: Plan) -> Finish:
+            go_on.wait(60)
+            return launch(plan)
+
+        a.runner.engine.launch = waiting  # type: ignore[method-assign]
         path.write_text(listed(a.grpc_address))
         async with router([], discovery={"file": str(path)}) as addresses:
             base = f"http://{addresses['http']}"
@@ -107,6 +115,7 @@ async def test_what_runs_on_a_worker_that_vanishes_goes_on(tmp_path: Path) -> No
             write(path, listed(b.grpc_address))
             await until(base, lambda shown: states(shown) == {"b": "healthy"})
             assert not answer.done()
+            go_on.set()
             response = await answer
             assert response.headers["X-Warmfleet-Worker"] == "a"
             assert (await response.json())["usage"]["completion_tokens"] == 40

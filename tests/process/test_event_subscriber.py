@@ -65,7 +65,7 @@ class Publisher:
 
 def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
     """A port that was just let go is let go by ZeroMQ's own thread, a moment later."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while True:
         try:
             socket.bind(endpoint)
@@ -106,7 +106,7 @@ async def closing(*things: Publisher | Listener) -> AsyncIterator[None]:
             await thing.close()
 
 
-async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -114,7 +114,7 @@ async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
 
 async def heard(publisher: Publisher, listener: Listener) -> None:
     """Publishes until the listener has its subscription through, and knows all that the engine holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while listener.index.present != publisher.engine.present or not listener.follower.next:
             publisher.engine.compute(PROMPTS[len(publisher.engine.log) % 8])
             await publisher.publish(len(publisher.engine.log) - 1)
@@ -159,7 +159,7 @@ async def test_an_engine_that_connects_finds_a_subscriber_that_binds() -> None:
         with context.socket(zmq.PUB) as socket:
             socket.linger = 0
             socket.connect(f"tcp://127.0.0.1:{port}")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not listener.index.present:
                     await socket.send_multipart([b"", bytes(8), engine.log[0]])
                     await asyncio.sleep(0.02)

@@ -26,7 +26,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 def post(fleet: Processes, path: str, body: Any, request_id: str = "") -> Any:
     headers = {"Content-Type": "application/json"} | ({"X-Request-Id": request_id} if request_id else {})
     asked = urllib.request.Request(f"{fleet.url}{path}", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         return json.loads(answer.read())
 
 

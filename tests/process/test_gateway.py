@@ -25,6 +25,7 @@ from tests.process.gateways import SIM, gateway, healthy, one_tokenizer, router
 __all__ = ["one_tokenizer"]
 
 SLOW = {"vocab_size": SIM["vocab_size"], "timing": {"step_s": 0.01}}
+ENDLESS = 50_000  # tokens: steps of SLOW for longer than any test lasts
 SLOW_PREFILL = {"vocab_size": SIM["vocab_size"], "timing": {"prefill_token_s": 0.02}}  # 0.6 s a prompt
 
 
@@ -84,7 +85,7 @@ async def events(response: aiohttp.ClientResponse) -> list[Any]:
     return [json.loads(event) if event != "[DONE]" else event for event in found]
 
 
-async def soon(condition: Callable[[], bool], within_s: float = 1.0) -> None:
+async def soon(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -189,7 +190,7 @@ async def test_an_internal_error_is_told_once(
     fleet = await start(SLOW)
     monkeypatch.setattr(ChoiceText, "push", broken)
     async with fleet.http.post(
-        f"{fleet.url}/v1/chat/completions", json=body(stream=stream, max_tokens=1000)
+        f"{fleet.url}/v1/chat/completions", json=body(stream=stream, max_tokens=ENDLESS)
     ) as response:
         assert response.status == (200 if stream else 500)
         (said,) = await events(response) if stream else [await response.json()]
@@ -207,9 +208,7 @@ async def test_a_stop_string_cuts_the_text_and_frees_the_worker(start: Start) ->
     text = (await fleet.chat(max_tokens=12))["choices"][0]["message"]["content"]
     stop = text[8:14]
     cut = text[: text.index(stop)]
-    asked = time.monotonic()
-    answer = await fleet.chat(max_tokens=1000, stop=stop)
-    assert time.monotonic() - asked < 2  # 1,000 tokens would take 10 s
+    answer = await fleet.chat(max_tokens=ENDLESS, stop=stop)
     assert answer["choices"][0] | {"logprobs": 0} == {
         "index": 0,
         "message": {"role": "assistant", "content": cut, "refusal": None},
@@ -222,24 +221,24 @@ async def test_a_stop_string_cuts_the_text_and_frees_the_worker(start: Start) ->
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_takes_its_request_along(start: Start, stream: bool) -> None:
     fleet = await start(SLOW)
-    asking = asyncio.create_task(fleet.chat(max_tokens=1000, stream=stream, n=3))
+    asking = asyncio.create_task(fleet.chat(max_tokens=ENDLESS, stream=stream, n=3))
     await soon(lambda: fleet.running() > 0)
     await asyncio.sleep(0.1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await soon(lambda: fleet.running() == 0, 0.25)
-    async with asyncio.timeout(1):
+    await soon(lambda: fleet.running() == 0)
+    async with asyncio.timeout(60):
         while await fleet.bookings():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def test_a_client_that_leaves_before_its_first_token(start: Start) -> None:
     fleet = await start(SLOW_PREFILL)
-    asking = asyncio.create_task(fleet.chat(stream=True, max_tokens=1000))
+    asking = asyncio.create_task(fleet.chat(stream=True, max_tokens=ENDLESS))
     await soon(lambda: fleet.running() == 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await soon(lambda: fleet.running() == 0, 1.5)  # with the step under way, not 1,000 steps later
+    await soon(lambda: fleet.running() == 0)  # with the step under way, not 1,000 steps later
     assert sum(w.scheduler.totals.completion_tokens for w in fleet.workers) <= 1
 
 
@@ -248,17 +247,17 @@ async def test_a_deadline_ends_the_request_and_the_work(start: Start) -> None:
     asked = time.monotonic()
     async with fleet.http.post(
         f"{fleet.url}/v1/chat/completions",
-        json=body(max_tokens=1000),
+        json=body(max_tokens=ENDLESS),
         headers={"X-Request-Timeout-S": "0.3"},
     ) as response:
         assert response.status == 504
         assert (await response.json())["error"]["type"] == "server_error"
         assert response.headers["x-should-retry"] == "false"
-    assert 0.2 <= time.monotonic() - asked <= 0.6
+    assert time.monotonic() - asked >= 0.2
     await soon(lambda: fleet.running() == 0)
     async with fleet.http.post(
         f"{fleet.url}/v1/chat/completions",
-        json=body(max_tokens=1000, stream=True),
+        json=body(max_tokens=ENDLESS, stream=True),
         headers={"X-Request-Timeout-S": "0.3"},
     ) as response:
         assert response.status == 200
@@ -278,7 +277,7 @@ async def test_a_client_that_stops_reading_is_cut_off(start: Start) -> None:
         await soon(lambda: fleet.running() == 1)
         other = await fleet.chat()  # unharmed
         assert other["usage"]["completion_tokens"] == 8
-        await soon(lambda: fleet.running() == 0, 10)
+        await soon(lambda: fleet.running() == 0)
     made = sum(w.scheduler.totals.completion_tokens for w in fleet.workers)
     assert made < 64 * 2000
 
@@ -313,13 +312,12 @@ async def test_tenants_need_keys_and_share_nothing_by_default(start: Start) -> N
 
 async def test_more_than_its_bound_of_requests_is_refused_at_once(start: Start) -> None:
     fleet = await start(SLOW, limits={"in_flight": 2, "drain_s": 0.1})
-    asking = [asyncio.create_task(fleet.chat(max_tokens=1000)) for _ in range(2)]
+    asking = [asyncio.create_task(fleet.chat(max_tokens=ENDLESS)) for _ in range(2)]
     await soon(lambda: fleet.running() == 2)
-    asked = time.monotonic()
     async with fleet.http.post(f"{fleet.url}/v1/chat/completions", json=body()) as response:
         assert response.status == 503
         assert int(response.headers["Retry-After"]) >= 1
-    assert time.monotonic() - asked < 0.1
+    assert fleet.running() == 2
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
@@ -328,15 +326,15 @@ async def test_more_than_its_bound_of_requests_is_refused_at_once(start: Start) 
 async def test_heartbeats_keep_the_booking_of_a_long_answer(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(booking, "BOOKING_TTL_S", 0.4)
+    monkeypatch.setattr(booking, "BOOKING_TTL_S", 2.0)
     monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 0.1)
     fleet = await start(SLOW)
-    asking = asyncio.create_task(fleet.chat(max_tokens=100))
+    asking = asyncio.create_task(fleet.chat(max_tokens=300))
     await soon(lambda: fleet.running() == 1)
     while not asking.done():
         assert await fleet.bookings() == 1 or asking.done()
         await asyncio.sleep(0.05)
-    assert (await asking)["usage"]["completion_tokens"] == 100
+    assert (await asking)["usage"]["completion_tokens"] == 300
 
 
 async def test_request_ids_and_one_log_line_without_the_prompt(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -61,7 +61,7 @@ class Bench:
     def __init__(self, workers: list[ScriptedWorker], placing: Placing, fleet: Fleet) -> None:
         self.workers, self.placing, self.fleet = workers, placing, fleet
 
-    def generation(self, deadline_s: float = 5.0) -> Generation:
+    def generation(self, deadline_s: float = 60.0) -> Generation:
         sampling = Sampling(max_tokens=4, choices=1)
         wanted = Wanted("r", ANONYMOUS, "m", PROMPT, sampling, time.monotonic() + deadline_s)
         return Generation(self.fleet, wanted, lambda: None)
@@ -82,6 +82,12 @@ async def bench() -> AsyncIterator[Bench]:
         reports = Reports(placing)  # type: ignore[arg-type]
         fleet = Fleet("g", placing, pool, reports, RetryBudget(), time.monotonic)  # type: ignore[arg-type]
         yield Bench(workers, placing, fleet)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 async def handle(worker: ScriptedWorker) -> int:
@@ -182,7 +188,7 @@ async def test_a_stuck_worker_does_not_outlive_the_deadline(bench: Bench) -> Non
     began = time.monotonic()
     with pytest.raises(Rejected, match="deadline"):
         await generation.start()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
     await handle(bench.workers[0])
     await bench.workers[0].next("cancel")
     assert await bench.endings() == [(1, IGNORE)]
@@ -191,11 +197,11 @@ async def test_a_stuck_worker_does_not_outlive_the_deadline(bench: Bench) -> Non
 async def test_who_leaves_while_being_placed_leaves_no_booking(bench: Bench) -> None:
     bench.placing.slow = asyncio.Event()
     starting = asyncio.create_task(bench.generation().start())
-    await asyncio.sleep(0.01)
+    await until(lambda: len(bench.placing.routed) == 1)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     bench.placing.slow.set()
-    await asyncio.sleep(0.01)
+    await until(lambda: len(bench.placing.said) == 1)
     assert await bench.endings() == [(1, IGNORE)]
 
 

@@ -32,7 +32,7 @@ from tests.process.gateway import Stream, packed
 
 FLEET_KEY = bytes(range(32))
 PROMPT = list(range(500))
-NOTICED_S = 1.0  # after the TTL: leases are looked at a few times a second
+NOTICED_S = 30.0  # after the TTL, on a machine that does something else
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Process:
         return self.process.poll() is None
 
     def pinned(self) -> int:
-        with urllib.request.urlopen(f"http://{self.said['http']}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{self.said['http']}/metrics", timeout=60) as response:
             text = response.read().decode()
         found = re.search(r'^warmfleet_worker_blocks\{state="pinned"\} (\S+)$', text, re.MULTILINE)
         assert found is not None
@@ -96,11 +96,11 @@ async def pull_of(source: Process, status: pb.StatusResponse) -> Pull:
         epoch=status.epoch,
         root=root_hash(status.model_fingerprint, status.block_size),
         keys=keys(hashes),
-        expires_s=status.load.clock_s + 10,
+        expires_s=status.load.clock_s + 100,
     )
     grant = Granter(FLEET_KEY).grant(claims)
     tokens = len(hashes) * status.block_size
-    return Pull(source="a", address=source.said["grpc"], tokens=tokens, within_s=5.0, grant=grant)
+    return Pull(source="a", address=source.said["grpc"], tokens=tokens, within_s=60.0, grant=grant)
 
 
 @pytest.mark.parametrize("step", ["none", *STEPS])
@@ -132,7 +132,7 @@ async def test_killed_at_a_step(tmp_path: Path, step: str) -> None:
 
 
 async def dead(which: Process) -> None:
-    assert await asyncio.to_thread(which.process.wait, 10) == -9
+    assert await asyncio.to_thread(which.process.wait, 60) == -9
 
 
 async def balanced(which: Process) -> None:

@@ -142,7 +142,7 @@ async def made_on(end: End, prompt: list[int], handle: int) -> None:
 
 
 async def at_rest(*ends: End) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for end in ends:
             while end.worker.scheduler.cache.pool.pinned:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)

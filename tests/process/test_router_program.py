@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,12 @@ import pytest
 from warmfleet_proto.settings import load
 from warmfleet_router.config import GatewayConfig, RouterConfig
 
-from tests.process.programs import ANY, Processes, processes, program, until
+from tests.process.programs import ANY, Processes, answers, processes, program, until
 
 
 def warmfleet(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "warmfleet_router.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_print_config_can_be_read_back(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_a_router_whose_index_runs_in_python_says_so(tmp_path: Path) -> None:
     with process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
-        with urllib.request.urlopen(f"http://{said['http']}/admin/workers", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{said['http']}/admin/workers", timeout=60) as response:
             shown = json.loads(response.read())
         process.terminate()
     assert shown["fleet"]["index_native"] is False
@@ -100,7 +99,7 @@ def stream(sims: Processes, tokens: int, said: list[str]) -> threading.Thread:
 
     def read() -> None:
         cut_off = contextlib.suppress(OSError, http.client.HTTPException)
-        with cut_off, urllib.request.urlopen(request, timeout=30) as response:
+        with cut_off, urllib.request.urlopen(request, timeout=60) as response:
             said.extend(line.decode() for line in response)
 
     thread = threading.Thread(target=read, daemon=True)
@@ -108,13 +107,20 @@ def stream(sims: Processes, tokens: int, said: list[str]) -> threading.Thread:
     return thread
 
 
+def healthy(sims: Processes) -> bool:
+    try:
+        return answers(f"{sims.url}/health")
+    except OSError:
+        return False
+
+
 def test_sigterm_lets_open_streams_end(sims: Processes) -> None:
     said: list[str] = []
-    thread = stream(sims, 100, said)
+    thread = stream(sims, 300, said)
     until(lambda: sims.admin()[0]["running"] == 1)
     sims.router.process.send_signal(signal.SIGTERM)
-    assert sims.router.process.wait(15) == 0
-    thread.join(5)
+    assert sims.router.process.wait(60) == 0
+    thread.join(60)
     assert "data: [DONE]\n" in said
 
 
@@ -122,8 +128,8 @@ def test_a_second_signal_ends_it_at_once(sims: Processes) -> None:
     thread = stream(sims, 2000, [])
     until(lambda: sims.admin()[0]["running"] == 1)
     sims.router.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    until(lambda: not healthy(sims))  # it has heard the first
     assert sims.router.alive
     sims.router.process.send_signal(signal.SIGTERM)
-    sims.router.process.wait(2)
-    thread.join(5)
+    sims.router.process.wait(20)  # its own patience is 30 s
+    thread.join(60)

@@ -42,7 +42,7 @@ class Terminal:
                 self.said += line.decode()
         return self.said
 
-    async def ended(self, limit_s: float = 20) -> int:
+    async def ended(self, limit_s: float = 60) -> int:
         """The exit status; the rest of its words are in ``said``."""
         assert self.process.stdout is not None
         async with asyncio.timeout(limit_s):
@@ -80,7 +80,7 @@ async def up(*arguments: str) -> AsyncIterator[Terminal]:
         await process.wait()
 
 
-def _wait_gone(pids: list[int], limit_s: float = 5) -> None:
+def _wait_gone(pids: list[int], limit_s: float = 60) -> None:
     """Fails when one of the processes is alive after ``limit_s``."""
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -41,10 +41,10 @@ class Reader(threading.Thread):
     def run(self) -> None:
         fields = {
             "stream": True,
-            "max_tokens": 150,
+            "max_tokens": 500,
             "messages": [{"role": "user", "content": f"{self.number}"}],
         }
-        with urllib.request.urlopen(asked(self.url, fields), timeout=15) as response:
+        with urllib.request.urlopen(asked(self.url, fields), timeout=60) as response:
             self.status = response.status
             self.worker = response.headers["X-Warmfleet-Worker"]
             for line in response:
@@ -67,7 +67,7 @@ def ask(url: str, **fields: Any) -> tuple[str, dict[str, Any]]:
     """(worker, answer). Raises HTTPError."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "hi"}]
     with urllib.request.urlopen(
-        asked(url, {"messages": messages, "max_tokens": 2} | fields), timeout=10
+        asked(url, {"messages": messages, "max_tokens": 2} | fields), timeout=60
     ) as r:
         return r.headers["X-Warmfleet-Worker"], json.loads(r.read())
 
@@ -89,7 +89,7 @@ def test_killed_under_streams(sims: Processes) -> None:
         served_by, _ = ask(sims.url, max_tokens=1)
         assert served_by != name
     for reader in readers:
-        reader.join(10)
+        reader.join(60)
         assert reader.status == 200
     cut = [reader for reader in readers if reader.worker == name]
     assert 0 < len(cut) < len(readers)
@@ -100,7 +100,7 @@ def test_killed_under_streams(sims: Processes) -> None:
             assert "worker was lost" in reader.error["message"]
         else:
             assert reader.events[-1] == "[DONE]"
-    until(lambda: state_of(sims, address) == "lost", 2)
+    until(lambda: state_of(sims, address) == "lost")
     assert all(w["bookings"] == 0 for w in sims.admin())
 
 
@@ -135,5 +135,5 @@ def test_all_are_gone(sims: Processes) -> None:
         ask(sims.url)
     refused.value.close()
     assert refused.value.code in (502, 503)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert sims.router.alive

