@@ -18,7 +18,7 @@ SHARED = "You are a patient assistant who knows the harbour by heart. " * 20
 
 
 def chat(url: str, number: int) -> None:
-    words = random.Random(number % 7).choices(["tide", "rope", "gull", "mast"], k=200)
+    words = random.Random(number % 7).choices(["tideways", "ropemaker", "seagulls", "mastheads"], k=200)
     body = {
         "model": "sim",
         "messages": [{"role": "system", "content": SHARED}, {"role": "user", "content": " ".join(words)}],
@@ -56,6 +56,6 @@ def test_a_live_log_replays_to_the_same_decisions(tmp_path: Path) -> None:
     assert any(judged.line.expected for judged in found)
     text = log.read_bytes()
     assert b"harbour" not in text
-    assert b"gull" not in text
+    assert b"seagulls" not in text
     ended = [line for line in read(str(log)) if isinstance(line, lines.Ended)]
     assert len(ended) == len(found)

@@ -26,7 +26,7 @@ async def test_locust_users_for_thirty_seconds(tmp_path: Path) -> None:
         assert run.rows["TTFT", name]["num_requests"] == answers["num_requests"] >= 10
         # sixteen tokens; a chunk may carry two where the first ends within a character
         assert run.rows["ITL", name]["num_requests"] >= 8 * answers["num_requests"]
-        assert run.median_ms("ITL", name) >= 15
+        assert run.mean_ms("ITL", name) >= 15
     fleet_line = next(line for line in run.output.splitlines() if line.startswith("hit rate"))
     assert float(fleet_line.removeprefix("hit rate").partition(":")[0]) > 0
     for worker in counted:
