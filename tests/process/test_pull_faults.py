@@ -305,7 +305,7 @@ async def test_a_target_that_dies_costs_a_lease_no_more_than_its_ttl(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never releases; the source's pool balances when the TTL is over."""
-    monkeypatch.setattr("warmfleet_worker.transfer.leases.LEASE_TTL_S", 2.0)
+    monkeypatch.setattr("warmfleet_worker.transfer.leases.LEASE_TTL_S", 5.0)
     async with pair(tmp_path, **config) as (a, b):
         prompt = prompt_of(1)
         await made_on(a, prompt, 1)

@@ -319,7 +319,7 @@ async def test_second_stream_replaces_the_first() -> None:
 
 
 async def test_nobody_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "REATTACH_S", 0.2)
+    monkeypatch.setattr(sessions, "REATTACH_S", 2.0)
     async with sim_worker(**SLOW) as worker, stub_of(worker) as stub:
         async with stream(stub) as gateway:
             await gateway.submit(1, range(5), ENDLESS)
