@@ -30,7 +30,7 @@ class Node:
         self.depth: int = parent.depth + 1 if parent else 0
         self.token_ids = token_ids  # packed u32
         self.children = 0
-        self.stamp = 0  # when it was last unpinned
+        self.stamp = 0  # when it was last used
         self.rank = 0.0  # of those that may be evicted the lowest goes first
 
     def continues(self, root: bytes, parent: "Node | None", token_ids: bytes) -> bool:
@@ -125,13 +125,16 @@ class PrefixCache:
         for block in blocks:
             self.pool.pin(block)
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """One pin less on each; readable blocks stay cached, the others are free."""
+    def release(self, blocks: Iterable[int], used: bool = True) -> None:
+        """One pin less on each; readable blocks stay cached, the others are free. Not ``used``: they have
+        been copied elsewhere, will be used there, and are evicted here as soon as they would have been."""
         self._clock += 1
         for block in blocks:
-            if self.pool.unpin(block) and (node := self._by_block[block]):
+            node = self._by_block[block]
+            if node and used:
                 node.stamp = self._clock
                 node.rank = self._floor + self.cost(node.depth) if self.cost else self._clock
+            if self.pool.unpin(block) and node:
                 self._offer(node)
 
     def take_changes(self) -> list[Change]:
@@ -155,7 +158,7 @@ class PrefixCache:
         if node.children or self.pool.is_pinned(node.block):
             return
         if len(self._leaves) > 2 * self.pool.total:
-            self._leaves = [entry for entry in self._leaves if self._leaf(*entry[1:])]
+            self._leaves = [entry for entry in set(self._leaves) if self._leaf(*entry[1:])]
             heapq.heapify(self._leaves)
         heapq.heappush(self._leaves, (node.rank, node.stamp, node.block))
 

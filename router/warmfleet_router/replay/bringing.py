@@ -68,7 +68,7 @@ class Bringing:
     def _pulled(
         self, source: Member, nodes: list[Node], member: Member, job: Job, blocks: int, complete: bool
     ) -> None:
-        source.worker.cache.unpin(nodes)
+        source.worker.cache.unpin(nodes, used=False)
         job.pulled = member.worker.arrive(job, blocks, blocks if complete else 0)
         self._stir(member)
 
@@ -102,11 +102,11 @@ class Bringing:
         self._at(when, self._carry if of.left else self._carried, of, when)
 
     def _given_up(self, of: _Ahead, now: float) -> None:
-        of.source.worker.cache.unpin(of.nodes)
+        of.source.worker.cache.unpin(of.nodes, used=False)
         of.over(of.order, Pulled(seconds=now - of.began, failure="given_up"))
 
     def _carried(self, of: _Ahead, now: float) -> None:
-        of.source.worker.cache.unpin(of.nodes)
+        of.source.worker.cache.unpin(of.nodes, used=False)
         worker = of.target.worker
         came = worker.cache.take_in(of.keys)
         of.source.given_blocks += came

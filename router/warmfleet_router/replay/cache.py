@@ -117,14 +117,16 @@ class Cache:
                 self.cached -= 1
             node.pins += 1
 
-    def unpin(self, nodes: Iterable[Node]) -> None:
+    def unpin(self, nodes: Iterable[Node], used: bool = True) -> None:
+        """Not ``used``: copied elsewhere, and evicted as soon as they would have been."""
         self._clock += 1
         for node in nodes:
             node.pins -= 1
-            if not node.pins:
-                self.cached += 1
+            if used:
                 node.stamp = self._clock
                 node.rank = self._floor + self._cost(node.depth) if self._cost else self._clock
+            if not node.pins:
+                self.cached += 1
                 self._offer(node)
 
     def _offer(self, node: Node) -> None:

@@ -47,6 +47,19 @@ def test_the_chain_before_the_lent_blocks_is_pinned_as_well() -> None:
     assert not leases.release(1, SECRET)
 
 
+def test_lending_does_not_keep_a_block_for_longer() -> None:
+    """Whoever has copied it uses the copy."""
+    cache = cache_of(total=7)
+    fill(cache, ROOT, [99, 99])
+    leases = Leases(cache)
+    opened(leases, CHAIN[:3])
+    assert leases.release(1, SECRET)
+    cache.allocate(6)
+    assert cache.get(CHAIN[0]) is None
+    assert cache.get(chain(ROOT, packed([99, 99]), 2)[0]), "used since"
+    cache.check_integrity()
+
+
 def test_the_longest_readable_run_is_lent() -> None:
     leases = Leases(cache_of())
     assert len(opened(leases, [*CHAIN, b"x" * 16]).lent) == 6

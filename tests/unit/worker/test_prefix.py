@@ -39,7 +39,7 @@ def match(cache: PrefixCache, root: bytes, tokens: list[int]) -> list[int]:
 
 
 class PrefixMachine(RuleBasedStateMachine):
-    """Users hold chains; the reference keeps every readable chain with the time of its last release."""
+    """Users hold chains; the reference keeps every readable chain with the time of its last use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PrefixMachine(RuleBasedStateMachine):
             )
             assert parent is not None
             assert parent.block == block
-            self.readable[key] = block
+            self.readable[key], self.released[key] = block, 0
 
     def allocate(self, count: int) -> list[int] | None:
         pool = self.cache.pool
@@ -105,16 +105,14 @@ class PrefixMachine(RuleBasedStateMachine):
         assert self.cache.evictions - before == len(victims)
         return blocks
 
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), used=st.booleans())
+    def leave(self, data: st.DataObject, used: bool) -> None:
         if self.users:
             root, tokens, blocks = self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))
-            self.cache.release(blocks)
-            self.clock += 1
-            for i in range(1, len(tokens) // SIZE + 1):
-                key = (root, tokens[: i * SIZE])
-                if key not in self.pinned():
-                    self.released[key] = self.clock
+            self.cache.release(blocks, used)
+            self.clock += used
+            for i in range(1, len(tokens) // SIZE + 1) if used else ():
+                self.released[root, tokens[: i * SIZE]] = self.clock
 
     @rule()
     def publish(self) -> None:
@@ -185,10 +183,10 @@ def test_eviction_takes_children_first_and_the_longest_unused() -> None:
 def test_eviction_list_stays_small() -> None:
     cache = PrefixCache(BlockPool(4), SIZE)
     fill(cache, ROOTS[0], [1, 2, 3, 4])
-    for _ in range(1000):
+    for i in range(1000):
         blocks = match(cache, ROOTS[0], [1, 2, 3, 4])
         cache.pin(blocks)
-        cache.release(blocks)
+        cache.release(blocks, used=i < 500)
     assert len(cache._leaves) <= 2 * 4 + 1
     cache.check_integrity()
 

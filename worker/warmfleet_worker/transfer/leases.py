@@ -162,7 +162,7 @@ class Leases:
             for block in blocks:
                 if not pins[block]:
                     del pins[block]
-            self.caches[tier].release(blocks)
+            self.caches[tier].release(blocks, used=False)
 
     def _check_room(self, pinned: dict[Tier, list[int]]) -> None:
         """What is lent already is pinned only once. Raises Refused."""
