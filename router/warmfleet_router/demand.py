@@ -7,23 +7,17 @@ counts against their price, so that a short burst of siblings makes none. What s
 it goes where there is room, and in a young fleet it would hide what is hot.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from math import exp
-from typing import NamedTuple
 
 MEMORY_S = 10.0
 DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
 MAX_PREFIXES = 4096  # the longest unused go first
 
 
-class _Work(NamedTuple):
-    """Seconds, fading by 1/e every MEMORY_S."""
-
-    seconds: float
-    at: float
-
-    def then(self, now: float) -> float:
-        return self.seconds * exp(-max(now - self.at, 0.0) / MEMORY_S)
+_Work = tuple[float, float]  # seconds, fading by 1/e every MEMORY_S, and when they were so many
+_NONE: _Work = (0.0, 0.0)
 
 
 class Demand:
@@ -31,7 +25,7 @@ class Demand:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._all = _Work(0.0, 0.0)
+        self._all = _NONE
         self._prefixes: dict[int, _Work] = {}  # by key of their last block
 
     def __len__(self) -> int:
@@ -39,14 +33,14 @@ class Demand:
 
     def placed(self, keys: Sequence[int], shared: int, work_s: float, now: float) -> None:
         """A request whose first ``shared`` tokens some worker holds; ``work_s`` is left to do there."""
-        marked = list(marks(self._block_size, keys, shared))
+        marked, prefixes = marks(self._block_size, keys, shared), self._prefixes
         if marked:
-            self._all = _Work(self._all.then(now) + work_s, now)
+            self._all = _then(self._all, now) + work_s, now
         for key in marked:
-            before = self._prefixes.pop(key, None)
-            self._prefixes[key] = _Work((before.then(now) if before else 0.0) + work_s, now)
-        while len(self._prefixes) > MAX_PREFIXES:
-            del self._prefixes[next(iter(self._prefixes))]
+            seconds, at = prefixes.pop(key, _NONE)
+            prefixes[key] = seconds * exp(-max(now - at, 0.0) / MEMORY_S) + work_s, now
+        while len(prefixes) > MAX_PREFIXES:
+            del prefixes[next(iter(prefixes))]
 
     def outgrown(
         self,
@@ -61,22 +55,31 @@ class Demand:
         """How much of what a copy takes the deepest marked prefix within ``shared`` tokens has asked of each
         of its ``holders``, 0 to 1, with ``own_s`` of the request at hand; 0 while it asks no more of them
         than all marked ones ask of each of the ``workers``."""
-        key = next(marks(self._block_size, keys, shared), None)
-        work = self._prefixes.get(key) if key is not None else None
+        within = depths(self._block_size, shared)
+        work = self._prefixes.get(keys[within[-1] // self._block_size - 1]) if within else None
         if work is None:
             return 0.0
-        each = (work.then(now) + own_s) / max(holders, 1)
-        if each <= (self._all.then(now) + own_s) / workers:
+        each = (_then(work, now) + own_s) / max(holders, 1)
+        if each <= (_then(self._all, now) + own_s) / workers:
             return 0.0
         return 1.0 if each >= copy_s else each / copy_s
 
     def depth(self, shared: int) -> int:
         """The deepest mark within ``shared`` tokens; who holds that much holds the prefix."""
-        return next((d for d in reversed(DEPTHS) if self._block_size <= d <= shared), shared)
+        within = depths(self._block_size, shared)
+        return within[-1] if within else shared
 
 
-def marks(block_size: int, keys: Sequence[int], shared: int) -> Iterator[int]:
+def depths(block_size: int, shared: int) -> Sequence[int]:
+    """The marked ones within ``shared`` tokens."""
+    return DEPTHS[bisect_left(DEPTHS, block_size) : bisect_right(DEPTHS, shared)]
+
+
+def marks(block_size: int, keys: Sequence[int], shared: int) -> list[int]:
     """Keys of the blocks at the marked depths within ``shared`` tokens, the deepest first."""
-    for depth in reversed(DEPTHS):
-        if block_size <= depth <= shared:
-            yield keys[depth // block_size - 1]
+    return [keys[depth // block_size - 1] for depth in depths(block_size, shared)[::-1]]
+
+
+def _then(work: _Work, now: float) -> float:
+    seconds, at = work
+    return seconds * exp(-max(now - at, 0.0) / MEMORY_S)

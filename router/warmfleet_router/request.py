@@ -18,6 +18,7 @@ from warmfleet_router.hasher import Hasher
 
 MAX_PROMPT_TOKENS = PROMPT_BYTES // TOKEN_BYTES
 MAX_EXCLUDED = 1024  # tried already, or outside of a gateway's subset
+NOBODY: Final[frozenset[str]] = frozenset()
 _FORGETFUL: Final = Hasher(memo_bytes=0)
 
 
@@ -58,24 +59,21 @@ def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
     if max(map(len, names)) > MAX_ID_CHARS:
         for field, name in zip(("request_id", "gateway_id", "tenant", "model"), names, strict=True):
             _check_most(f"{field} characters", field, len(name), MAX_ID_CHARS)
-    salt, choices, exclude = request.salt, request.choices, frozenset(request.exclude)
+    salt, choices, exclude = request.salt, request.choices, request.exclude
     _check_most("salt bytes", "salt", len(salt), MAX_SALT_BYTES)
     _check_most("choices", "choices", choices, MAX_CHOICES)
-    if exclude:
-        _check_most("excluded workers", "exclude", len(request.exclude), MAX_EXCLUDED)
-    token_ids, keys, prompt_tokens = _prompt(request)
-    return Request(
+    _check_most("excluded workers", "exclude", len(exclude), MAX_EXCLUDED)
+    fields = (
         *names,
         salt,
-        token_ids,
-        keys,
-        prompt_tokens,
+        *_prompt(request),
         request.max_tokens,
         choices or 1,
-        exclude,
+        frozenset(exclude) if exclude else NOBODY,
         request.bypass_cache,
         hasher,
     )
+    return tuple.__new__(Request, fields)  # what Request() itself calls, from Python
 
 
 def _prompt(request: pb.RouteRequest) -> tuple[bytes, bytes, int]:

@@ -86,12 +86,12 @@ class Wanted:
 
     def asked(self, keys: Sequence[int], shared: int, salt: bytes, now: float) -> Prefix | None:
         """A prompt of which some worker holds ``shared`` tokens; None where that is too short to matter."""
-        depths = marks(self._block_size, keys, shared)
-        mark = next(depths, None)
-        if mark is None:
+        marked = marks(self._block_size, keys, shared)
+        if not marked:
             return None
+        mark, before = marked[0], marked[1] if len(marked) > 1 else None
         packed = memoryview(keys).tobytes()  # type: ignore[arg-type]
-        prefix = self._taken(mark, next(depths, None), packed)
+        prefix = self._taken(mark, before, packed)
         if prefix is None:
             prefix = Prefix(root_hash(self._fingerprint, self._block_size, salt=salt))
         prefix.asked(mark, packed, now)
