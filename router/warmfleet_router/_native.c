@@ -1,11 +1,21 @@
 // What Python sees of _presence.h. The owner's thread keeps the GIL throughout, and no Python code
 // runs while the structures are in use: arguments are turned into memory before, answers after.
+// And the inner loops of a placement, _offers.h, which are all about Python's objects.
 
 #define Py_LIMITED_API 0x030B0000
 #include "_lookup.h"
 
 #include <stddef.h>
 #include <structmember.h>
+
+static PyObject *attribute(const char *from, const char *name) {
+    PyObject *imported = PyImport_ImportModule(from);
+    PyObject *found = imported ? PyObject_GetAttrString(imported, name) : NULL;
+    Py_XDECREF(imported);
+    return found;
+}
+
+#include "_offers.h"
 
 typedef struct {
     PyObject_HEAD
@@ -101,13 +111,13 @@ static PyObject *listed(const Pick *picks, uint32_t found) {
     return list;
 }
 
-static PyObject *index_lookup(Object *self, PyObject *args) {
-    Pick picks[2 * MAX_TOP];
+// How many were found; NONE with an error set.
+static uint32_t looked(Object *self, PyObject *args, const char *format, Pick *picks) {
     PyObject *booked;
     Py_buffer keys, loads;
     int top = 16, leap = true;
     uint32_t found = NONE;
-    if (!PyArg_ParseTuple(args, "y*O|ip:lookup", &keys, &booked, &top, &leap)) return NULL;
+    if (!PyArg_ParseTuple(args, format, &keys, &booked, &top, &leap)) return NONE;
     if (top < 1 || top > MAX_TOP) PyErr_Format(PyExc_ValueError, "top must be from 1 to %d", MAX_TOP);
     else if (packed(&keys) && buffer_of(booked, &loads)) {
         found = look(&self->presence, keys.buf, (size_t)keys.len / 8, loads.buf,
@@ -115,7 +125,41 @@ static PyObject *index_lookup(Object *self, PyObject *args) {
         PyBuffer_Release(&loads);
     }
     PyBuffer_Release(&keys);
+    return found;
+}
+
+static PyObject *index_lookup(Object *self, PyObject *args) {
+    Pick picks[2 * MAX_TOP];
+    uint32_t found = looked(self, args, "y*O|ip:lookup", picks);
     return found == NONE ? NULL : listed(picks, found);
+}
+
+// By worker: its leading blocks, and of those the ones in lower tiers, where there are any.
+static PyObject *split(const Pick *picks, uint32_t found) {
+    PyObject *held = PyDict_New(), *lower = PyDict_New(), *both = NULL;
+    bool done = held && lower;
+    for (uint32_t i = 0; done && i < found; i++) {
+        const Pick *p = &picks[i];
+        PyObject *worker = PyLong_FromUnsignedLong(p->worker), *blocks = PyLong_FromUnsignedLong(p->blocks);
+        done = worker && blocks && !PyDict_SetItem(held, worker, blocks);
+        if (done && p->tier[0] < p->blocks) {
+            PyObject *below = PyLong_FromUnsignedLong(p->blocks - p->tier[0]);
+            done = below && !PyDict_SetItem(lower, worker, below);
+            Py_XDECREF(below);
+        }
+        Py_XDECREF(worker);
+        Py_XDECREF(blocks);
+    }
+    if (done) both = PyTuple_Pack(2, held, lower);
+    Py_XDECREF(held);
+    Py_XDECREF(lower);
+    return both;
+}
+
+static PyObject *index_leading(Object *self, PyObject *args) {
+    Pick picks[2 * MAX_TOP];
+    uint32_t found = looked(self, args, "y*O:leading", picks);
+    return found == NONE ? NULL : split(picks, found);
 }
 
 static PyObject *index_held(Object *self, PyObject *worker) {
@@ -222,6 +266,7 @@ static PyMethodDef methods[] = {
     {"store", (PyCFunction)index_store, METH_VARARGS, NULL},
     {"remove", (PyCFunction)index_remove, METH_VARARGS, NULL},
     {"lookup", (PyCFunction)index_lookup, METH_VARARGS, NULL},
+    {"leading", (PyCFunction)index_leading, METH_VARARGS, NULL},
     {"held", (PyCFunction)index_held, METH_O, NULL},
     {"memory", (PyCFunction)index_memory, METH_NOARGS, NULL},
     {"_seat", (PyCFunction)index_seat, METH_VARARGS, NULL},
@@ -250,20 +295,20 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1};
+static PyMethodDef functions[] = {
+    {"offers", native_offers, METH_VARARGS, NULL},
+    {"nearest", native_nearest, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
-static PyObject *attribute(const char *from, const char *name) {
-    PyObject *imported = PyImport_ImportModule(from);
-    PyObject *found = imported ? PyObject_GetAttrString(imported, name) : NULL;
-    Py_XDECREF(imported);
-    return found;
-}
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void) {
     overlap = (PyTypeObject *)attribute("warmfleet_router.index_python", "Overlap");
     doubles = attribute("array", "array");
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
-    bool done = overlap && doubles && made && type && !PyModule_AddObjectRef(made, "Presence", type);
+    bool done = overlap && doubles && offers_init() && made && type && !PyModule_AddObjectRef(made, "Presence", type);
     Py_XDECREF(type);
     if (!done) Py_CLEAR(made);
     return made;

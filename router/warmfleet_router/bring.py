@@ -3,7 +3,7 @@
 That runs while the request queues: only what it takes beyond the wait delays the first token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from warmfleet_router.fleet import Worker
@@ -35,6 +35,30 @@ def giver(group: Group, held: Mapping[int, int], now: float) -> Giver | None:
         if saved_s > most:
             best, most = Giver(worker, tokens, busy_s), saved_s
     return best
+
+
+def bringing(
+    group: Group, peer: Giver | None, lower: Mapping[int, int], prompt: int, now: float
+) -> Callable[[Worker, int, float], tuple[int, float, PullPlan | None]]:
+    """For ``offers``: what a worker would bring of a prompt. ``lower`` are blocks in lower tiers, by slot."""
+
+    def bring(worker: Worker, overlap: int, wait_s: float) -> tuple[int, float, PullPlan | None]:
+        ready_s, pull = 0.0, None
+        below = lower.get(worker.slot, 0) * group.block_size
+        if below:
+            loaded_s = load_s(group, worker, overlap, below, prompt, wait_s, now)
+            if loaded_s is None:
+                overlap -= below
+            else:
+                ready_s = loaded_s
+        if peer is not None and overlap < peer.tokens:
+            pull = plan(group, peer, worker, overlap, prompt, wait_s, now)
+            if pull is not None:
+                overlap += pull.tokens
+                ready_s = max(ready_s, pull.seconds)
+        return overlap, ready_s, pull
+
+    return bring
 
 
 def plan(

@@ -164,18 +164,21 @@ class RouterCore:
             if not self.roster.models:
                 raise Rejected("no worker has joined yet")
             raise BadRequest(f"model {wanted.model!r} is not served here", "model", 404)
+        context, pools = wanted.context, []
+        for group in groups:
+            pool = group.pool_for(context, wanted.exclude, wanted.model)
+            if pool.workers:
+                pools.append((group, pool))
+        if pools:
+            return pools
         longest = max(group.most_context for group in groups)
-        if wanted.context > longest:
+        if context > longest:
             raise BadRequest(
                 f"{wanted.prompt_tokens} prompt tokens and {max(wanted.max_tokens, 1)} to be generated are "
                 f"more than the context of {longest} tokens",
                 "prompt",
             )
-        pools = [(group, group.pool_for(wanted.context, wanted.exclude, wanted.model)) for group in groups]
-        pools = [(group, pool) for group, pool in pools if pool.workers]
-        if not pools:
-            raise Rejected(f"no worker for {wanted.model!r} can take the request now")
-        return pools
+        raise Rejected(f"no worker for {wanted.model!r} can take the request now")
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
         worker, chosen = decision.worker, decision.choice.candidate
@@ -312,18 +315,20 @@ class RouterCore:
 def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:
     """The demand for what the request shares with others, and what it loses for want of copies."""
     group, ask, chosen = decision.group, decision.ask, decision.choice.candidate
-    least = min([candidate.prefill_s for candidate in decision.candidates])
+    least = decision.least_s
     group.demand.placed(ask.keys, ask.shared, least, now)
     if wanted.bypass_cache or not group.copies_ahead:
         return None
     prefix = group.wanted.asked(ask.keys, ask.shared, wanted.salt, now)
     if prefix is not None:
-        shortest = min([candidate.wait_s for candidate in decision.candidates])
         enough = (1.0 - NEAR_SHARE) * ask.shared
         holders = sum([candidate.held >= enough for candidate in decision.candidates])
         whole_s = chosen.worker.rates.prefill_s(ask.prompt_tokens, 0)
         group.wanted.lost(
-            max(holders, 1), max(decision.ttft_s - shortest - least, 0.0), max(whole_s - least, 0.0), now
+            max(holders, 1),
+            max(decision.ttft_s - decision.shortest_s - least, 0.0),
+            max(whole_s - least, 0.0),
+            now,
         )
     return prefix
 

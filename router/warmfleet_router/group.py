@@ -41,6 +41,7 @@ class Group:
         self.demand = Demand(block_size)
         self.wanted = Wanted(fingerprint, block_size)
         self.panic = False
+        self.gives_blocks = False  # somebody does
         self.copies_ahead = False  # hot prefixes are copied off the path of requests
         self._faded_at = 0.0
         self._measurements = 0
@@ -83,6 +84,7 @@ class Group:
         self._further = frozenset().union(*(w.models for w in self.workers.values()))
         self.least_context = min((_context(w) for w in workers), default=0)
         self.most_context = max((_context(w) for w in self.workers.values()), default=0)
+        self.gives_blocks = any(w.identity and w.identity.gives_blocks for w in self.workers.values())
         self.total_blocks = sum(w.identity.total_blocks for w in workers if w.identity)
 
     def _fade(self, now: float) -> None:

@@ -9,7 +9,7 @@ from warmfleet_router.index_python import Overlap
 from warmfleet_router.seats import Seats
 
 try:
-    from warmfleet_router._native import Presence
+    from warmfleet_router._native import Presence, offers  # noqa: F401 - all of it: an older build is none
 except ImportError:  # installed without a compiler
     from warmfleet_router.index_python import Presence
 

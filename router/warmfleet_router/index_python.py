@@ -192,6 +192,12 @@ class Presence:
             for column in self._choose(blocks, booked, top)
         ]
 
+    def leading(self, keys: bytes, booked: Sequence[float], /) -> tuple[dict[int, int], dict[int, int]]:
+        """The blocks of the same workers, in that order; and those of them in lower tiers, where any are."""
+        found = self.lookup(keys, booked)
+        below = {o.worker: o.blocks - o.device for o in found}
+        return {o.worker: o.blocks for o in found}, {worker: n for worker, n in below.items() if n}
+
     def _match(self, chain: Sequence[int]) -> tuple[dict[int, int], _Runs]:
         """Leading blocks by column, where there are any, and what is held of each."""
         blocks: dict[int, int] = {}

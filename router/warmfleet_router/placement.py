@@ -6,12 +6,12 @@ The same code serves live requests, dry runs and trace replay.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from warmfleet_router.bring import Giver, giver, load_s, plan
+from warmfleet_router.bring import bringing, giver
 from warmfleet_router.fleet import Worker
 from warmfleet_router.group import Group
+from warmfleet_router.offers import Offers, offers
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
 from warmfleet_router.request import Request
-from warmfleet_router.traffic import usual_wait_s
 
 
 class Decision(NamedTuple):
@@ -21,20 +21,19 @@ class Decision(NamedTuple):
     terms: Terms
     candidates: Sequence[Candidate]
     available: int  # tokens: the largest overlap at any worker
+    shortest_s: float  # wait of any candidate
+    least_s: float  # prefill of any candidate
+    worker: Worker  # chosen
+    price_s: float
+    ttft_s: float  # predicted
 
-    @property
-    def worker(self) -> Worker:
-        return self.choice.candidate.worker
 
-    @property
-    def price_s(self) -> float:
-        return sum([seconds for _, seconds in self.terms])
+class _Survey(NamedTuple):
+    """Of one group."""
 
-    @property
-    def ttft_s(self) -> float:
-        """Predicted."""
-        chosen = self.choice.candidate
-        return chosen.wait_s + chosen.bring_s + chosen.prefill_s
+    group: Group
+    ask: Ask
+    offers: Offers
 
 
 def decide(
@@ -43,137 +42,92 @@ def decide(
     """Among all ``pools``, none of which is empty. Changes nothing."""
     surveys = [_survey(policy, request, group, pool, ticket, now) for group, pool in pools]
     if len(surveys) > 1:
-        soonest_s = min(survey.ask.soonest_s for survey in surveys)
-        surveys = [s._replace(ask=s.ask._replace(soonest_s=soonest_s)) for s in surveys]
-    candidates = surveys[0].candidates if len(surveys) == 1 else [c for s in surveys for c in s.candidates]
-    choice = policy.choose(surveys[0].ask, candidates)
+        return _among(policy, surveys)
+    group, ask, found = surveys[0]
+    choice = policy.choose(ask, found.candidates)
+    return _decision(policy, group, ask, choice, found)
+
+
+def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
+    soonest_s = min(survey.ask.soonest_s for survey in surveys)
+    asks = [survey.ask._replace(soonest_s=soonest_s) for survey in surveys]
+    candidates = [candidate for survey in surveys for candidate in survey.offers.candidates]
+    choice = policy.choose(asks[0], candidates)
     worker = choice.candidate.worker
-    chosen = next(s for s in surveys if s.group.workers.get(worker.slot) is worker)
-    available = max(s.available for s in surveys)
-    terms = policy.terms(chosen.ask, choice.candidate)
-    return Decision(chosen.group, chosen.ask, choice, terms, candidates, available)
+    chosen = next(i for i, s in enumerate(surveys) if s.group.workers.get(worker.slot) is worker)
+    found = surveys[chosen].offers._replace(
+        candidates=candidates,
+        shortest_s=min(survey.offers.shortest_s for survey in surveys),
+        least_s=min(survey.offers.least_s for survey in surveys),
+    )
+    made = _decision(policy, surveys[chosen].group, asks[chosen], choice, found)
+    return made._replace(available=max(ask.shared for ask in asks))
 
 
-class _Survey(NamedTuple):
-    group: Group
-    ask: Ask
-    candidates: list[Candidate]
-    available: int
+def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Offers) -> Decision:
+    terms = policy.terms(ask, choice.candidate)
+    worker, _, wait, bring, prefill, *_ = choice.candidate
+    return Decision(
+        group,
+        ask,
+        choice,
+        terms,
+        found.candidates,
+        ask.shared,
+        found.shortest_s,
+        found.least_s,
+        worker,
+        sum([seconds for _, seconds in terms]),
+        wait + bring + prefill,
+    )
 
 
 def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: int, now: float) -> _Survey:
-    packed = request.keys_for(group.fingerprint, group.block_size)
+    size, prompt = group.block_size, request.prompt_tokens
+    packed = request.keys_for(group.fingerprint, size)
     keys = memoryview(packed).cast("Q")
-    ask = Ask(keys, group.block_size, request.prompt_tokens, request.max_tokens, request.slots, ticket)
-    held, lower = _held(group, b"" if request.bypass_cache else packed)
-    peer = giver(group, held, now) if policy.pulls else None
-    blocks = held if request.bypass_cache else _with_booked(group, held, keys)
-    available = max(blocks.values(), default=0) * group.block_size
+    ask = Ask(keys, size, prompt, request.max_tokens, request.slots, ticket)
+    held, lower = group.index.leading(b"" if request.bypass_cache else packed, group.loads)
+    peer = giver(group, held, now) if policy.pulls and group.gives_blocks else None
+    blocks, most = held, next(iter(held.values()), 0)  # the first has most
+    if not request.bypass_cache:  # with what bookings are about to make
+        for slot, booked in group.prefixes.overlaps(keys).items():
+            if booked > blocks.get(slot, 0):
+                blocks[slot] = booked
+                if booked > most:
+                    most = booked
+    available = min(most * size, prompt - 1)
     ranks: dict[int, int] = {}
     for worker, rank in policy.nominate(ask, pool):
-        ranks[worker.slot] = max(rank, ranks.get(worker.slot, 0))
-        blocks.setdefault(worker.slot, 0)
-    if not any(group.workers[slot] in pool.members for slot in blocks):
+        slot = worker.slot
+        if rank > ranks.get(slot, 0):
+            ranks[slot] = rank
+        if slot not in blocks:
+            blocks[slot] = 0
+    if pool.members.isdisjoint(map(group.workers.__getitem__, blocks)):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
-    candidates = _candidates(group, pool, ask, blocks, lower, ranks, peer, now)
-    available = min(available, request.prompt_tokens - 1)
-    pace = group.traffic.pace(len(pool.workers), now)
-    usual_s = usual_wait_s([candidate.wait_s for candidate in candidates])
-    soonest_s = min([wait + bring + prefill for _, _, wait, bring, prefill, *_ in candidates])
-    outgrown = 0.0
-    if not group.copies_ahead:
-        outgrown = _outgrown(group, ask, candidates, available, len(pool.workers), now)
-    ask = Ask(*ask[:6], pace, usual_s, soonest_s, available, outgrown)
-    return _Survey(group, ask, candidates, available)
+    found = offers(
+        group.workers,
+        pool.members,
+        blocks,
+        ranks,
+        bringing(group, peer, lower, prompt, now) if peer or lower else None,
+        prompt,
+        size,
+        request.max_tokens or prompt + group.most_context,
+        group.demand.depth(available),
+        group.pressure.reuse,
+        now,
+    )
+    workers = len(pool.workers)
+    outgrown = 0.0 if group.copies_ahead else _outgrown(group, keys, available, found, workers, now)
+    pace = group.traffic.pace(workers, now)
+    ask = Ask(*ask[:6], pace, found.usual_s, found.soonest_s, available, outgrown)
+    return _Survey(group, ask, found)
 
 
 def _outgrown(
-    group: Group, ask: Ask, candidates: Sequence[Candidate], shared: int, workers: int, now: float
+    group: Group, keys: Sequence[int], shared: int, found: Offers, workers: int, now: float
 ) -> float:
-    depth = group.demand.depth(shared)
-    holders = [candidate.prefill_s for candidate in candidates if candidate.overlap >= depth]
-    others = [candidate.prefill_s for candidate in candidates if candidate.overlap < depth]
-    own_s = min(holders, default=0.0)
-    copy_s = min(others, default=0.0) - own_s
-    return group.demand.outgrown(ask.keys, shared, len(holders), workers, copy_s, own_s, now)
-
-
-def _held(group: Group, packed: bytes) -> tuple[dict[int, int], dict[int, int]]:
-    """Leading blocks by slot, for the workers with most and for those least booked; and how many of them
-    are in lower tiers, where any are."""
-    held, lower = {}, {}
-    for worker, blocks, device, _, _ in group.index.lookup(packed, group.loads):
-        held[worker] = blocks
-        if device < blocks:
-            lower[worker] = blocks - device
-    return held, lower
-
-
-def _with_booked(group: Group, held: dict[int, int], keys: Sequence[int]) -> dict[int, int]:
-    """The same with what bookings are about to make."""
-    blocks = dict(held)
-    for slot, booked in group.prefixes.overlaps(keys).items():
-        if booked > blocks.get(slot, 0):
-            blocks[slot] = booked
-    return blocks
-
-
-def _candidates(
-    group: Group,
-    pool: Pool,
-    ask: Ask,
-    blocks: dict[int, int],
-    lower: dict[int, int],
-    ranks: dict[int, int],
-    peer: Giver | None,
-    now: float,
-) -> list[Candidate]:
-    """The inner loop of a placement: a microsecond a worker, so it calls nothing that it can do itself."""
-    candidates, new = [], tuple.__new__  # what Candidate() itself calls, from Python
-    workers, members, prompt, size = group.workers, pool.members, ask.prompt_tokens, ask.block_size
-    longest = ask.max_tokens or prompt + group.most_context
-    reach = peer.tokens if peer else 0
-    reuse = group.pressure.reuse
-    for slot, held in blocks.items():
-        worker = workers[slot]
-        if worker not in members:
-            continue
-        overlap = held * size
-        if worker.guess is not None:
-            overlap = int(overlap * worker.guess.confidence)
-        if overlap >= prompt:
-            overlap = prompt - 1  # the last token is always computed
-        queue = worker.queue_until - now
-        wait = worker.rest_s + queue if queue > 0 else worker.rest_s
-        rates, eviction = worker.rates, 0.0
-        completion = rates.completion
-        if reuse:
-            displaced = prompt - overlap - worker.report.free_blocks * size
-            if displaced > 0:
-                eviction = reuse * rates.queue_s(displaced)
-        ready, pull = 0.0, None  # when what is brought is there
-        if slot in lower:
-            loaded = load_s(group, worker, overlap, lower[slot] * size, prompt, wait, now)
-            if loaded is None:
-                overlap -= lower[slot] * size
-            else:
-                ready = loaded
-        if peer is not None and overlap < reach:
-            pull = plan(group, peer, worker, overlap, prompt, wait, now)
-            if pull is not None:
-                overlap += pull.tokens
-                ready = max(ready, pull.seconds)
-        fields = (
-            worker,
-            overlap,
-            wait,
-            ready - wait if ready > wait else 0.0,
-            rates.prefill_s(prompt - overlap, overlap),
-            worker.crowd_s * (completion if completion < longest else longest),
-            1.0 if now >= worker.full_at else worker.weight(now),
-            ranks.get(slot, 0),
-            eviction,
-            pull,
-        )
-        candidates.append(new(Candidate, fields))
-    return candidates
+    own_s, holders = found.holder_s, found.holders
+    return group.demand.outgrown(keys, shared, holders, workers, found.other_s - own_s, own_s, now)

@@ -53,9 +53,9 @@ class Rates:
         "_own_error",
         "_shared",
         "_shared_error",
-        "_span",
         "completion",
         "prefill",
+        "span",
         "step",
         "ttft_error",
     )
@@ -68,7 +68,7 @@ class Rates:
         self._shared = shared
         self._own_error = self._shared_error = DOUBT
         self._completions = 0
-        self._span = 0.0  # mean tokens that an uncached token attends to
+        self.span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
 
     def lent(self) -> "Rates":
@@ -96,7 +96,7 @@ class Rates:
         if not tokens:
             return 0.0
         base, token, pair = self.prefill.coefficients
-        return base + tokens * (token + pair * self._span)
+        return base + tokens * (token + pair * self.span)
 
     def step_s(self, batch: float, context: float) -> float:
         """Seconds of one decode step over ``batch`` sequences that attend to ``context`` tokens in all."""
@@ -106,7 +106,7 @@ class Rates:
     def observe_prefill(self, uncached: int, context: int, seconds: float, alone: bool) -> None:
         span = context + 0.5 * uncached
         features = (1.0, float(uncached), uncached * span)
-        self._span += FORGET * (span - self._span)
+        self.span += FORGET * (span - self.span)
         weight = 1.0 if alone else BESIDE_OTHERS
         self._compare(features, seconds, weight)
         self._shared.observe(features, seconds, weight)

@@ -186,7 +186,7 @@ class Replication:
         """Nobody where it rests or is on its way."""
         if prefix.mark in self._resting or prefix in self._coming:
             return _Seen(0, {}, [], [], None)
-        held = {slot: blocks for slot, blocks, *_ in group.index.lookup(prefix.keys, group.loads)}
+        held, _ = group.index.leading(prefix.keys, group.loads)
         home = group.pool.ring.home(prefix.mark, group.pool.members, inf)
         if home is not None:
             held.setdefault(home.slot, 0)

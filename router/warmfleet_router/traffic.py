@@ -46,5 +46,8 @@ class Traffic:
 def usual_wait_s(waits_s: Iterable[float]) -> float:
     """Of those who come next: the harmonic mean, since they go where the queue is short, so that one idle
     worker relieves them all."""
-    waits = [1.0 / (wait + SHORTEST_S) for wait in waits_s]
-    return len(waits) / sum(waits) - SHORTEST_S if waits else 0.0
+    count, visits = 0, 0.0
+    for wait in waits_s:  # not by sum(), which rounds differently from release to release
+        count += 1
+        visits += 1.0 / (wait + SHORTEST_S)
+    return count / visits - SHORTEST_S if count else 0.0

@@ -8,14 +8,14 @@ is served soonest: one that waits ten seconds is worse off than ten that wait on
 home, so that routers agree without talking: near is a share of the request's own time to first token.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from math import inf
 
+from warmfleet_router.demand import depths
 from warmfleet_router.fleet import Worker
+from warmfleet_router.offers import nearest
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
 
-HOME_DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
 LEAST_FOLLOWING = 1.0  # somebody always comes: an idle worker is not for nothing
@@ -42,31 +42,26 @@ class Cheapest:
         """The ring homes at token depths 1k, 2k, 4k, ...; of a shorter prompt the home of all its blocks."""
         if not ask.keys:
             return []
-        length = len(ask.keys) * ask.block_size
-        depths = HOME_DEPTHS[: bisect_right(HOME_DEPTHS, length)] or [length]
-        most = pool.bound(self._bound)
-        homes = [
-            (pool.ring.home(ask.keys[depth // ask.block_size - 1], pool.members, most), rank)
-            for rank, depth in enumerate(depths, 1)
-            if depth >= ask.block_size
-        ]
-        return [(home, rank) for home, rank in homes if home]
+        keys, size = ask.keys, ask.block_size
+        length, most, homes = len(keys) * size, pool.bound(self._bound), []
+        for rank, depth in enumerate(depths(size, length) or [length], 1):
+            home = pool.ring.home(keys[depth // size - 1], pool.members, most)
+            if home is not None:
+                homes.append((home, rank))
+        return homes
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
-        following, soonest = self._following(ask), ask.soonest_s
-        outgrown, pace, late_s = self._outgrown(ask), ask.pace, self.late_s
-        prices = []
-        for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates:
-            own = wait + bring + prefill
-            factor = following
-            if outgrown:
-                factor += outgrown * (min(pace * wait, MOST_FOLLOWING) - following)
-            late = own - soonest
-            prices.append((own + factor * prefill + eviction + decode + late * late / late_s) / weight)
-        least = min(prices)
-        _, _, wait, bring, prefill, *_ = candidates[prices.index(least)]
-        limit = least + max(NEAR_SHARE * (wait + bring + prefill), NEAR_S)
-        near = [c for c, price in zip(candidates, prices, strict=True) if price <= limit]
+        near = nearest(
+            candidates,
+            ask.soonest_s,
+            self.late_s,
+            self._following(ask),
+            self._outgrown(ask),
+            ask.pace,
+            MOST_FOLLOWING,
+            NEAR_SHARE,
+            NEAR_S,
+        )
         if len(near) == 1:
             return Choice(near[0], f"cheapest of {len(candidates)}")
         best = max(near, key=lambda c: c.nominated)

@@ -120,6 +120,18 @@ class IndexMachine(RuleBasedStateMachine):
             assert claim.device + claim.host + claim.disk == claim.blocks
             assert claim.blocks <= self.model.overlap(claim.worker, packed).blocks
 
+    @rule(chain=st.integers(0, 3), count=st.sampled_from([0, 9, 65, 250]), seed=st.integers(0, 9))
+    def leading(self, chain: int, count: int, seed: int) -> None:
+        loads = random.Random(seed)
+        booked = array("d", [float(loads.randrange(4)) for _ in range(MAX_WORKERS)])
+        packed = keys(chain, 0, count)
+        answer = self.each("lookup", packed, booked)
+        lower = {c.worker: c.blocks - c.device for c in answer if c.device < c.blocks}
+        for index in self.indexes:
+            held, below = index.leading(packed, booked)
+            assert list(held.items()) == [(c.worker, c.blocks) for c in answer]
+            assert below == lower
+
     @invariant()
     def agree(self) -> None:
         if not hasattr(self, "indexes"):

@@ -1,0 +1,305 @@
+// The inner loops of a placement: offers_python defines them. The same operations on doubles in the same
+// order, so the results are equal to the last bit. What is rare is asked of Python.
+
+enum { GUESS, CONFIDENCE, QUEUE_UNTIL, REST, CROWD, FULL_AT, WEIGHT, REPORT, FREE_BLOCKS, RATES, COMPLETION,
+       PREFILL, COEFFICIENTS, SPAN, NAMES };
+static const char *const spelled[NAMES] = {
+    "guess", "confidence", "queue_until", "rest_s", "crowd_s", "full_at", "weight", "report", "free_blocks",
+    "rates", "completion", "prefill", "coefficients", "span"};
+enum { WORKER, OVERLAP, WAIT, BRING, PREFILL_S, DECODE, SLOW, NOMINATED, EVICTION, PULL, FIELDS };
+
+static PyObject *names[NAMES];  // interned
+static PyTypeObject *candidate_type, *offers_type;  // policy.base.Candidate, offers_python.Offers
+static PyTypeObject *sequence_type;                 // Offers, below
+static double shortest_wait;  // traffic.SHORTEST_S
+
+// What all offers of a placement have in common.
+typedef struct {
+    PyObject *bring;  // None: nothing can be brought
+    long long prompt, block_size, longest, shared;
+    double reuse, now;
+} Wanted;
+
+// A Candidate's fields.
+typedef struct {
+    PyObject *worker, *pull;  // owned
+    long long overlap, rank;
+    double wait, bring, prefill, decode, weight, eviction;
+} Offer;
+
+typedef struct { double base, token, pair, span, completion; } Pace;
+
+static PyObject *new_of(PyTypeObject *type, Py_ssize_t size) {
+    return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, size);
+}
+
+// ---- reading ------------------------------------------------------------------------------------
+
+static inline double double_of(PyObject *number) {  // steals; -1 with an error set
+    double value = number ? PyFloat_AsDouble(number) : -1.0;
+    Py_XDECREF(number);
+    return value;
+}
+
+static inline double figure(PyObject *of, int name) { return double_of(PyObject_GetAttr(of, names[name])); }
+
+static inline double field(PyObject *tuple, Py_ssize_t i) { return PyFloat_AsDouble(PyTuple_GetItem(tuple, i)); }
+
+static bool pace_of(PyObject *worker, bool span, Pace *p) {
+    PyObject *rates = PyObject_GetAttr(worker, names[RATES]);
+    PyObject *line = rates ? PyObject_GetAttr(rates, names[PREFILL]) : NULL;
+    PyObject *list = line ? PyObject_GetAttr(line, names[COEFFICIENTS]) : NULL;
+    if (list && PyList_Size(list) == 3) {
+        p->base = PyFloat_AsDouble(PyList_GetItem(list, 0));
+        p->token = PyFloat_AsDouble(PyList_GetItem(list, 1));
+        p->pair = PyFloat_AsDouble(PyList_GetItem(list, 2));
+        p->completion = figure(rates, COMPLETION);
+        p->span = span ? figure(rates, SPAN) : 0.0;
+    } else if (list && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a line has three coefficients");
+    Py_XDECREF(list);
+    Py_XDECREF(line);
+    Py_XDECREF(rates);
+    return !PyErr_Occurred();
+}
+
+static double free_blocks(PyObject *worker) {
+    PyObject *report = PyObject_GetAttr(worker, names[REPORT]);
+    double blocks = report ? figure(report, FREE_BLOCKS) : -1.0;
+    Py_XDECREF(report);
+    return blocks;
+}
+
+// ---- one worker ---------------------------------------------------------------------------------
+
+static double weight_of(PyObject *worker, double now) {
+    if (now >= figure(worker, FULL_AT)) return 1.0;
+    if (PyErr_Occurred()) return -1.0;
+    PyObject *at = PyFloat_FromDouble(now);
+    PyObject *weight = at ? PyObject_CallMethodObjArgs(worker, names[WEIGHT], at, NULL) : NULL;
+    Py_XDECREF(at);
+    return double_of(weight);
+}
+
+// Of what a worker is taken to hold that announces nothing.
+static bool guessed(PyObject *worker, Offer *o) {
+    PyObject *guess = PyObject_GetAttr(worker, names[GUESS]);
+    if (guess && guess != Py_None) o->overlap = (long long)((double)o->overlap * figure(guess, CONFIDENCE));
+    Py_XDECREF(guess);
+    return !PyErr_Occurred();
+}
+
+static bool brought(PyObject *worker, const Wanted *w, Offer *o) {
+    if (w->bring == Py_None) return true;
+    double ready = 0.0;
+    PyObject *made = PyObject_CallFunction(w->bring, "OLd", worker, o->overlap, o->wait), *pull;
+    bool done = made && PyArg_ParseTuple(made, "LdO:bring", &o->overlap, &ready, &pull);
+    if (done) Py_DECREF(o->pull), o->pull = Py_NewRef(pull);
+    if (done && ready > o->wait) o->bring = ready - o->wait;
+    Py_XDECREF(made);
+    return done;
+}
+
+static double evicting(PyObject *worker, const Wanted *w, const Offer *o, const Pace *p) {
+    double displaced = (double)(w->prompt - o->overlap) - free_blocks(worker) * (double)w->block_size;
+    return displaced > 0.0 ? w->reuse * (p->base + displaced * (p->token + p->pair * p->span)) : 0.0;
+}
+
+// The overlap is the blocks that it holds, in tokens.
+static bool offer_of(PyObject *worker, const Wanted *w, Offer *o) {
+    Pace p = {0};
+    if (!guessed(worker, o) || !pace_of(worker, w->reuse != 0.0, &p)) return false;
+    if (o->overlap >= w->prompt) o->overlap = w->prompt - 1;
+    double queue = figure(worker, QUEUE_UNTIL) - w->now, rest = figure(worker, REST);
+    o->wait = queue > 0.0 ? rest + queue : rest;
+    o->eviction = w->reuse != 0.0 ? evicting(worker, w, o, &p) : 0.0;
+    if (PyErr_Occurred() || !brought(worker, w, o)) return false;
+    double uncached = (double)(w->prompt - o->overlap);
+    o->prefill = p.base + uncached * (p.token + p.pair * ((double)o->overlap + 0.5 * uncached));
+    double completion = p.completion < (double)w->longest ? p.completion : (double)w->longest;
+    o->decode = figure(worker, CROWD) * completion;
+    o->weight = weight_of(worker, w->now);
+    return !PyErr_Occurred();
+}
+
+// ---- all of them --------------------------------------------------------------------------------
+
+// A sequence of Candidates, each of which is made when somebody looks at it: most are only compared.
+typedef struct {
+    PyObject_VAR_HEAD
+    Offer offers[];
+} Offers;
+
+static void offers_dealloc(Offers *self) {
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (Py_ssize_t i = 0; i < Py_SIZE((PyObject *)self); i++) {
+        Py_XDECREF(self->offers[i].worker);
+        Py_XDECREF(self->offers[i].pull);
+    }
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t offers_len(PyObject *self) { return Py_SIZE(self); }
+
+// Puts a new object, or NULL, in its place.
+static inline bool set_item(PyObject *tuple, Py_ssize_t i, PyObject *made) {
+    return made && !PyTuple_SetItem(tuple, i, made);
+}
+
+static inline bool set_double(PyObject *tuple, Py_ssize_t i, double value) {
+    return set_item(tuple, i, PyFloat_FromDouble(value));
+}
+
+static PyObject *offers_item(Offers *self, Py_ssize_t i) {
+    if (i < 0 || i >= Py_SIZE((PyObject *)self)) return PyErr_Format(PyExc_IndexError, "no candidate %zd", i);
+    const Offer *o = &self->offers[i];
+    PyObject *t = new_of(candidate_type, FIELDS);
+    bool done = t && set_item(t, WORKER, Py_NewRef(o->worker)) &&
+                set_item(t, OVERLAP, PyLong_FromLongLong(o->overlap)) && set_double(t, WAIT, o->wait) &&
+                set_double(t, BRING, o->bring) && set_double(t, PREFILL_S, o->prefill) &&
+                set_double(t, DECODE, o->decode) && set_double(t, SLOW, o->weight) &&
+                set_item(t, NOMINATED, PyLong_FromLongLong(o->rank)) && set_double(t, EVICTION, o->eviction) &&
+                set_item(t, PULL, Py_NewRef(o->pull));
+    if (!done) Py_CLEAR(t);
+    return t;
+}
+
+static PyObject *summed(const Offers *made, const Wanted *w) {
+    double shortest = INFINITY, soonest = INFINITY, least = INFINITY, holder = INFINITY, other = INFINITY;
+    double visits = 0.0;
+    Py_ssize_t count = Py_SIZE((PyObject *)made), holders = 0;
+    for (const Offer *o = made->offers; o < made->offers + count; o++) {
+        double own = o->wait + o->bring + o->prefill;
+        visits += 1.0 / (o->wait + shortest_wait);
+        if (o->wait < shortest) shortest = o->wait;
+        if (own < soonest) soonest = own;
+        if (o->prefill < least) least = o->prefill;
+        double *best = o->overlap >= w->shared ? &holder : &other;
+        if (o->prefill < *best) *best = o->prefill;
+        holders += o->overlap >= w->shared;
+    }
+    PyObject *t = new_of(offers_type, 8);
+    bool done = t && set_item(t, 0, Py_NewRef((PyObject *)made)) && set_double(t, 1, shortest) &&
+                set_double(t, 2, (double)count / visits - shortest_wait) && set_double(t, 3, soonest) &&
+                set_double(t, 4, least) && set_item(t, 5, PyLong_FromSsize_t(holders)) &&
+                set_double(t, 6, holders ? holder : 0.0) && set_double(t, 7, holders < count ? other : 0.0);
+    if (!done) Py_CLEAR(t);
+    return t;
+}
+
+// Adds the offer of the worker in a slot, if it is a member.
+static bool offered(Offers *made, PyObject *slot, PyObject *held, PyObject *workers, PyObject *members,
+                    PyObject *ranks, const Wanted *w) {
+    Offer o = {.overlap = PyLong_AsLongLong(held) * w->block_size};
+    PyObject *rank = PyDict_GetItemWithError(ranks, slot);
+    if (rank) o.rank = PyLong_AsLongLong(rank);
+    PyObject *worker = PyErr_Occurred() ? NULL : PyObject_GetItem(workers, slot);
+    int member = worker ? PySequence_Contains(members, worker) : -1;
+    if (member == 1) {
+        o.worker = worker, o.pull = Py_NewRef(Py_None);
+        bool done = offer_of(worker, w, &o);
+        made->offers[Py_SIZE((PyObject *)made)] = o;
+        Py_SET_SIZE((PyVarObject *)made, Py_SIZE((PyObject *)made) + 1);
+        return done;
+    }
+    Py_XDECREF(worker);
+    return !member;
+}
+
+static PyObject *native_offers(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *workers, *members, *blocks, *ranks, *slot, *held;
+    Wanted w;
+    if (!PyArg_ParseTuple(args, "O!OO!O!OLLLLdd:offers", &PyDict_Type, &workers, &members, &PyDict_Type, &blocks,
+                          &PyDict_Type, &ranks, &w.bring, &w.prompt, &w.block_size, &w.longest, &w.shared,
+                          &w.reuse, &w.now))
+        return NULL;
+    Py_ssize_t most = PyDict_Size(blocks), at = 0;
+    PyObject *made = new_of(sequence_type, most);
+    if (made) Py_SET_SIZE((PyVarObject *)made, 0);
+    bool done = made;
+    while (done && Py_SIZE(made) < most && PyDict_Next(blocks, &at, &slot, &held))
+        done = offered((Offers *)made, slot, held, workers, members, ranks, &w);
+    if (done && !Py_SIZE(made)) PyErr_SetString(PyExc_ValueError, "nobody offers anything");
+    PyObject *result = PyErr_Occurred() ? NULL : summed((Offers *)made, &w);
+    Py_XDECREF(made);
+    return result;
+}
+
+// ---- the cheapest -------------------------------------------------------------------------------
+
+typedef struct { double soonest, late, following, outgrown, pace, most, share, least; } Market;
+
+// What a candidate says, however it is held.
+static Offer offer_at(PyObject *candidates, Py_ssize_t i) {
+    if (Py_TYPE(candidates) == sequence_type) return ((Offers *)candidates)->offers[i];
+    PyObject *t = PySequence_GetItem(candidates, i);
+    Offer o = {0};
+    if (t) {
+        o.wait = field(t, WAIT), o.bring = field(t, BRING), o.prefill = field(t, PREFILL_S);
+        o.decode = field(t, DECODE), o.weight = field(t, SLOW), o.eviction = field(t, EVICTION);
+    }
+    Py_XDECREF(t);
+    return o;
+}
+
+static double price_of(const Offer *o, const Market *m) {
+    double own = o->wait + o->bring + o->prefill, factor = m->following, here = m->pace * o->wait;
+    if (m->outgrown != 0.0) factor += m->outgrown * ((m->most < here ? m->most : here) - m->following);
+    double late = own - m->soonest;
+    return (own + factor * o->prefill + o->eviction + o->decode + late * late / m->late) / o->weight;
+}
+
+static bool near_of(PyObject *candidates, Py_ssize_t count, const Market *m, double *prices, PyObject *near) {
+    double limit = -INFINITY, least = INFINITY;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Offer o = offer_at(candidates, i);
+        prices[i] = price_of(&o, m);
+        if (i && prices[i] >= least) continue;
+        double close = m->share * (o.wait + o.bring + o.prefill);
+        least = prices[i], limit = least + (m->least > close ? m->least : close);
+    }
+    bool done = !PyErr_Occurred();
+    for (Py_ssize_t i = 0; done && i < count; i++) {
+        PyObject *t = prices[i] <= limit ? PySequence_GetItem(candidates, i) : NULL;
+        done = t ? !PyList_Append(near, t) : !PyErr_Occurred();
+        Py_XDECREF(t);
+    }
+    return done;
+}
+
+static PyObject *native_nearest(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *candidates;
+    Market m;
+    if (!PyArg_ParseTuple(args, "Odddddddd:nearest", &candidates, &m.soonest, &m.late, &m.following, &m.outgrown,
+                          &m.pace, &m.most, &m.share, &m.least))
+        return NULL;
+    Py_ssize_t count = PySequence_Size(candidates);
+    if (count < 0) return NULL;
+    double *prices = PyMem_Malloc((size_t)count * sizeof *prices);
+    PyObject *near = prices ? PyList_New(0) : PyErr_NoMemory();
+    if (near && !near_of(candidates, count, &m, prices, near)) Py_CLEAR(near);
+    PyMem_Free(prices);
+    return near;
+}
+
+static PyType_Slot sequence_slots[] = {
+    {Py_tp_dealloc, offers_dealloc}, {Py_sq_length, offers_len}, {Py_sq_item, offers_item}, {0, NULL},
+};
+
+static PyType_Spec sequence_spec = {
+    .name = "warmfleet_router._native.Candidates",
+    .basicsize = sizeof(Offers),
+    .itemsize = sizeof(Offer),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = sequence_slots,
+};
+
+static bool offers_init(void) {
+    for (int i = 0; i < NAMES; i++)
+        if (!(names[i] = PyUnicode_InternFromString(spelled[i]))) return false;
+    candidate_type = (PyTypeObject *)attribute("warmfleet_router.policy.base", "Candidate");
+    offers_type = (PyTypeObject *)attribute("warmfleet_router.offers_python", "Offers");
+    sequence_type = (PyTypeObject *)PyType_FromSpec(&sequence_spec);
+    shortest_wait = double_of(attribute("warmfleet_router.traffic", "SHORTEST_S"));
+    return candidate_type && offers_type && sequence_type && !PyErr_Occurred();
+}
