@@ -24,6 +24,7 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.S)
 _FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.S)
 _ESCAPED = re.compile(rb"[\\\x00\x01]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_PLAIN = frozenset((b":", b": ", b",", b", "))  # between two strings, mostly
 _SHOWN = 200  # characters of a message that may quote the body
 
 
@@ -44,6 +45,8 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 def _check_counts(body: bytes) -> None:
     # A decoder makes an object of each value, and holds the GIL until it has made the last.
+    if len(body) <= MAX_STRINGS:
+        return  # of neither there can be too many
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         raise BadRequest(f"body: more than {MAX_BRACKETS} opening brackets", "body")
     if body.count(b",") > MAX_COMMAS:
@@ -57,7 +60,9 @@ def check_structure(body: bytes) -> None:
     """Refuses a key given twice in one object, and nesting deeper than MAX_DEPTH; ``body`` is valid JSON."""
     # Escaped backslashes and quotes become control characters, which JSON strings cannot hold:
     # what is left of the quotes delimits strings.
-    parts = body.replace(rb"\\", b"\x00").replace(rb"\"", b"\x01").split(b'"')
+    if b"\\" in body:
+        body = body.replace(rb"\\", b"\x00").replace(rb"\"", b"\x01")
+    parts = body.split(b'"')
     if len(parts) // 2 > MAX_STRINGS:
         raise _too_many_strings()
     stack: list[set[bytes]] = []
@@ -69,6 +74,8 @@ def check_structure(body: bytes) -> None:
 
 
 def _walk(structure: bytes, stack: list[set[bytes]]) -> None:
+    if structure in _PLAIN:
+        return
     for bracket in structure.translate(None, _NOT_BRACKETS):
         if bracket in b"{[":
             stack.append(set())
