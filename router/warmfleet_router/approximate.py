@@ -91,20 +91,21 @@ class Approximate:
         if known < len(ends):
             self._absorb(keys[ends[known - 1] if known else 0 : ends[known]])
         held, counts, first, clock = self._held, self._counts, self._first, self.clock
+        get, move_to_end = held.get, held.move_to_end
         end = len(keys)
         for start in (*ends[-2::-1], 0) if ends else ():  # the root is the last to go
             key = keys[end - 1]
-            unit = held.get(key)
+            unit = get(key)
             if unit is not None:
-                held.move_to_end(key)
+                move_to_end(key)
                 counts[unit.bucket - first] -= unit.blocks
             else:
                 unit = self._pop(key) or _Unit(packed[start * KEY_BYTES : end * KEY_BYTES])
                 held[key] = unit
                 self._held_blocks += unit.blocks
             unit.bucket = clock
-            counts[-1] += unit.blocks
             end = start
+        counts[-1] += len(keys)
         return self._evict()
 
     def _leading(self, keys: Sequence[int], ends: Sequence[int], *among: Mapping[int, _Unit]) -> int:
