@@ -158,9 +158,12 @@ class Relay(Placed):
             self._silent = self.wanted.ask.stream and late >= self._deadline and late - now >= SILENT_S
             raise
         self._ttft_s = self._fleet.clock() - now
-        if self.answer.status == 200:
-            progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
-            self._fleet.reports.progress(progress)
+        if self.answer.status == 200 and not self.streaming:
+            self._progressed()
+
+    def _progressed(self) -> None:
+        progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
+        self._fleet.reports.progress(progress)
 
     async def _begin(self, reply: Reply) -> None:
         """As far as the request could still go to another server."""
@@ -202,6 +205,7 @@ class Relay(Placed):
             return not (stream.done or stream.failed or outlet.behind)
 
         outlet.take(self._first)
+        self._progressed()  # what is learned of a first token does not hold it up
         async with self._in_time():
             while not stream.done and not stream.failed:
                 await outlet.drained()

@@ -63,3 +63,17 @@ async def test_a_stream_that_ends_while_its_client_is_behind_is_passed_on_whole(
     connection.data_received(ANSWER)  # its parts and its end, all at once
     await pouring
     assert slow.took == [b"", *PARTS]
+
+
+async def test_a_first_token_is_told_once_it_has_gone_to_the_client_and_before_the_answer_ends() -> None:
+    connection, _, reply, _ = asked()
+    made, slow = relay(), Slow()
+    made._reply = reply
+    took: list[int] = []
+    made._fleet.reports.progress = lambda _: took.append(len(slow.took))  # type: ignore[method-assign]
+    pouring = asyncio.create_task(made.pour(cast(Outlet, slow)))
+    await slow.waited.wait()
+    assert took == [1]
+    connection.data_received(ANSWER)
+    await pouring
+    assert took == [1]
