@@ -37,6 +37,10 @@ class Router(Protocol):
     Requests to place are given away: their token ids, megabytes at worst, make room for the keys.
     """
 
+    @property
+    def books_at_once(self) -> bool:
+        """Nothing comes between a booking and the end of ``route``: whoever stops waiting has none."""
+
     async def route(self, request: pb.RouteRequest) -> pb.Placement: ...
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse: ...
     async def finish(self, request: pb.FinishRequest) -> pb.FinishResponse: ...
@@ -50,6 +54,8 @@ class Router(Protocol):
 
 class LocalRouter:
     """The router in this process. ``clock`` is monotonic seconds, the same that feeds the core elsewhere."""
+
+    books_at_once = True
 
     def __init__(self, core: RouterCore, clock: Callable[[], float]) -> None:
         self._core = core
@@ -98,6 +104,8 @@ class RemoteRouter:
     Token ids leave as keys, an eighth of their size, once ``list_workers`` has told how the model's
     workers hash; a model whose workers differ in that is hashed by the router.
     """
+
+    books_at_once = False
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._stub: Any = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]

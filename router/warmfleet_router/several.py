@@ -37,6 +37,8 @@ class Named(NamedTuple):
 class SeveralRouters:
     """One Router made of several; ``clock`` is monotonic seconds."""
 
+    books_at_once = False
+
     def __init__(self, routers: Sequence[Named], clock: Callable[[], float] = time.monotonic) -> None:
         self._routers = list(routers)
         self._clock = clock

@@ -27,6 +27,8 @@ OK, IGNORE, DROPPED = pb.FinishRequest.OK, pb.FinishRequest.IGNORE, pb.FinishReq
 class Placing:
     """A router that takes the first worker not excluded, and remembers what it is told."""
 
+    books_at_once = False
+
     def __init__(self, addresses: list[str]) -> None:
         self.addresses = addresses
         self.routed: list[pb.RouteRequest] = []
