@@ -28,9 +28,9 @@ from tests.process.programs import ANY, VOCAB_SIZE, Program, answers, get, progr
 PREFIX = (
     "You know every river and every bridge of Europe, and you tell of them at length. " * 40
 )  # 800 tokens
-PREFILL_TOKEN_S = 2e-3
+PREFILL_TOKEN_S = 4e-3
 PINNED = 'blocks{state="pinned"}'
-BYTES_PER_S = 4000.0  # a prefix is 6.4 KB: as slow as computing it
+BYTES_PER_S = 2000.0  # a prefix is 6.4 KB: as slow as computing it, and longer than it takes to see and kill
 
 
 @contextlib.contextmanager
