@@ -69,7 +69,7 @@ def plan(
     tokens = reach - overlap
     if tokens <= 0 or worker is of.worker or worker.identity is None or not worker.identity.gives_blocks:
         return None  # who gives no blocks takes none
-    latency_s, sending_s = group.links.seconds(of.worker, worker, tokens * group.token_bytes, now)
+    latency_s, sending_s = group.links.seconds(of.worker.name, worker.name, tokens * group.token_bytes, now)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(
         prompt - reach, reach
@@ -83,7 +83,7 @@ def load_s(
     group: Group, worker: Worker, overlap: int, lower: int, prompt: int, wait_s: float, now: float
 ) -> float | None:
     """To load the last ``lower`` of ``overlap`` tokens from lower tiers; None where computing is better."""
-    seconds = sum(group.links.seconds(worker, worker, lower * group.token_bytes, now))
+    seconds = sum(group.links.seconds(worker.name, worker.name, lower * group.token_bytes, now))
     rates, top = worker.rates, overlap - lower
     saved_s = rates.prefill_s(prompt - top, top) - rates.prefill_s(prompt - overlap, overlap)
     return seconds if seconds - wait_s < WORTH * saved_s else None

@@ -7,7 +7,6 @@ So a link that was found slow is tried again, and one that carries nothing costs
 
 from math import inf
 
-from warmfleet_router.fleet import Worker
 from warmfleet_router.rates import Line
 
 LATENCY_S = 2e-3
@@ -40,9 +39,9 @@ class Links:
         self._all = {own: _Link(guess) for own, guess in self._guesses.items()}
         self._pairs: dict[tuple[str, str], _Link] = {}
 
-    def seconds(self, source: Worker, target: Worker, count: float, now: float) -> tuple[float, float]:
+    def seconds(self, source: str, target: str, count: float, now: float) -> tuple[float, float]:
         """Of latency and of sending ``count`` bytes."""
-        latency, byte, _ = self._known(source.name, target.name, now)
+        latency, byte, _ = self._known(source, target, now)
         return latency, count * byte
 
     def observe(self, source: str, target: str, count: float, seconds: float, now: float) -> None:

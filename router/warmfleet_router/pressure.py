@@ -6,8 +6,6 @@ would then have even less that is used again (LOG.md).
 
 from math import exp
 
-from warmfleet_router.fleet import Report
-
 
 class Pressure:
     __slots__ = ("_evictions", "_late_hits", "reuse")
@@ -17,12 +15,11 @@ class Pressure:
         self._evictions = 0.0
         self._late_hits = 0.0
 
-    def report(self, before: Report, after: Report, blocks: int) -> None:
-        """One worker's last two reports, of one epoch; ``blocks`` is what all caches hold."""
-        evictions = after.evictions - before.evictions
+    def observe(self, evictions: int, late_hits: int, blocks: int) -> None:
+        """Of one worker since its last report; ``blocks`` is what all caches hold."""
         if evictions <= 0:
             return
         keep = exp(-evictions / max(blocks, 1))
         self._evictions = keep * self._evictions + evictions
-        self._late_hits = keep * self._late_hits + max(after.late_hits - before.late_hits, 0)
+        self._late_hits = keep * self._late_hits + max(late_hits, 0)
         self.reuse = self._late_hits / (self._late_hits + self._evictions)

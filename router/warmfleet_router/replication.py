@@ -148,8 +148,9 @@ class Replication:
         tokens = (seen.blocks - seen.held_by(target)) * group.block_size
         saves = group.wanted.saves(sum(blocks >= enough for blocks in seen.held.values()))
         saved_s = prefix.requests(now) * saves * target.rates.queue_s(tokens)
-        slow = sum(group.links.seconds(source, target, tokens * group.token_bytes, now)) > GRANT_TTL_S
-        if slow or saved_s <= _cost_s(group, source, target, tokens, now):
+        if _sending_s(group, source, target, tokens, now) > GRANT_TTL_S or saved_s <= _cost_s(
+            group, source, target, tokens, now
+        ):
             return None
         return self._order(group, prefix, source, target, seen, now, GRANT_TTL_S)
 
@@ -261,8 +262,12 @@ def _gives(worker: Worker) -> bool:
     return worker.identity is not None and worker.identity.gives_blocks and worker.connected
 
 
+def _sending_s(group: Group, source: Worker, target: Worker, tokens: int, now: float) -> float:
+    return sum(group.links.seconds(source.name, target.name, tokens * group.token_bytes, now))
+
+
 def _cost_s(group: Group, source: Worker, target: Worker, tokens: int, now: float) -> float:
     """Seconds that bringing so much costs others: the link, and what is displaced."""
-    sending_s = sum(group.links.seconds(source, target, tokens * group.token_bytes, now))
+    sending_s = _sending_s(group, source, target, tokens, now)
     displaced = max(tokens - target.report.free_blocks * group.block_size, 0)
     return OVERHEAD_S + SENDING * sending_s + group.pressure.reuse * target.rates.queue_s(displaced)

@@ -191,9 +191,12 @@ class Roster:
             others = self.ledger.included(worker, message.load.bookings)
             if not message.HasField("snapshot"):  # which names old ones again
                 group.traffic.elsewhere(others, now)
-            reported = worker.report
+            last = worker.report
             self.fleet.reported(worker, _strangers(worker, message.load), now)
-            group.pressure.report(reported, worker.report, group.total_blocks)
+            told = worker.report
+            group.pressure.observe(
+                told.evictions - last.evictions, told.late_hits - last.late_hits, group.total_blocks
+            )
         if worker.state(now) is before:
             group.settle(worker)
         else:

@@ -3,12 +3,10 @@
 import pytest
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_router.core import RouterCore
-from warmfleet_router.fleet import Report
 from warmfleet_router.links import MEMORY_S, Links
 from warmfleet_router.pressure import Pressure
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
-from tests.unit.router.test_policy import worker_named
 
 PROMPT = tokens((1, 4000))  # takes .4 s by the first guess
 TOKEN_BYTES = 1000
@@ -102,29 +100,26 @@ def test_it_learns_what_a_link_carries() -> None:
 
 
 def test_an_unmeasured_pair_is_like_the_others() -> None:
-    links, (a, b, c) = Links(1e9), [worker_named(name) for name in "abc"]
+    links, (a, b, c) = Links(1e9), "abc"
     for _ in range(50):
-        links.observe("a", "b", 100_000_000, 1.0, NOW)
+        links.observe(a, b, 100_000_000, 1.0, NOW)
     assert sum(links.seconds(a, b, 1e8, NOW)) == pytest.approx(1.0, rel=0.05)
     assert sum(links.seconds(a, c, 1e8, NOW)) == pytest.approx(1.0, rel=0.05)
     assert sum(links.seconds(a, a, 1e8, NOW)) == pytest.approx(0.012), "its own tiers are another thing"
     for _ in range(50):
-        links.observe("a", "c", 100_000_000, 0.01, NOW)
+        links.observe(a, c, 100_000_000, 0.01, NOW)
     assert sum(links.seconds(a, c, 1e8, NOW)) == pytest.approx(0.01, rel=0.1)
     assert sum(links.seconds(a, b, 1e8, NOW)) == pytest.approx(1.0, rel=0.05)
 
 
 def test_pressure_is_the_chance_that_an_evicted_block_is_missed() -> None:
     pressure = Pressure()
-    pressure.report(Report(), Report(late_hits=5), 100)
+    pressure.observe(0, 5, 100)
     assert pressure.reuse == 0.0, "nothing was evicted"
-    pressure.report(Report(), Report(evictions=30, late_hits=10), 100)
+    pressure.observe(30, 10, 100)
     assert pressure.reuse == pytest.approx(0.25)
-    before = Report(evictions=30, late_hits=10)
     for _ in range(9):
-        after = Report(evictions=before.evictions + 100, late_hits=before.late_hits)
-        pressure.report(before, after, 100)
-        before = after
+        pressure.observe(100, 0, 100)
     assert pressure.reuse < 0.001, "the past fades with what is evicted"
 
 
@@ -142,8 +137,8 @@ def test_displaced_blocks_cost_what_computing_them_again_would() -> None:
 
 @pytest.mark.parametrize("bytes_per_s", [2e6, 3e7, 1e9, 5e10])
 def test_a_link_is_known_after_one_pull(bytes_per_s: float) -> None:
-    links, (a, b) = Links(), [worker_named(name) for name in "ab"]
-    links.observe("a", "b", int(bytes_per_s), 1.002, NOW)
+    links, (a, b) = Links(), "ab"
+    links.observe(a, b, int(bytes_per_s), 1.002, NOW)
     assert sum(links.seconds(a, b, bytes_per_s, NOW)) == pytest.approx(1.002, rel=0.03)
 
 
@@ -158,7 +153,7 @@ def pulled(core: RouterCore, **report: object) -> rpb.Placement:
 def link_s(core: RouterCore, of: rpb.Placement, count: float, now: float = NOW) -> float:
     """What the router believes of the link that the placement pulled over."""
     (group,) = core.roster.groups.values()
-    return sum(group.links.seconds(worker_named(of.pull.source), worker_named(of.worker), count, now))
+    return sum(group.links.seconds(of.pull.source, of.worker, count, now))
 
 
 def test_where_nothing_came_all_of_it_would_have_taken_longer() -> None:
