@@ -4,9 +4,9 @@ import random
 from typing import Any
 
 import pytest
-from warmfleet_router import index, index_python
-from warmfleet_router.index import Overlap
-from warmfleet_router.seats import Seats
+from warmfleet_router.index import index, index_python
+from warmfleet_router.index.index import Overlap
+from warmfleet_router.index.seats import Seats
 
 DEVICE, HOST, DISK = 1, 2, 3
 

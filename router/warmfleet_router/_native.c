@@ -305,7 +305,7 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    overlap = (PyTypeObject *)attribute("warmfleet_router.index_python", "Overlap");
+    overlap = (PyTypeObject *)attribute("warmfleet_router.index.index_python", "Overlap");
     doubles = attribute("array", "array");
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
     bool done = overlap && doubles && offers_init() && made && type && !PyModule_AddObjectRef(made, "Presence", type);

@@ -300,6 +300,6 @@ static bool offers_init(void) {
     candidate_type = (PyTypeObject *)attribute("warmfleet_router.policy.base", "Candidate");
     offers_type = (PyTypeObject *)attribute("warmfleet_router.offers_python", "Offers");
     sequence_type = (PyTypeObject *)PyType_FromSpec(&sequence_spec);
-    shortest_wait = double_of(attribute("warmfleet_router.traffic", "SHORTEST_S"));
+    shortest_wait = double_of(attribute("warmfleet_router.prices.traffic", "SHORTEST_S"));
     return candidate_type && offers_type && sequence_type && !PyErr_Occurred();
 }

@@ -16,7 +16,7 @@ from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_proto.log import event
 from warmfleet_proto.settings import read_key
 
-from warmfleet_router import admin, index, program
+from warmfleet_router import admin, program
 from warmfleet_router.client import LocalRouter, Router
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
@@ -27,6 +27,7 @@ from warmfleet_router.discovery import Found
 from warmfleet_router.discovery.discoverer import Discoverer, sources
 from warmfleet_router.gateway.aliases import shares
 from warmfleet_router.grant import Granter
+from warmfleet_router.index import index
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.program import Addresses
 from warmfleet_router.servers.backend import keys_of

@@ -14,19 +14,19 @@ from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router import answers
 from warmfleet_router.booking import ID_BITS, Booking, Ledger
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.fleet.views import total_view, worker_view
 from warmfleet_router.grant import Granter, claims
-from warmfleet_router.group import Group
 from warmfleet_router.hasher import Hasher
-from warmfleet_router.moves import Moves
+from warmfleet_router.moving.moves import Moves
+from warmfleet_router.moving.replication import Replication
 from warmfleet_router.placement import Decision, decide
 from warmfleet_router.policy.base import Pool
-from warmfleet_router.replication import Replication
+from warmfleet_router.prices.wanted import NEAR_SHARE, Prefix
 from warmfleet_router.request import Request, checked
-from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing, make_policy
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
-from warmfleet_router.views import total_view, worker_view
-from warmfleet_router.wanted import NEAR_SHARE, Prefix
 
 HISTORY = 100  # placements
 LONGEST_S = 86_400.0  # a timing beyond this is nonsense

@@ -14,7 +14,7 @@ from warmfleet_proto.transfer_pb2 import Pull, Pulled
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.grant import Granter, claims_of
-from warmfleet_router.replication import Order
+from warmfleet_router.moving.replication import Order
 
 _log = logging.getLogger(__name__)
 

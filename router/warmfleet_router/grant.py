@@ -7,8 +7,8 @@ from warmfleet_proto.hashing import root_hash
 from warmfleet_proto.limits import GRANT_TTL_S, KEY_BYTES
 from warmfleet_proto.transfer_pb2 import Claims, Grant
 
+from warmfleet_router.moving.replication import Order
 from warmfleet_router.placement import Decision
-from warmfleet_router.replication import Order
 
 
 class Granter:

@@ -1,6 +1,6 @@
 """The inner loops of a placement, by C where that was built, else as they are defined."""
 
-from warmfleet_router.index import native
+from warmfleet_router.index.index import native
 from warmfleet_router.offers_python import Offers
 
 if native:

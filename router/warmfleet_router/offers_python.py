@@ -5,9 +5,9 @@ what that costs. In C the same, bit for bit, is many times quicker: ``offers`` h
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Candidate, PullPlan
-from warmfleet_router.traffic import usual_wait_s
+from warmfleet_router.prices.traffic import usual_wait_s
 
 Bring = Callable[[Worker, int, float], tuple[int, float, PullPlan | None]]
 

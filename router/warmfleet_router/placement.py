@@ -6,9 +6,9 @@ The same code serves live requests, dry runs and trace replay.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from warmfleet_router.bring import bringing, giver
-from warmfleet_router.fleet import Worker
-from warmfleet_router.group import Group
+from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.moving.bring import bringing, giver
 from warmfleet_router.offers import Offers, offers
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms
 from warmfleet_router.request import Request

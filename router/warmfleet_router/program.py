@@ -14,13 +14,13 @@ from warmfleet_proto import log
 from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.settings import ConfigError, load, to_toml
 
-from warmfleet_router import demo
 from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
 from warmfleet_router.discovery import Discovery
 from warmfleet_router.garbage import collecting
 from warmfleet_router.gateway.http import Site, application
 from warmfleet_router.gateway.service import Gateway
+from warmfleet_router.local import demo
 from warmfleet_router.metrics import Metrics, watch_loop
 from warmfleet_router.prompt import tokenizer
 from warmfleet_router.prompt.encoder import PromptEncoder

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from warmfleet_router.launch import write_keys
+from warmfleet_router.local.launch import write_keys
 
 from tests.bars import load
 from tests.bars.programs import Program, Starter, programs
@@ -63,7 +63,7 @@ def sim_fleet(
 @contextmanager
 def torch_fleet(workers: int, *, policy: str = "cheapest") -> Iterator[Fleet]:
     """Workers that serve the demo model."""
-    from warmfleet_router import demo
+    from warmfleet_router.local import demo
 
     with fleet([["engine=torch", f"model={demo.weights()}"]] * workers, policy) as running:
         yield running
@@ -72,7 +72,7 @@ def torch_fleet(workers: int, *, policy: str = "cheapest") -> Iterator[Fleet]:
 @contextmanager
 def giving_fleet(workers: int, *settings: str) -> Iterator[Fleet]:
     """Workers that serve the demo model in float32, one thread each, and give blocks to each other."""
-    from warmfleet_router import demo
+    from warmfleet_router.local import demo
 
     with tempfile.TemporaryDirectory() as folder:
         names = [f"w{n}" for n in range(workers)]

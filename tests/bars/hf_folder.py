@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from warmfleet_router import demo
+from warmfleet_router.local import demo
 from warmfleet_router.prompt import tokenizer
 from warmfleet_worker.models.gguf_file import GgufFile
 

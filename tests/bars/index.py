@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from warmfleet_router.index import Index, native
+from warmfleet_router.index.index import Index, native
 
 from tests.bars.rows import Row
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from warmfleet_router.index import Index, native
+from warmfleet_router.index.index import Index, native
 
 from tests.bars.rows import Row
 

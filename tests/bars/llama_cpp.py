@@ -10,7 +10,7 @@ import json
 import sys
 from statistics import mean
 
-from warmfleet_router import demo
+from warmfleet_router.local import demo
 
 from tests.bars.conversations import Shape, talks
 from tests.bars.fleet import base, get

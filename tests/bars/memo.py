@@ -9,7 +9,7 @@ import random
 import statistics
 import time
 
-from warmfleet_router import demo
+from warmfleet_router.local import demo
 from warmfleet_router.prompt import tokenizer
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.prompt.template import Message

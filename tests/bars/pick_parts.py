@@ -15,7 +15,6 @@ from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
-from warmfleet_router import demo
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import LocalRouter
 from warmfleet_router.core import RouterCore
@@ -26,6 +25,7 @@ from warmfleet_router.gateway.relay import Wanted, routed
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
+from warmfleet_router.local import demo
 from warmfleet_router.picker.exchange import Exchange
 from warmfleet_router.prompt import tokenizer
 from warmfleet_router.prompt.encoder import PromptEncoder

@@ -14,7 +14,7 @@ import grpc
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
-from warmfleet_router import demo
+from warmfleet_router.local import demo
 
 from tests.bars import pick_parts
 from tests.bars.fleet import VOCAB_SIZE, base, get, start

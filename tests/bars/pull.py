@@ -22,8 +22,8 @@ from warmfleet_proto.grant import source_key
 from warmfleet_proto.hashing import chain, keys, root_hash
 from warmfleet_proto.transfer_pb2 import Claims, Pull
 from warmfleet_proto.worker_pb2_grpc import WorkerStub
-from warmfleet_router import demo
 from warmfleet_router.grant import Granter
+from warmfleet_router.local import demo
 
 from loadtest.client import play
 from loadtest.workloads import Turn, message

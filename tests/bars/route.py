@@ -7,7 +7,7 @@ import time
 
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_router.hasher import Hasher
-from warmfleet_router.index import native
+from warmfleet_router.index.index import native
 
 from tests.bars import route_grpc
 from tests.bars.route_fleet import fleet, request

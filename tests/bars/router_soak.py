@@ -21,8 +21,8 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.hashing import digest_bytes, presence
 from warmfleet_router.core import RouterCore
-from warmfleet_router.cursor import keys_of
 from warmfleet_router.garbage import Collector
+from warmfleet_router.index.cursor import keys_of
 from warmfleet_router.routing import Routing
 
 from tests.bars.rows import Row

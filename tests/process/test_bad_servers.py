@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from warmfleet_router.fleet import EJECT_AFTER
+from warmfleet_router.fleet.fleet import EJECT_AFTER
 from warmfleet_router.servers.sse import MAX_EVENT_BYTES
 
 from tests.process import gateways

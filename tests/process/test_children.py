@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from warmfleet_router.children import Child, ChildDied, stop
+from warmfleet_router.local.children import Child, ChildDied, stop
 
 READY = (
     "import json, sys, time; print('noise'); print(json.dumps({'ready': True, 'grpc': 'a:1'}), flush=True);"
@@ -90,7 +90,7 @@ def test_children_die_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent = f"""
 import asyncio, os, sys
 from pathlib import Path
-from warmfleet_router.children import Child
+from warmfleet_router.local.children import Child
 async def main():
     child = Child("w", Path({str(tmp_path / "w.log")!r}))
     code = {READY.replace("'a:1'", "__import__('os').getpid()") + "time.sleep(600)"!r}

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from warmfleet_router import demo
 from warmfleet_router.gateway.intake import Tenants
+from warmfleet_router.local import demo
 from warmfleet_router.picker.exchange import Exchange
 
 from tests.bars.pick_parts import Bench, answers, messages

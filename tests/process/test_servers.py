@@ -185,7 +185,7 @@ async def test_servers_need_no_model_here(monkeypatch: pytest.MonkeyPatch) -> No
     def missing() -> Path:
         raise ConfigError("the demo model is not installed")
 
-    monkeypatch.setattr("warmfleet_router.demo.weights", missing)
+    monkeypatch.setattr("warmfleet_router.local.demo.weights", missing)
     async with (
         sim_worker(name="own", served_name="ours", sim=gateways.SIM) as own,
         front(1, own=[own.grpc_address], model="") as made,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from warmfleet_router import demo
+from warmfleet_router.local import demo
 
 from tests.process.browser import needs_chromium, opened
 

@@ -14,7 +14,7 @@ from warmfleet_proto.limits import TOKEN_BYTES
 
 from warmfleet_router.admin import figures, pages
 from warmfleet_router.discovery import SourceView
-from warmfleet_router.moves import Moves
+from warmfleet_router.moving.moves import Moves
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
 PLACEMENTS = 100

@@ -7,7 +7,7 @@ from warmfleet_proto import router_pb2 as pb
 
 from warmfleet_router.admin import words
 from warmfleet_router.discovery import SourceView
-from warmfleet_router.moves import Moved
+from warmfleet_router.moving.moves import Moved
 from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
 
 

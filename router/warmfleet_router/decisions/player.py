@@ -10,15 +10,15 @@ from warmfleet_proto.errors import WarmfleetError
 from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.core import RouterCore
-from warmfleet_router.cursor import Ask, Instruction
 from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.chains import Reader, kind_of
 from warmfleet_router.decisions.lines import AnyLine, Asked, Change, Placed
 from warmfleet_router.decisions.messages import message_of
-from warmfleet_router.fleet import Worker
-from warmfleet_router.group import Group
+from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.index.cursor import Ask, Instruction
 from warmfleet_router.request import Request
-from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing
 
 

@@ -10,7 +10,6 @@ from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.booking import Booking
 from warmfleet_router.core import RouterCore
-from warmfleet_router.cursor import Ask, Clear, Instruction, Remove, Store, keys_of
 from warmfleet_router.decisions.chains import kind_of
 from warmfleet_router.decisions.journal import Journal, Write
 from warmfleet_router.decisions.lines import (
@@ -34,11 +33,12 @@ from warmfleet_router.decisions.lines import (
     Swept,
 )
 from warmfleet_router.decisions.messages import plain
-from warmfleet_router.fleet import Worker
-from warmfleet_router.group import Group
+from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.index.cursor import Ask, Clear, Instruction, Remove, Store, keys_of
 from warmfleet_router.placement import Decision
 from warmfleet_router.request import Request, checked
-from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing
 
 

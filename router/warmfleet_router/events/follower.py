@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 import xxhash
 from warmfleet_proto.errors import Corrupt
 
-from warmfleet_router.cursor import Instruction
 from warmfleet_router.events.batch import Batch
 from warmfleet_router.events.mirror import Mirror
+from warmfleet_router.index.cursor import Instruction
 from warmfleet_router.view import Counters
 
 MAX_HELD_BATCHES = 4096

@@ -21,9 +21,9 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import block_hash
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
-from warmfleet_router.cursor import SLICE_BLOCKS, Clear, Instruction, Remove, Store
 from warmfleet_router.events import identity
 from warmfleet_router.events.batch import Cleared, Event, Removed, Stored
+from warmfleet_router.index.cursor import SLICE_BLOCKS, Clear, Instruction, Remove, Store
 
 MAX_NAMES = 262_144  # that an engine's blocks have for us; a third of a kilobyte each
 TIERS = (pb.DEVICE, pb.HOST, pb.DISK)

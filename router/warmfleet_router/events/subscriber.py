@@ -15,9 +15,9 @@ import zmq.asyncio
 from warmfleet_proto import log
 from zmq.utils.monitor import recv_monitor_message
 
-from warmfleet_router.cursor import Instruction
 from warmfleet_router.events.follower import AskReplay, Follower, State, Told
 from warmfleet_router.events.wire import PAYLOAD_BYTES
+from warmfleet_router.index.cursor import Instruction
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 from warmfleet_proto.channel import split_address
 from warmfleet_proto.settings import ConfigError
 
-from warmfleet_router.children import die_with
 from warmfleet_router.config import GatewayConfig
+from warmfleet_router.local.children import die_with
 
 AGAIN_S = 1.0  # between a death and the next start
 _LOOK_S = 0.2

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple, Protocol
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.ring import Ring
 
 

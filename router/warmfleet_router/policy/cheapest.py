@@ -11,10 +11,10 @@ home, so that routers agree without talking: near is a share of the request's ow
 from collections.abc import Sequence
 from math import inf
 
-from warmfleet_router.demand import depths
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.offers import nearest
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
+from warmfleet_router.prices.demand import depths
 
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3

@@ -10,7 +10,7 @@ from collections.abc import Container
 import xxhash
 from uhashring import HashRing
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 
 POINTS = 64  # on the ring, a worker
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
 

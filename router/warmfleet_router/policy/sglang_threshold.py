@@ -7,7 +7,7 @@ which forgets nothing below 67 million characters, is what the worker has ever h
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
 SMALLEST, SHORTEST = 1, 2  # ranks of a nomination

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import xxhash
 
-from warmfleet_router.fleet import Worker
+from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 from warmfleet_router.policy.least_loaded import load
 

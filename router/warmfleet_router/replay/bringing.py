@@ -9,10 +9,10 @@ from typing import Any
 
 from warmfleet_proto.transfer_pb2 import Pull, Pulled
 
+from warmfleet_router.moving.replication import Order
 from warmfleet_router.replay.cache import Node
 from warmfleet_router.replay.job import Job, Load
 from warmfleet_router.replay.member import Member
-from warmfleet_router.replication import Order
 
 SLICE_BYTES = 256 << 20  # of an order, between which a link carries what requests wait for
 

@@ -17,13 +17,13 @@ from warmfleet_proto.limits import HEARTBEAT_S
 from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.core import RouterCore
+from warmfleet_router.moving.replication import Order
 from warmfleet_router.replay.bringing import Bringing
 from warmfleet_router.replay.job import Job
 from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.replay.worker import Worker
-from warmfleet_router.replication import Order
 from warmfleet_router.routing import Routing
 from warmfleet_router.spread import Spread
 

@@ -7,7 +7,7 @@ import msgspec
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import WorkerLost
 
-from warmfleet_router.roster import MAX_MODELS, MAX_NAME_CHARS
+from warmfleet_router.fleet.roster import MAX_MODELS, MAX_NAME_CHARS
 from warmfleet_router.servers import text
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.figures import Figures, read

@@ -19,7 +19,7 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import WarmfleetError, WorkerLost
 
 from warmfleet_router.core import RouterCore
-from warmfleet_router.cursor import Instruction
+from warmfleet_router.index.cursor import Instruction
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.discovery import Probe
 

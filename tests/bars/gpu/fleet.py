@@ -99,7 +99,7 @@ def _arguments() -> Namespace:
 
 
 def _demo_tokenizer(work: Path) -> Path:
-    from warmfleet_router import demo
+    from warmfleet_router.local import demo
 
     export_tokenizer(demo.weights(), work / "tokenizer")
     return work / "tokenizer"

@@ -13,10 +13,10 @@ from warmfleet_router.decisions import chains, lines
 from warmfleet_router.decisions.journal import Journal
 from warmfleet_router.decisions.player import Judged, Player
 from warmfleet_router.decisions.recorder import Record, RecordingCore, RecordingRoster
+from warmfleet_router.fleet.roster import Roster
 from warmfleet_router.replay.fleet import IDEAL, Fleet, Network
 from warmfleet_router.replay.profile import flat
 from warmfleet_router.replay.trace import Request, Trace
-from warmfleet_router.roster import Roster
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 

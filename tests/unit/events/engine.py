@@ -9,7 +9,7 @@ from typing import Any
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import chain, root_hash
 from warmfleet_proto.limits import HASH_BYTES
-from warmfleet_router.cursor import Clear, Instruction, Remove, Store
+from warmfleet_router.index.cursor import Clear, Instruction, Remove, Store
 
 from tests.unit.events.releases import CLEARED, Release, removed, stored
 

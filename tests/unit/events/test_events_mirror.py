@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto import worker_pb2 as pb
-from warmfleet_router.cursor import SLICE_BLOCKS, Clear, Remove, Store
 from warmfleet_router.events import identity, sglang, vllm
 from warmfleet_router.events.batch import Cleared, Removed, Stored
 from warmfleet_router.events.mirror import Mirror
+from warmfleet_router.index.cursor import SLICE_BLOCKS, Clear, Remove, Store
 
 from tests.unit.events.engine import FINGERPRINT, PROMPTS, SIZE, Engine, Index, cut, ours
 from tests.unit.events.releases import SGLANG, VLLM, Release

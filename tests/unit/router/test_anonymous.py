@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Corrupt
-from warmfleet_router.agreement import ENOUGH, Agreement
 from warmfleet_router.core import RouterCore
-from warmfleet_router.cursor import Store
 from warmfleet_router.events.batch import Stored
 from warmfleet_router.events.mirror import Mirror
-from warmfleet_router.fleet import State
+from warmfleet_router.fleet.agreement import ENOUGH, Agreement
+from warmfleet_router.fleet.fleet import State
+from warmfleet_router.index.cursor import Store
 from warmfleet_router.routing import Routing
 
 from tests.unit.router.fleet_of import FakeWorker, hashes_of, tokens

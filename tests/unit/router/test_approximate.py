@@ -4,8 +4,8 @@ from array import array
 from random import Random
 
 import pytest
-from warmfleet_router import approximate
-from warmfleet_router.approximate import Approximate
+from warmfleet_router.index import approximate
+from warmfleet_router.index.approximate import Approximate
 from warmfleet_router.replay.cache import Cache
 
 PROMPT = 40

@@ -12,7 +12,8 @@ import pytest
 from warmfleet_proto import log
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import ConfigError
-from warmfleet_router import cli, demo
+from warmfleet_router import cli
+from warmfleet_router.local import demo
 
 
 def _fake_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:

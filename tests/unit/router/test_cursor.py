@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import digest_bytes, presence
-from warmfleet_router.cursor import (
+from warmfleet_router.index.cursor import (
     MAX_HELD_BATCHES,
     SLICE_BLOCKS,
     Ask,

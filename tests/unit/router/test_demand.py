@@ -1,7 +1,7 @@
 """Which prefixes are too hot for their holders."""
 
 import pytest
-from warmfleet_router.demand import MAX_PREFIXES, MEMORY_S, Demand
+from warmfleet_router.prices.demand import MAX_PREFIXES, MEMORY_S, Demand
 
 from tests.unit.router.fleet_of import ask, fleet_of, tokens
 

@@ -5,7 +5,7 @@ from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_router.core import RouterCore
-from warmfleet_router.index import Overlap
+from warmfleet_router.index.index import Overlap
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
 

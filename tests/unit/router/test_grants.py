@@ -7,7 +7,7 @@ from warmfleet_proto.hashing import root_hash
 from warmfleet_proto.limits import GRANT_TTL_S
 from warmfleet_router.core import RouterCore
 from warmfleet_router.grant import Granter
-from warmfleet_router.moves import MAX_PAIRS, Moves
+from warmfleet_router.moving.moves import MAX_PAIRS, Moves
 from warmfleet_worker.transfer.grant import Gatekeeper, granted_hashes
 from warmfleet_worker.transfer.refusal import Refused
 

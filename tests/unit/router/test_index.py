@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from warmfleet_router.seats import MAX_WORKERS
+from warmfleet_router.index.seats import MAX_WORKERS
 
 from tests.index_model import DEVICE, HOST, IMPLEMENTATIONS, Model, keys, split
 

@@ -14,10 +14,10 @@ from time import thread_time
 from typing import Any
 
 import pytest
-from warmfleet_router import index
-from warmfleet_router.index import Overlap
-from warmfleet_router.index_python import MAX_DEPTH, WINDOW
-from warmfleet_router.seats import MAX_COLUMNS, MAX_WORKERS
+from warmfleet_router.index import index
+from warmfleet_router.index.index import Overlap
+from warmfleet_router.index.index_python import MAX_DEPTH, WINDOW
+from warmfleet_router.index.seats import MAX_COLUMNS, MAX_WORKERS
 
 from tests.index_model import DEVICE, DISK, HOST, LONGEST, both, keys
 

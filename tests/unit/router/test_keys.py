@@ -6,7 +6,7 @@ import pytest
 from warmfleet_proto.grant import source_key
 from warmfleet_proto.settings import ConfigError, read_key
 from warmfleet_router import cli
-from warmfleet_router.launch import write_keys
+from warmfleet_router.local.launch import write_keys
 
 
 def test_a_fleet_key_is_new_each_time(capsys: pytest.CaptureFixture[str]) -> None:

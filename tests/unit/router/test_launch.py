@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from warmfleet_proto.settings import ConfigError, load
 from warmfleet_router.config import RouterConfig, check
-from warmfleet_router.launch import Options, router_command
+from warmfleet_router.local.launch import Options, router_command
 
 
 def test_keys_of_the_router_reach_it_and_win() -> None:

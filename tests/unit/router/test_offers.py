@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_router import offers as chosen
 from warmfleet_router import offers_python as defined
-from warmfleet_router.approximate import Approximate
-from warmfleet_router.fleet import Report, Worker
-from warmfleet_router.index import native
+from warmfleet_router.fleet.fleet import Report, Worker
+from warmfleet_router.index.approximate import Approximate
+from warmfleet_router.index.index import native
 from warmfleet_router.offers_python import Bring
 from warmfleet_router.policy.base import Candidate, PullPlan
-from warmfleet_router.pricing import Rates
-from warmfleet_router.rates import Line
+from warmfleet_router.prices.pricing import Rates
+from warmfleet_router.prices.rates import Line
 
 needs_native = pytest.mark.skipif(not native, reason="no native index was built")
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_router.core import RouterCore
-from warmfleet_router.fleet import Identity, Worker
+from warmfleet_router.fleet.fleet import Identity, Worker
 from warmfleet_router.policy.base import Ask, Candidate, Pool
 from warmfleet_router.policy.cheapest import LATE_S, Cheapest
 from warmfleet_router.policy.ring import Ring
-from warmfleet_router.pricing import shared_prefill, starting_rates
+from warmfleet_router.prices.pricing import shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
 

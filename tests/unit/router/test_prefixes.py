@@ -6,7 +6,7 @@ from array import array
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warmfleet_router.prefixes import BookedPrefixes
+from warmfleet_router.index.prefixes import BookedPrefixes
 
 
 def chain(parts: list[int]) -> array[int]:

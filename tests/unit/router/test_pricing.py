@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as rpb
-from warmfleet_router.pricing import Rates, shared_prefill, starting_rates
+from warmfleet_router.prices.pricing import Rates, shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import fleet_of, tokens
 

@@ -3,8 +3,8 @@
 import pytest
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_router.core import RouterCore
-from warmfleet_router.links import MEMORY_S, Links
-from warmfleet_router.pressure import Pressure
+from warmfleet_router.prices.links import MEMORY_S, Links
+from warmfleet_router.prices.pressure import Pressure
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
 

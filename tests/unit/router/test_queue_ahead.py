@@ -2,8 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from warmfleet_router.ahead import Ahead
-from warmfleet_router.pricing import Prefills
+from warmfleet_router.prices.ahead import Ahead
+from warmfleet_router.prices.pricing import Prefills
 
 prompts = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 40)), min_size=1, max_size=6)
 

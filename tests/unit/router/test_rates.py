@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from warmfleet_router.rates import KEEP_SURPRISED, NOISE, SURPRISE, SURPRISES, SWEEPS, TINY_S, Line
+from warmfleet_router.prices.rates import KEEP_SURPRISED, NOISE, SURPRISE, SURPRISES, SWEEPS, TINY_S, Line
 
 Vector = tuple[float, float, float]
 Measurement = tuple[Vector, float, float]  # features, seconds, weight

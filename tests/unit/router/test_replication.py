@@ -8,7 +8,7 @@ from warmfleet_proto.limits import GRANT_TTL_S
 from warmfleet_proto.transfer_pb2 import Pulled
 from warmfleet_router.core import RouterCore
 from warmfleet_router.grant import claims_of
-from warmfleet_router.replication import LATE_S, MOST_FROM_DRAINING, MOST_TO, REST_S, SAVE_S, Order
+from warmfleet_router.moving.replication import LATE_S, MOST_FROM_DRAINING, MOST_TO, REST_S, SAVE_S, Order
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
 from tests.unit.router.test_pulls import TOKEN_BYTES

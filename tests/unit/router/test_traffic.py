@@ -3,7 +3,7 @@
 import pytest
 from warmfleet_router.policy.base import Ask, Candidate
 from warmfleet_router.policy.cheapest import LEAST_FOLLOWING, MOST_FOLLOWING, Cheapest
-from warmfleet_router.traffic import FULL, MEMORY_S, Traffic, usual_wait_s
+from warmfleet_router.prices.traffic import FULL, MEMORY_S, Traffic, usual_wait_s
 
 from tests.unit.router.fleet_of import ask, fleet_of, tokens
 from tests.unit.router.test_policy import WORKERS

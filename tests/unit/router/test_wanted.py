@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto.hashing import root_hash
-from warmfleet_router import wanted as module
-from warmfleet_router.wanted import MAX_DUE, MEMORY_S, MOST_HOLDERS, Prefix, Wanted
+from warmfleet_router.prices import wanted as module
+from warmfleet_router.prices.wanted import MAX_DUE, MEMORY_S, MOST_HOLDERS, Prefix, Wanted
 
 BLOCK = 512
 FINGERPRINT = b"f" * 32

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from warmfleet_proto import router_pb2 as pb
-from warmfleet_router.moves import Moves
+from warmfleet_router.moving.moves import Moves
 from warmfleet_router.view import Counters, HitRate, PlacementView, Totals, WorkerView
 
 WORKER = WorkerView(

@@ -1,6 +1,6 @@
 """The booked prompts that a worker has in its queue, in the order in which it computes them."""
 
-from warmfleet_router.pricing import Prefills
+from warmfleet_router.prices.pricing import Prefills
 
 
 class Ahead:

@@ -13,7 +13,7 @@ from itertools import chain
 
 from warmfleet_proto.limits import KEY_BYTES
 
-from warmfleet_router.prefixes import grid
+from warmfleet_router.index.prefixes import grid
 
 START_BLOCKS = 65_536  # of a worker that does not tell its size
 LEAST_BLOCKS = 16

@@ -12,11 +12,11 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import STUCK_AFTER_S
 
-from warmfleet_router.agreement import Agreement
-from warmfleet_router.ahead import Ahead
-from warmfleet_router.approximate import Approximate
 from warmfleet_router.events.mirror import Mirror
-from warmfleet_router.pricing import Prefills, Rates
+from warmfleet_router.fleet.agreement import Agreement
+from warmfleet_router.index.approximate import Approximate
+from warmfleet_router.prices.ahead import Ahead
+from warmfleet_router.prices.pricing import Prefills, Rates
 from warmfleet_router.view import Counters
 from warmfleet_router.window import HitHistory, Recent, Rolling
 

@@ -13,13 +13,13 @@ from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_proto.limits import KEY_BYTES, STUCK_AFTER_S
 
-from warmfleet_router.approximate import Approximate
 from warmfleet_router.booking import Booking, Ledger
-from warmfleet_router.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
 from warmfleet_router.events.mirror import Mirror
-from warmfleet_router.fleet import Fleet, Identity, State, Worker
-from warmfleet_router.group import Group
-from warmfleet_router.pricing import shared_prefill, starting_rates
+from warmfleet_router.fleet.fleet import Fleet, Identity, State, Worker
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.index.approximate import Approximate
+from warmfleet_router.index.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
+from warmfleet_router.prices.pricing import shared_prefill, starting_rates
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 

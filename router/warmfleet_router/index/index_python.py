@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from warmfleet_proto.limits import KEY_BYTES
 
-from warmfleet_router.seats import MAX_COLUMNS
+from warmfleet_router.index.seats import MAX_COLUMNS
 
 MAX_CAP: Final = 1 << 30  # blocks
 MAX_TOP: Final = 64

@@ -5,13 +5,13 @@ the same; the twin is many times slower and takes more memory, so ``native`` is 
 page and the log.
 """
 
-from warmfleet_router.index_python import Overlap
-from warmfleet_router.seats import Seats
+from warmfleet_router.index.index_python import Overlap
+from warmfleet_router.index.seats import Seats
 
 try:
     from warmfleet_router._native import Presence, offers  # noqa: F401 - all of it: an older build is none
 except ImportError:  # installed without a compiler
-    from warmfleet_router.index_python import Presence
+    from warmfleet_router.index.index_python import Presence
 
 native: bool = Presence.__module__ == "warmfleet_router._native"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from warmfleet_router.rates import Line
+from warmfleet_router.prices.rates import Line
 
 # Guesses for the very first worker; seconds, per token, per token x token of context.
 PREFILL_GUESS = (5e-3, 1e-4, 0.0)

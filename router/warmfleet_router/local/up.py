@@ -10,9 +10,9 @@ from pathlib import Path
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import ConfigError
 
-from warmfleet_router import demo
-from warmfleet_router.launch import HOST, Options
-from warmfleet_router.local_fleet import LocalFleet
+from warmfleet_router.local import demo
+from warmfleet_router.local.launch import HOST, Options
+from warmfleet_router.local.local_fleet import LocalFleet
 from warmfleet_router.prompt import tokenizer
 
 _MAX_WORKERS = 64

@@ -6,17 +6,17 @@ from math import exp, inf
 
 from warmfleet_proto.errors import Rejected
 
-from warmfleet_router.demand import Demand
-from warmfleet_router.fleet import Worker, usable
-from warmfleet_router.index import Index
-from warmfleet_router.links import Links
+from warmfleet_router.fleet.fleet import Worker, usable
+from warmfleet_router.index.index import Index
+from warmfleet_router.index.prefixes import BookedPrefixes
 from warmfleet_router.policy.base import Pool
 from warmfleet_router.policy.ring import Ring
-from warmfleet_router.prefixes import BookedPrefixes
-from warmfleet_router.pressure import Pressure
-from warmfleet_router.pricing import shared_prefill, starting_rates
-from warmfleet_router.traffic import MEMORY_S, Traffic
-from warmfleet_router.wanted import Wanted
+from warmfleet_router.prices.demand import Demand
+from warmfleet_router.prices.links import Links
+from warmfleet_router.prices.pressure import Pressure
+from warmfleet_router.prices.pricing import shared_prefill, starting_rates
+from warmfleet_router.prices.traffic import MEMORY_S, Traffic
+from warmfleet_router.prices.wanted import Wanted
 
 LEND_AGAIN = 1.1  # times the measurements: it costs microseconds a worker
 FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers

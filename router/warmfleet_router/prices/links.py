@@ -7,7 +7,7 @@ So a link that was found slow is tried again, and one that carries nothing costs
 
 from math import inf
 
-from warmfleet_router.rates import Line
+from warmfleet_router.prices.rates import Line
 
 LATENCY_S = 2e-3
 LINK_BYTES_PER_S = 1e9  # of a guess: an ordinary network

@@ -11,7 +11,7 @@ from math import exp
 from warmfleet_proto.hashing import root_hash
 from warmfleet_proto.limits import KEY_BYTES
 
-from warmfleet_router.demand import MAX_PREFIXES, marks
+from warmfleet_router.prices.demand import MAX_PREFIXES, marks
 
 MEMORY_S = 60.0
 MAX_BYTES = 32 << 20  # of remembered keys; the longest unused go first

@@ -15,12 +15,12 @@ from typing import NamedTuple
 from warmfleet_proto.limits import GRANT_TTL_S, KEY_BYTES
 from warmfleet_proto.transfer_pb2 import Pulled
 
-from warmfleet_router.fleet import Worker
-from warmfleet_router.group import Group
-from warmfleet_router.moves import Moves
+from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.group import Group
+from warmfleet_router.moving.moves import Moves
+from warmfleet_router.prices.wanted import NEAR_SHARE, Prefix
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
-from warmfleet_router.wanted import NEAR_SHARE, Prefix
 
 LOOKS = 4  # at prefixes, a tick: each takes as long as a placement
 NEAR_S = 1e-3

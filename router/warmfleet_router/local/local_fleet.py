@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from warmfleet_router import launch
-from warmfleet_router.children import Child, ChildDied, stop
-from warmfleet_router.greeting import Unanswered, converse
+from warmfleet_router.local import launch
+from warmfleet_router.local.children import Child, ChildDied, stop
+from warmfleet_router.local.greeting import Unanswered, converse
 
 T = TypeVar("T")
 
