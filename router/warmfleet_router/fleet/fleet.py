@@ -201,6 +201,7 @@ class Fleet:
         self.workers: dict[str, Worker] = {}
         self._counters = counters
         self._ticked_at: float | None = None
+        self._began_at: float | None = None  # the first worker came
 
     def named(self, name: str) -> Worker | None:
         return next((w for w in self.workers.values() if w.identity and w.identity.name == name), None)
@@ -218,8 +219,15 @@ class Fleet:
         worker.agreement = Agreement()
         worker.failures = worker.ejections = 0
         worker.ejected_until = 0.0
-        worker.full_at = now + SLOW_START_S
+        worker.full_at = now if self._is_young(now) else now + SLOW_START_S
         return True
+
+    def _is_young(self, now: float) -> bool:
+        """All workers are as new as whoever comes now: nobody can take the work that a newcomer is spared,
+        and who joined a moment earlier must not look several times cheaper."""
+        if self._began_at is None:
+            self._began_at = now
+        return now - self._began_at < SLOW_START_S
 
     def heard(self, worker: Worker, now: float) -> None:
         worker.heard_at = now

@@ -164,6 +164,17 @@ def test_slow_start_ramps_a_newcomer() -> None:
     assert "new" in late
 
 
+def test_a_fleet_just_born_spares_nobody() -> None:
+    core, _ = fleet_of(1, warm=False)
+    for i in range(1, 4):
+        FakeWorker(core, f"w{i}").join(0.3 * i)
+    assert [w.weight(1.0) for w in core.roster.fleet.workers.values()] == [1.0] * 4
+    assert {core.route(ask(tokens((i * 100, 64))), 1.0).worker for i in range(4)} == {"w0", "w1", "w2", "w3"}
+    later = FakeWorker(core, "later")
+    later.join(10.0)
+    assert core.roster.fleet.workers[later.address].weight(10.0) == 0.1
+
+
 def test_a_name_belongs_to_one_connected_worker() -> None:
     core, _ = fleet_of(2)
     thief = FakeWorker(core, "w0")
