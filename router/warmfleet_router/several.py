@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import xxhash
 from warmfleet_proto import log
 from warmfleet_proto import router_pb2 as pb
-from warmfleet_proto.errors import Rejected
+from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
 from warmfleet_router.client import Away, Report, Router
@@ -24,6 +24,7 @@ TRY_S = 0.4  # for one router, while another answers: within a second a second o
 BEAT_S = 1.0  # for a heartbeat: others wait for it
 ROOT_BYTES = 256 * TOKEN_BYTES  # of a prompt: what belongs together begins alike
 GONE = ("joining", "lost")
+UNKNOWN = 404  # the status of a model that a router does not know, or does not know yet
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,7 +97,7 @@ class SeveralRouters:
     async def _asked(self, request: pb.RouteRequest, ask: Callable[[Router], Awaitable[T]]) -> tuple[T, int]:
         """One router after the other, until one takes it; who that was."""
         token_ids = request.token_ids
-        refusal: Rejected = Away("no router answers")
+        refusal: Rejected | BadRequest = Away("no router answers")
         order = self._order(token_ids[:ROOT_BYTES] or request.keys[:KEY_BYTES])
         last = max((i for i in order if i not in self._down), key=order.index, default=order[-1])
         for i in order:
@@ -109,6 +110,11 @@ class SeveralRouters:
                 self._failed(i, str(error))
             except Rejected as error:
                 refusal = error  # it may know fewer workers than the next one
+            except BadRequest as error:
+                if error.status != UNKNOWN:
+                    raise
+                if isinstance(refusal, Away):  # who knows the model, but has no room, says more
+                    refusal = error
             else:
                 self._answered(i)
                 return answer, i

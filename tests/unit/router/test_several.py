@@ -10,7 +10,7 @@ from warmfleet_router import several
 from warmfleet_router.client import Away, LocalRouter
 from warmfleet_router.several import Named, SeveralRouters
 
-from tests.unit.router.fleet_of import ask, fleet_of, tokens
+from tests.unit.router.fleet_of import FakeWorker, ask, fleet_of, tokens
 
 
 class Wire:
@@ -130,8 +130,8 @@ async def test_nobody_answers(routers: SeveralRouters, wires: list[Wire]) -> Non
 
 async def test_what_a_router_decides_is_told(routers: SeveralRouters, wires: list[Wire]) -> None:
     """One that refuses may know fewer workers than the next; a bad request is bad everywhere."""
-    with pytest.raises(BadRequest, match="not served"):
-        await routers.route(ask(tokens((7, 300)), model="other"))
+    with pytest.raises(BadRequest, match="more than the context"):
+        await routers.route(ask(tokens((7, 300)), max_tokens=1 << 30))
     assert [wire.core.counters.bad_requests for wire in wires].count(1) == 1
     for wire in wires[1:]:
         for worker in wire.workers:
@@ -141,6 +141,29 @@ async def test_what_a_router_decides_is_told(routers: SeveralRouters, wires: lis
     wires[0].cut = True
     with pytest.raises(Rejected, match="can take the request now"):
         await routers.route(ask(tokens((7, 300))))
+
+
+async def test_a_model_that_one_does_not_know_yet_is_asked_of_the_next(
+    routers: SeveralRouters, wires: list[Wire]
+) -> None:
+    def asked() -> pb.RouteRequest:
+        return ask(tokens((7, 300)), model="new")
+
+    with pytest.raises(BadRequest, match="not served") as none:
+        await routers.route(asked())
+    assert none.value.status == 404
+    assert [wire.core.counters.bad_requests for wire in wires] == [1, 1, 1]
+    for wire in wires:
+        first = FakeWorker(wire.core, "n", status={"model": "new", "model_fingerprint": b"n" * 32})
+        first.join(-60.0)
+        assert (await routers.route(asked())).worker == "n"
+        assert (await routers.explain(asked())).chosen.worker == "n"
+        wire.core.roster.broken(first.address, 0.0)
+        with pytest.raises(Rejected, match="can take the request now"):
+            await routers.route(asked())
+        wire.cut = True  # whoever is asked before or after it
+        with pytest.raises(BadRequest, match="not served") if wire is not wires[-1] else pytest.raises(Away):
+            await routers.route(asked())
 
 
 async def test_workers_are_shown_as_a_router_sees_them_that_is_in_touch(
