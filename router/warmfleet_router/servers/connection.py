@@ -199,7 +199,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, over: Callable[["Connection"], None]) -> None:
         self.idle_since = 0.0
-        self.requests = 0
         self._over = over
         self._transport: asyncio.Transport | None = None
         self._reply: Reply | None = None
@@ -217,7 +216,6 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes) -> Reply:
         """Sends a whole request; the connection is free."""
         assert self._transport is not None
-        self.requests += 1
         self._released = False
         self._reply = Reply(self)
         self._transport.write(request)

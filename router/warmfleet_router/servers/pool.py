@@ -13,6 +13,7 @@ from warmfleet_router.servers.backend import bearer
 from warmfleet_router.servers.connection import Connection, Reply
 
 KEEP_ALIVE_S = 4.0  # uvicorn closes an idle connection after five
+CLOSING_S = 1.0  # for news that a connection had ended before it was asked: a round trip, and a busy loop
 CONNECT_S = 3.0
 MAX_IDLE = 256  # connections to one server
 
@@ -37,25 +38,24 @@ class ServerPool:
     async def post(self, base: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
         """The answer with its headers read, whatever its status. Raises WorkerLost.
 
-        The caller limits the time, and releases the answer.
+        The caller limits the time, and releases the answer. A request is sent a second time only if it met a
+        kept connection on its end: closed soon, before any byte of an answer. What was closed later the server
+        may have begun, and who sends that again is the caller, who counts it.
         """
         place = _place(base)
         if key := self._keys.get(base):
             headers = headers | bearer(key)
         request = _request(place, path, body, headers)
-        while True:
-            connection = self._kept(place) or await self._connect(place)
-            reply = connection.ask(request)
+        if kept := self._kept(place):
+            clock = asyncio.get_running_loop().time
+            reply, asked_at = kept.ask(request), clock()
             try:
-                await reply.head()
+                return await _with_head(reply)
             except WorkerLost:
-                if connection.requests > 1 and not reply.began:
-                    continue  # it was just being closed; nothing has been answered
-                raise
-            except BaseException:
-                reply.release(over=False)
-                raise
-            return reply
+                if reply.began or clock() - asked_at > CLOSING_S:
+                    raise
+        connection = await self._connect(place)
+        return await _with_head(connection.ask(request))
 
     def _kept(self, place: _Place) -> Connection | None:
         """The one that was used last: it is the least likely to be closed soon."""
@@ -106,6 +106,16 @@ class ServerPool:
             connection.close()
         while self._all:  # noqa: ASYNC110 - each goes with the loop's next turn
             await asyncio.sleep(0)
+
+
+async def _with_head(reply: Reply) -> Reply:
+    """The same, released if whoever waits is cancelled."""
+    try:
+        await reply.head()
+    except BaseException:
+        reply.release(over=False)
+        raise
+    return reply
 
 
 @lru_cache(1024)

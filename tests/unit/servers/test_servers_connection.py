@@ -263,6 +263,37 @@ async def test_connections_are_kept_and_stale_ones_replaced(answers: int) -> Non
     assert connections == -(-6 // answers)
 
 
+@pytest.mark.parametrize(
+    ("last_words", "patience", "sent"), [(b"", 60.0, 2), (b"", -1.0, 1), (b"HTTP/1.1 200", 60.0, 1)]
+)
+async def test_what_a_server_may_have_begun_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch, last_words: bytes, patience: float, sent: int
+) -> None:
+    """Three connections are kept, and then each request ends the one that it comes by. It may have been its
+    last end that it met, if no word came and not much later: once, then, and on a connection of its own."""
+    monkeypatch.setattr("warmfleet_router.servers.pool.CLOSING_S", patience)
+    all_here, heads = asyncio.Barrier(3), 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heads
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n{}"):
+                heads += 1
+                if heads > 3:
+                    writer.write(last_words)
+                    return
+                await all_here.wait()
+                writer.write(CHUNKED)
+
+    pool = ServerPool()
+    async with server(serve) as base:
+        assert await asyncio.gather(*(asks(pool, base) for _ in range(3))) == [BODY] * 3
+        with pytest.raises(WorkerLost, match="closed"):
+            await asks(pool, base)
+        await pool.close()
+    assert heads == 3 + sent
+
+
 async def test_a_server_that_is_not_there_is_lost() -> None:
     async def never(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         return
