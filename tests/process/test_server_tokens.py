@@ -73,6 +73,15 @@ async def test_nobody_is_asked_where_ids_are_known_or_of_no_use() -> None:
     assert not asked
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_nobody_is_asked_for_ids_that_do_not_say_which_image_it_is(known: bool) -> None:
+    shown = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/cat.png"}}]}
+    for template in ({}, {"chat_template": "x"}):
+        assert not await ids(known, messages=[*MESSAGES, shown], **template)
+    assert not await ids(known, truncate_prompt_tokens=1, chat_template="x")
+    assert not asked
+
+
 @pytest.mark.parametrize(
     "kwargs", [{"chat_template": "x"}, {"continue_final_message": True}, {"add_special_tokens": True}]
 )

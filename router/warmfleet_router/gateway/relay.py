@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
-from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
+from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
 
 from warmfleet_router.backends.attempt import past_deadline
@@ -46,29 +46,28 @@ class Answer(NamedTuple):
 
 
 def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
-    """What the router is asked: by token ids, or by keys of the text and about how long it is."""
-    request = RouteRequest(
+    """What the router is asked: by token ids, or by the text in their place."""
+    model, token_ids = wanted.ask.model, wanted.token_ids
+    salt = salt_of(servers.adapter(model), wanted.salt)
+    context = servers.models().get(model, 0)
+    if not token_ids:
+        token_ids, salt = text.ids_of(wanted.ask), text.salt_of(wanted.ask, wanted.salt)
+        if context:  # an estimate refuses nobody
+            token_ids = token_ids[: max(context - 1, 1) * TOKEN_BYTES]
+    prompt_tokens = len(token_ids) // TOKEN_BYTES
+    return RouteRequest(
         request_id=wanted.request_id,
         gateway_id=gateway_id,
-        model=wanted.ask.model,
+        model=model,
         tenant=wanted.tenant.name,
-        salt=salt_of(servers.adapter(wanted.ask.model), wanted.salt),
+        salt=salt,
+        token_ids=token_ids,
+        prompt_tokens=prompt_tokens,
+        max_tokens=_answer_tokens(wanted.ask, context - prompt_tokens),
         choices=wanted.ask.choices,
         bypass_cache=wanted.ask.known.prompt_logprobs is not None,
-        exclude=servers.ours(wanted.ask.model),
+        exclude=servers.ours(model),
     )
-    context = servers.models().get(wanted.ask.model, 0)
-    if wanted.token_ids:
-        request.token_ids = wanted.token_ids
-        request.prompt_tokens = len(wanted.token_ids) // TOKEN_BYTES
-        request.max_tokens = _answer_tokens(wanted.ask, context - request.prompt_tokens)
-        return request
-    keys, tokens = text.keys_of(wanted.ask, wanted.salt)
-    room = (context or tokens + 1) - 1  # an estimate refuses nobody
-    request.prompt_tokens = max(min(tokens, room), 1)
-    request.max_tokens = _answer_tokens(wanted.ask, context - request.prompt_tokens)
-    request.keys = keys[: KEY_BYTES * request.prompt_tokens]
-    return request
 
 
 def _answer_tokens(ask: Ask, room: int) -> int:

@@ -42,7 +42,8 @@ class Probe:
         names = await self.names()
         figures = await self.figures()
         info = await self._info() if self._backend.kind == "sglang" else {}
-        block_size = figures.block_size or _whole(info.get("page_size")) or text.BLOCK_TOKENS
+        page = 0 if self._backend.events else text.BLOCK_TOKENS  # of a token each would be many to no use
+        block_size = figures.block_size or max(_whole(info.get("page_size")), page) or text.BLOCK_TOKENS
         tokens = figures.tokens or _whole(info.get("max_total_num_tokens"))
         blocks = self._backend.blocks or figures.blocks or tokens // block_size
         context = names.context or _whole(info.get("context_length"))

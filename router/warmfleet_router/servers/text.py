@@ -1,40 +1,37 @@
-"""Keys of a prompt that is never tokenised: a chain of hashes over chunks of its text.
+"""A prompt that is not tokenised: its text in the place of token ids, four bytes to one.
 
-They mean something to the router alone. A conversation's next turn begins with the same messages,
-and so with the same chunks.
+That means something to the router alone, under a root of its own. A conversation's next turn begins with the
+same messages, and so with the same blocks, whatever a server's block size.
 """
 
 import hashlib
 
 import msgspec
-from warmfleet_proto.hashing import chain, keys, root_hash
+from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
+from warmfleet_router.servers import media
 from warmfleet_router.servers.ask import Ask
 
-CHUNK_BYTES = 64  # of text, and the block of a server that is keyed so counts as ...
-BLOCK_TOKENS = 16  # ... this many tokens
-_BYTES_A_TOKEN = CHUNK_BYTES // BLOCK_TOKENS
-_TOKEN_BYTES = 4  # of hashing.chain's blocks
+BLOCK_TOKENS = 16  # of a server that names no block size
+_BEFORE = ("tools", "documents", "chat_template", "reasoning_effort", "chat_template_kwargs")
+_BESIDE = ("add_special_tokens", "truncate_prompt_tokens", "mm_processor_kwargs", "media_io_kwargs")
 
 
 def text_of(ask: Ask) -> bytes:
     known = ask.known
     if known.messages is not None:
-        return b"\x1e".join(map(bytes, known.messages))
+        return b"\x1e".join(map(media.described, known.messages))
     return bytes(known.prompt)
 
 
-def keys_of(ask: Ask, salt: str) -> tuple[bytes, int]:
-    """Packed keys, one a chunk, and about how many tokens the prompt has."""
-    text = text_of(ask)
-    hashes = chain(_root(ask, salt), text, CHUNK_BYTES // _TOKEN_BYTES)
-    return keys(hashes), max(len(text) // _BYTES_A_TOKEN, len(hashes), 1)
+def ids_of(ask: Ask) -> bytes:
+    """Packed, about as many as a tokenizer would make of it."""
+    text = text_of(ask)[:PROMPT_BYTES]
+    return text.ljust(-(-len(text) // TOKEN_BYTES) * TOKEN_BYTES, b"\0")
 
 
-def _root(ask: Ask, salt: str) -> bytes:
-    """All that stands before or changes the whole prompt."""
-    known = ask.known
-    raw = (known.tools, known.documents, known.chat_template, known.reasoning_effort)
-    before = [ask.model, ask.chat, salt, known.chat_template_kwargs, *map(bytes, raw)]
-    digest = hashlib.sha256(msgspec.json.encode(before, order="deterministic")).digest()
-    return root_hash(b"warmfleet text v1", CHUNK_BYTES, salt=digest)
+def salt_of(ask: Ask, salt: str) -> bytes:
+    """All that stands before or changes the whole prompt; ``salt`` is the server's."""
+    fields = [bytes(ask.fields.get(name, b"")) for name in _BEFORE + _BESIDE]
+    named = [b"warmfleet text v2", ask.model, ask.chat, salt, *fields]
+    return hashlib.sha256(msgspec.json.encode(named)).digest()

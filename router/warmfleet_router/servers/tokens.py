@@ -12,6 +12,7 @@ from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
 from warmfleet_router.gateway.messages import NULL, Message, Tool, for_template, tools_for_template
 from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers import media
 from warmfleet_router.servers.ask import Ask, Known
 from warmfleet_router.servers.catalogue import Server
 from warmfleet_router.servers.pool import ServerPool
@@ -63,7 +64,7 @@ class Tokens:
         except (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""  # images and the like: the server may well know what to do
         able = [server for server in servers if server.tokenises and not server.silent]
-        return await self._asked(ask, able[0]) if able else b""
+        return await self._asked(ask, able[0]) if able and not _means_more(ask) else b""
 
     async def _encoded(self, ask: Ask, encoder: PromptEncoder, salt: bytes) -> bytes:
         known = ask.known
@@ -102,6 +103,12 @@ class Tokens:
         except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
             return b""
         return array("I", told.tokens or told.token_ids or ()).tobytes()
+
+
+def _means_more(ask: Ask) -> bool:
+    """Than the ids that its server would tell."""
+    cut = ask.fields.get("truncate_prompt_tokens", NULL) != NULL
+    return cut or media.is_in(ask.known.messages or ())
 
 
 def _is_foreign(known: Known) -> bool:

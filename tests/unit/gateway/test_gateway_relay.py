@@ -4,14 +4,15 @@ import asyncio
 import json
 from typing import cast
 
-from warmfleet_proto.router_pb2 import ListWorkersResponse
+import pytest
+from warmfleet_proto.router_pb2 import ListWorkersResponse, RouteRequest
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import LocalRouter
 from warmfleet_router.core import RouterCore
 from warmfleet_router.gateway.intake import ANONYMOUS
 from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.placing import Fleet
-from warmfleet_router.gateway.relay import Relay, Wanted
+from warmfleet_router.gateway.relay import Relay, Wanted, routed
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.routing import Routing
@@ -19,6 +20,7 @@ from warmfleet_router.servers import ask
 from warmfleet_router.servers.catalogue import Servers
 from warmfleet_router.servers.pool import ServerPool
 
+from tests.unit.router.fleet_of import FakeWorker
 from tests.unit.servers.test_servers_connection import EVENTS, asked
 
 PARTS = [b"data: one\n\n", b"data: two\n\n", b"data: [DONE]\n\n"]
@@ -41,6 +43,30 @@ class Slow:
     async def drained(self) -> None:
         self.waited.set()
         self.behind = False
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 128])
+async def test_an_image_is_never_taken_for_another_one(block_size: int) -> None:
+    """What is shared is the text before it, in blocks of any size, as long as the first one is on its way."""
+    core = RouterCore(Routing(), 1)
+    worker = FakeWorker(core, "w", status={"block_size": block_size})
+    worker.join(-60.0)
+    worker.report(0.0)
+    system = {"role": "system", "content": "You look at images. " * 50}
+
+    def looking(at: str) -> RouteRequest:
+        image = {"type": "image_url", "image_url": {"url": at}}
+        messages = [system, {"role": "user", "content": [image]}]
+        body = json.dumps({"model": "m", "messages": messages}).encode()
+        wanted = Wanted("r", ANONYMOUS, ask.parse(body, True), "", b"", 60.0, "/v1/chat/completions")
+        return routed(wanted, Servers(), "g")
+
+    first = core.route(looking("http://x/cat.png"), 0.0)
+    same = core.explain(looking("http://x/cat.png"), 0.0).candidates[0].overlap_tokens
+    other = core.explain(looking("http://x/dog.png"), 0.0).candidates[0].overlap_tokens
+    assert same > 750 > other
+    assert other == pytest.approx(len(json.dumps(system)) // 4, abs=block_size + 16)
+    assert first.expected_tokens == 0
 
 
 def relay() -> Relay:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto.errors import BadRequest
+from warmfleet_router.servers import media
 from warmfleet_router.servers.ask import model_of, parse
-from warmfleet_router.servers.text import BLOCK_TOKENS, CHUNK_BYTES, keys_of
+from warmfleet_router.servers.media import PART_BYTES
+from warmfleet_router.servers.text import ids_of, salt_of
 
 
 def asked(chat: bool = True, **fields: Any) -> Any:
@@ -68,40 +70,74 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
         return
 
 
-# ---- text keys
+# ---- text in the place of token ids
 
 
-def turns(*contents: str, **fields: Any) -> bytes:
-    keys, tokens = keys_of(asked(messages=[{"role": "user", "content": c} for c in contents], **fields), "")
-    assert len(keys) // 8 <= tokens
-    return keys
+def turns(*contents: Any) -> bytes:
+    return ids_of(asked(messages=[{"role": "user", "content": c} for c in contents]))
 
 
-def test_the_next_turn_has_the_keys_of_the_last() -> None:
+def alike(a: bytes, b: bytes) -> int:
+    """Leading bytes."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def test_the_next_turn_begins_as_the_last() -> None:
     first = turns("a" * 500)
     then = turns("a" * 500, "b" * 500)
-    assert len(first) // 8 >= 500 // CHUNK_BYTES
-    assert then.startswith(first)
-    assert (
-        keys_of(asked(messages=[{"role": "user", "content": "a" * 640}]), "")[1]
-        >= 640 // CHUNK_BYTES * BLOCK_TOKENS
-    )
+    assert len(first) % 4 == len(then) % 4 == 0
+    assert alike(first, then) >= len(first) - 4 >= 500
+    assert ids_of(asked(chat=False, prompt="x"))
 
 
-def test_whatever_changes_the_prompt_changes_its_keys() -> None:
-    text = "a" * 500
-    kinds = [
-        turns(text),
-        turns(text, tools=[{"type": "function"}]),
-        turns(text, chat_template_kwargs={"enable_thinking": False}),
-        turns(text, chat_template="{{ messages }}"),
-        turns(text, model="other"),
-        turns(text, documents=[{"text": "x"}]),
-        turns(text, reasoning_effort="high"),
-        keys_of(asked(messages=[{"role": "user", "content": text}]), "salt")[0],
+def test_whatever_changes_the_prompt_changes_its_root() -> None:
+    kinds: list[Any] = [
+        asked(),
+        asked(chat=False, prompt="hi"),
+        asked(tools=[{"type": "function"}]),
+        asked(chat_template_kwargs={"enable_thinking": False}),
+        asked(chat_template="{{ messages }}"),
+        asked(model="other"),
+        asked(documents=[{"text": "x"}]),
+        asked(reasoning_effort="high"),
+        asked(truncate_prompt_tokens=5),
+        asked(mm_processor_kwargs={"num_crops": 4}),
     ]
-    assert len({keys[:8] for keys in kinds}) == len(kinds)
+    salts = [*(salt_of(kind, "") for kind in kinds), salt_of(asked(), "salt")]
+    assert len(set(salts)) == len(salts)
 
 
 def test_what_does_not_change_the_prompt_does_not() -> None:
-    assert turns("a" * 500, temperature=0.3, seed=7) == turns("a" * 500)
+    assert salt_of(asked(temperature=0.3, seed=7), "") == salt_of(asked(), "")
+    assert ids_of(asked(temperature=0.3, seed=7)) == ids_of(asked())
+
+
+# ---- images and the like
+
+CAT, DOG = ({"type": "image_url", "image_url": {"url": "data:image/png;base64," + x * 9000}} for x in "cd")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (CAT, DOG),
+        ({"type": "input_audio", "input_audio": {"data": "x"}}, {"type": "input_audio", "input_audio": {}}),
+        ({"image_embeds": "x"}, {"image_embeds": "y"}),
+        (["x"], ["y"]),
+    ],
+)
+def test_images_are_told_apart_and_count_for_what_they_are(one: Any, other: Any) -> None:
+    look = {"type": "text", "text": "What is it? " * 10}
+    assert media.is_in(asked(messages=[{"role": "user", "content": [look, one]}]).known.messages)
+    with_one, with_other = turns([look, one, look]), turns([look, other, look])
+    assert with_one == turns([look, one, look])
+    assert 120 < alike(with_one, with_other) < 200
+    assert PART_BYTES < len(with_one) < PART_BYTES + 400
+    assert alike(turns([look, one, look], "and now?"), with_one) >= len(with_one) - 4
+
+
+@pytest.mark.parametrize("content", ["hi", None, [], ["hi"], [{"type": "text", "text": "x", "more": 1}], 5])
+def test_text_is_no_image(content: Any) -> None:
+    ask = asked(messages=[{"role": "user", "content": content}, 7])
+    assert not media.is_in(ask.known.messages)
+    assert ids_of(ask).rstrip(b"\0") == b"\x1e".join(map(bytes, ask.known.messages))

@@ -24,3 +24,21 @@ async def test_a_server_that_sends_elsewhere_is_not_followed() -> None:
         with pytest.raises(WorkerLost, match="answers 302"):
             await probe.names()
     assert asked == ["/v1/models"]
+
+
+@pytest.mark.parametrize(("events", "block_size"), [("", 16), ("tcp://127.0.0.1:5557", 1)])
+async def test_pages_of_one_token_are_for_those_whose_events_name_them(events: str, block_size: int) -> None:
+    """Who is keyed on text would have a key for four bytes of it."""
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def info(_: web.Request) -> web.Response:
+        return web.json_response({"page_size": 1, "max_total_num_tokens": 3200})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.get("/get_server_info", info)])
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        backend = Backend(url=str(server.make_url("")), kind="sglang", events=events)
+        status = await Probe(backend, session).status(1)
+    assert (status.block_size, status.total_blocks) == (block_size, 3200 // block_size)
