@@ -38,9 +38,9 @@ class ServerPool:
     async def post(self, base: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
         """The answer with its headers read, whatever its status. Raises WorkerLost.
 
-        The caller limits the time, and releases the answer. A request is sent a second time only if it met a
-        kept connection on its end: closed soon, before any byte of an answer. What was closed later the server
-        may have begun, and who sends that again is the caller, who counts it.
+        The caller limits the time, and releases the answer. A request is sent a second time only if it met
+        a kept connection on its end: closed soon, before any byte of an answer. What was closed later the
+        server may have begun, and who sends that again is the caller, who counts it.
         """
         place = _place(base)
         if key := self._keys.get(base):
