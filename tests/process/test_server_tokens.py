@@ -79,6 +79,7 @@ async def test_nobody_is_asked_for_ids_that_do_not_say_which_image_it_is(known: 
     for template in ({}, {"chat_template": "x"}):
         assert not await ids(known, messages=[*MESSAGES, shown], **template)
     assert not await ids(known, truncate_prompt_tokens=1, chat_template="x")
+    assert not await ids(known, chat=False, prompt=[1, 2], prompt_embeds="x")
     assert not asked
 
 

@@ -18,6 +18,7 @@ from warmfleet_router.gateway.messages import NULL
 
 MAX_MODEL_CHARS = 512
 MAX_TOKENS = 1 << 31
+EMBEDS = "prompt_embeds"  # of vLLM: beside a prompt, or in its place
 
 _Any = msgspec.json.Decoder(dict[str, Raw])
 
@@ -130,6 +131,6 @@ def parse(body: bytes, chat: bool) -> Ask:
     _body.check_structure(body)
     if chat and not known.messages:
         raise BadRequest("messages: required", "messages")
-    if not chat and known.prompt == NULL:
+    if not chat and known.prompt == fields.get(EMBEDS, NULL) == NULL:
         raise BadRequest("prompt: required", "prompt")
     return Ask(fields, known, chat)

@@ -10,7 +10,7 @@ import msgspec
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
 from warmfleet_router.servers import media
-from warmfleet_router.servers.ask import Ask
+from warmfleet_router.servers.ask import EMBEDS, Ask
 
 BLOCK_TOKENS = 16  # of a server that names no block size
 _BEFORE = ("tools", "documents", "chat_template", "reasoning_effort", "chat_template_kwargs")
@@ -21,7 +21,7 @@ def text_of(ask: Ask) -> bytes:
     known = ask.known
     if known.messages is not None:
         return b"\x1e".join(map(media.described, known.messages))
-    return bytes(known.prompt)
+    return bytes(known.prompt) + bytes(ask.fields.get(EMBEDS, b""))
 
 
 def ids_of(ask: Ask) -> bytes:

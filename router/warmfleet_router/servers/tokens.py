@@ -13,7 +13,7 @@ from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 from warmfleet_router.gateway.messages import NULL, Message, Tool, for_template, tools_for_template
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import media
-from warmfleet_router.servers.ask import Ask, Known
+from warmfleet_router.servers.ask import EMBEDS, Ask, Known
 from warmfleet_router.servers.catalogue import Server
 from warmfleet_router.servers.pool import ServerPool
 
@@ -32,6 +32,7 @@ _messages = msgspec.json.Decoder(list[Message])
 _tools = msgspec.json.Decoder(list[Tool])
 _prompt = msgspec.json.Decoder(str | _TokenIds)
 _told = msgspec.json.Decoder(_Told)
+_MORE = ("truncate_prompt_tokens", EMBEDS)  # of a prompt than its ids, or less
 _CHAT = (
     "model",
     "messages",
@@ -56,6 +57,8 @@ class Tokens:
         encoder = self._encoders.get(ask.model)
         if encoder is None and servers:  # an adapter's prompts are encoded as those of its model
             encoder = self._encoders.get(servers[0].model)
+        if any(ask.fields.get(name, NULL) != NULL for name in _MORE):
+            return b""
         try:
             if not ask.chat and not isinstance(prompt := _prompt.decode(ask.known.prompt), str):
                 return array("I", prompt).tobytes()
@@ -64,7 +67,9 @@ class Tokens:
         except (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""  # images and the like: the server may well know what to do
         able = [server for server in servers if server.tokenises and not server.silent]
-        return await self._asked(ask, able[0]) if able and not _means_more(ask) else b""
+        if not able or media.is_in(ask.known.messages or ()):
+            return b""
+        return await self._asked(ask, able[0])
 
     async def _encoded(self, ask: Ask, encoder: PromptEncoder, salt: bytes) -> bytes:
         known = ask.known
@@ -103,12 +108,6 @@ class Tokens:
         except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
             return b""
         return array("I", told.tokens or told.token_ids or ()).tobytes()
-
-
-def _means_more(ask: Ask) -> bool:
-    """Than the ids that its server would tell."""
-    cut = ask.fields.get("truncate_prompt_tokens", NULL) != NULL
-    return cut or media.is_in(ask.known.messages or ())
 
 
 def _is_foreign(known: Known) -> bool:

@@ -90,6 +90,15 @@ def test_the_next_turn_begins_as_the_last() -> None:
     assert ids_of(asked(chat=False, prompt="x"))
 
 
+def test_a_prompt_may_be_embeddings() -> None:
+    assert ids_of(asked(chat=False, prompt_embeds="a" * 80)) != ids_of(
+        asked(chat=False, prompt_embeds="b" * 80)
+    )
+    assert ids_of(asked(chat=False, prompt="x", prompt_embeds="a")) != ids_of(asked(chat=False, prompt="x"))
+    with pytest.raises(BadRequest, match="required"):
+        asked(chat=False, prompt_embeds=None)
+
+
 def test_whatever_changes_the_prompt_changes_its_root() -> None:
     kinds: list[Any] = [
         asked(),
