@@ -94,6 +94,7 @@ async def ask(http: aiohttp.ClientSession, payload: bytes, record: Record, path:
     try:
         async with http.post(path, data=payload, headers={"content-type": "application/json"}) as response:
             record.status = response.status
+            record.worker = response.headers.get("X-Warmfleet-Worker", "")
             if response.status != 200:
                 record.error = f"HTTP {response.status}: {(await response.text())[:200]}"
             elif response.content_type == TEXT_STREAM:

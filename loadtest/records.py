@@ -20,6 +20,7 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    worker: str = ""  # that answered, where a server says so
     error: str = ""
 
     @property

@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,15 @@ class Fleet:
     workers: list[Program]
     starter: Starter
     places: list[str]  # HOST:PORT of the workers' gRPC
+    routers: list[str]  # base URLs of each router's own gateway
 
-    def admin(self) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(get(f"{self.url}/admin/workers"))
+    def admin(self, router: int = 0) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(get(f"{self.routers[router]}/admin/workers"))
         return shown
+
+    def healthy(self) -> int:
+        """Workers, as that router sees it which sees fewest."""
+        return min(int(self.admin(router)["fleet"]["healthy"]) for router in range(len(self.routers)))
 
     def models(self) -> list[str]:
         return [model["id"] for model in json.loads(get(f"{self.url}/v1/models"))["data"]]
@@ -50,13 +55,19 @@ class Fleet:
 
 @contextmanager
 def sim_fleet(
-    workers: int, *, policy: str = "cheapest", instant: bool = False, total_blocks: int = 4096
+    workers: int,
+    *,
+    policy: str = "cheapest",
+    instant: bool = False,
+    total_blocks: int = 4096,
+    timing: Mapping[str, float] = load.TIMING,
+    settings: Sequence[str] = (),
+    routers: int = 0,
 ) -> Iterator[Fleet]:
-    """Workers without a model; unless ``instant`` they take the times of ``load.TIMING``."""
-    timing = [f"sim.timing.{key}={value}" for key, value in load.TIMING.items()]
-    settings = ["engine=sim", f"sim.vocab_size={VOCAB_SIZE}", f"total_blocks={total_blocks}"]
-    settings += ["sim.instant=true"] if instant else timing
-    with fleet([settings] * workers, policy) as running:
+    """Workers without a model; unless ``instant`` they take the times of ``timing``."""
+    each = ["engine=sim", f"sim.vocab_size={VOCAB_SIZE}", f"total_blocks={total_blocks}", *settings]
+    each += ["sim.instant=true"] if instant else [f"sim.timing.{k}={v}" for k, v in timing.items()]
+    with fleet([each] * workers, policy, routers=routers) as running:
         yield running
 
 
@@ -84,27 +95,34 @@ def giving_fleet(workers: int, *settings: str) -> Iterator[Fleet]:
 
 
 @contextmanager
-def fleet(workers: Sequence[Sequence[str]], policy: str, *more: str) -> Iterator[Fleet]:
-    """One worker for each list of its settings, and a router that takes ``policy`` and ``more`` settings."""
+def fleet(workers: Sequence[Sequence[str]], policy: str, *more: str, routers: int = 0) -> Iterator[Fleet]:
+    """One worker for each list of its settings, and a router that takes ``policy`` and ``more`` settings; or
+    so many ``routers``, with a gateway before them that knows them all."""
     with programs() as starter:
         started = [worker(starter, f"w{n}", each) for n, each in enumerate(workers)]
         said = [program.ready() for program in started]
-        router = start(
-            starter,
-            "router",
-            "warmfleet_router",
-            [*router_settings(policy, [s["grpc"] for s in said]), *more],
-        )
-        url = base(router.ready()["http"])
         places = [str(s["grpc"]) for s in said]
-        running = Fleet(url, [base(s["http"]) for s in said], "", router, started, starter, places)
-        for _ in router.polls(60):
-            if running.admin()["fleet"]["healthy"] == len(workers) and running.models():
+        settings = [*router_settings(policy, places), *more]
+        named = [f"router{n}" for n in range(routers)] or ["router"]
+        deciding = [start(starter, name, "warmfleet_router", settings) for name in named]
+        told = [router.ready() for router in deciding]
+        own = [base(t["http"]) for t in told]
+        url = gateway(starter, [t["grpc"] for t in told]) if routers else own[0]
+        faces = [base(s["http"]) for s in said]
+        running = Fleet(url, faces, "", deciding[0], started, starter, places, own)
+        for _ in deciding[0].polls(60):
+            if running.healthy() == len(workers) and running.models():
                 break
         else:
-            raise RuntimeError(f"the workers did not join: {router.tail()}")
+            raise RuntimeError(f"the workers did not join: {deciding[0].tail()}")
         running.model = running.models()[0]
         yield running
+
+
+def gateway(starter: Starter, routers: Sequence[str]) -> str:
+    """The base URL of one that asks ``routers``, each HOST:PORT."""
+    settings = [f"router={json.dumps(list(routers))}", "http=127.0.0.1:0"]
+    return base(start(starter, "gateway", "warmfleet_router.cli", settings, "gateway").ready()["http"])
 
 
 def worker(starter: Starter, name: str, settings: Sequence[str]) -> Program:
@@ -116,9 +134,9 @@ def router_settings(policy: str, addresses: Sequence[str]) -> list[str]:
     return [*places, f"routing.policy={policy}"]
 
 
-def start(starter: Starter, name: str, module: str, settings: Sequence[str]) -> Program:
+def start(starter: Starter, name: str, module: str, settings: Sequence[str], *command: str) -> Program:
     flags = [part for setting in settings for part in ("--set", setting)]
-    return starter.start(name, [sys.executable, "-m", module, *flags])
+    return starter.start(name, [sys.executable, "-m", module, *command, *flags])
 
 
 def base(address: str) -> str:

@@ -2,7 +2,7 @@
 
 In virtual time. The trace tells times to 3 s: requests of one such instant are spread over it, as they came.
 Gateways ask the routers by the prompt's root or, as those that know no better, in turn; reports take 10 ms to
-arrive.
+arrive. In flight at a worker are its requests over the whole run: their times from arrival to end, summed.
 """
 
 from warmfleet_router.replay.report import Row as Replayed

@@ -45,7 +45,8 @@ class StandIn:
         usage = self.usage(body)
         if not body.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": "".join(PIECES)}}
-            return web.json_response({"choices": [choice], "usage": usage})
+            who = {"X-Warmfleet-Worker": "w0"}
+            return web.json_response({"choices": [choice], "usage": usage}, headers=who)
         return await self.stream(request, usage, done=last != "break")
 
     async def stream(self, request: web.Request, usage: dict[str, Any], done: bool) -> web.StreamResponse:

@@ -40,6 +40,7 @@ async def test_times_a_stream_from_its_first_text_to_its_end(url: str) -> None:
 async def test_reads_usage_of_an_answer_that_is_not_streamed(url: str, stand_in: StandIn) -> None:
     first, second = await play(url, [turn(0, "arms"), turn(0.05, "baby", 1)], model="m", stream=False)
     assert (first.cached_tokens, second.cached_tokens) == (0, 3)
+    assert (first.status, first.worker) == (200, "w0")
     assert "stream" not in stand_in.bodies[0]
     assert summarise([first, second]).hit_rate == pytest.approx(3 / 8)
 
