@@ -83,6 +83,7 @@ class Report:
     evictions: int = 0
     late_hits: int = 0
     step_age_s: float = 0.0  # the step under way had run
+    others_s: float = 0.0  # of prompts that others have waiting at a server, as long as ours on the average
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ class Worker:
         """After a change of report or booked."""
         report, booked = self.report, self.booked
         self.flying = report.running + report.waiting + booked.slots
-        self.queue_until = report.at + self._queue_s()
+        self.queue_until = report.at + self._queue_s() + report.others_s
         self.rest_s = self.rates.all_s(booked.coming) + self._slot_s()
         _, sequence, token = self.rates.step.coefficients
         batch, context = report.running + booked.slots, report.context_tokens + booked.context_tokens

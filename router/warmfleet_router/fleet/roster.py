@@ -194,6 +194,8 @@ class Roster:
             last = worker.report
             self.fleet.reported(worker, _strangers(worker, message.load), now)
             told = worker.report
+            if worker.identity is not None and worker.identity.anonymous:
+                told.others_s = told.waiting * group.traffic.mean_s
             group.pressure.observe(
                 told.evictions - last.evictions, told.late_hits - last.late_hits, group.total_blocks
             )
@@ -320,8 +322,12 @@ def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:
     """An anonymous load less our own bookings, which count until they end: what others sent there."""
     if worker.identity is None or not worker.identity.anonymous:
         return load
-    others = max(load.running + load.waiting - worker.booked.slots, 0)
-    return pb.WorkerLoad(running=others, free_blocks=load.free_blocks, draining=load.draining)
+    booked = worker.booked
+    others = max(load.running + load.waiting - booked.slots, 0)
+    waiting = min(max(load.waiting - booked.coming.prompts, 0), others)
+    return pb.WorkerLoad(
+        running=others - waiting, waiting=waiting, free_blocks=load.free_blocks, draining=load.draining
+    )
 
 
 def _identity(status: pb.StatusResponse, address: str) -> Identity:

@@ -26,9 +26,13 @@ class Traffic:
         """That other routers have placed on the same workers. They are taken to be as long as our own."""
         if requests:
             self._fade(now)
-            each = self._work_s / self._requests if self._requests else 0.0
+            self._work_s += requests * self.mean_s
             self._requests += requests
-            self._work_s += requests * each
+
+    @property
+    def mean_s(self) -> float:
+        """Of a request's prefill."""
+        return self._work_s / self._requests if self._requests else 0.0
 
     def _fade(self, now: float) -> None:
         keep = exp(-max(now - self._at, 0.0) / MEMORY_S)

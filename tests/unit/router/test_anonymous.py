@@ -56,6 +56,28 @@ def test_our_own_requests_count_once_and_until_they_end() -> None:
     assert (worker.flying, worker.booked.coming.prompts) == (1, 0)
 
 
+def test_prompts_that_others_have_waiting_are_taken_to_be_as_long_as_ours() -> None:
+    core, made = server()
+    other = FakeWorker(core, "t", status={"anonymous_load": True, "silence_s": 5.0})
+    core.roster.add(other.address)
+    core.roster.joined(other.address, other._status(), 0.0)
+    other.report(0.0)
+    worker = core.roster.fleet.workers[made.address]
+    placed = [route(core), route(core)]
+    (group,) = core.roster.models["m"]
+    each_s = group.traffic.mean_s
+    assert each_s > 0
+    ours = [p.worker for p in placed].count("s")
+    before = worker.wait_s(100.1)
+    made.report(100.1, running=1, waiting=ours)
+    assert worker.wait_s(100.1) == pytest.approx(before)
+    made.report(100.2, running=1, waiting=ours + 40)
+    assert worker.wait_s(100.2) == pytest.approx(before + 40 * each_s)
+    assert {route(core, 100.2).worker for _ in range(3)} == {"t"}
+    made.report(100.3, running=1, waiting=ours)
+    assert worker.wait_s(100.3) == pytest.approx(before)
+
+
 def test_what_it_had_cached_is_learned_with_the_end() -> None:
     core, made = server()
     answer(core, route(core), 160)
