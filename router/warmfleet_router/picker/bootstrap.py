@@ -11,12 +11,19 @@ from typing import Any
 from warmfleet_proto.channel import split_address
 
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.picker.http2 import MAX_STREAMS
 from warmfleet_router.picker.replies import ENDPOINT, NAMESPACE, SUBSET_NAMESPACE
 from warmfleet_router.servers.backend import Backend
 
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _PICKER, _FLEET = "picker", "fleet"
+# Of requests under way, each with a stream to the picker. Envoy's own bound of 1,024 would let those beyond
+# wait for a connection, or go in turn without a pick; how much a server takes is the router's business.
+_MOST = MAX_STREAMS
+_BREAKERS = {
+    "thresholds": [{"max_connections": _MOST, "max_pending_requests": _MOST, "max_requests": _MOST}],
+}
 
 
 def bootstrap(
@@ -98,6 +105,7 @@ def _fleet(backends: Sequence[Backend]) -> dict[str, Any]:
         "name": _FLEET,
         "type": "STATIC",
         "connect_timeout": "2s",
+        "circuit_breakers": _BREAKERS,
         "load_assignment": {"cluster_name": _FLEET, "endpoints": [{"lb_endpoints": endpoints}]},
         "load_balancing_policy": {"policies": [_policy("override_host", override)]},
     }
@@ -114,6 +122,7 @@ def _picker(address: str) -> dict[str, Any]:
         "name": _PICKER,
         "type": "STRICT_DNS",
         "connect_timeout": "1s",
+        "circuit_breakers": _BREAKERS,
         "load_assignment": {
             "cluster_name": _PICKER,
             "endpoints": [{"lb_endpoints": [_endpoint(address)]}],
