@@ -2,6 +2,7 @@
 preemption, forking, leaving. Each move keeps the blocks' account."""
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 
@@ -23,7 +24,7 @@ class Batch:
         self.cache = PrefixCache(BlockPool(total_blocks), limits.block_size)
         self.fetching = Fetching(self.cache, limits.block_size)
         self.steps = Steps(self.cache)
-        self.running: list[Sequence] = []  # oldest first
+        self.running: list[Sequence] = []  # in the order in which they came
         self.waiting: deque[Sequence] = deque()
         self._totals = totals
 
@@ -55,13 +56,14 @@ class Batch:
 
     def admit(self, now: float) -> None:
         """Starts those who waited longest and wait for no fetch, while blocks, slots and the step's prompt
-        tokens last."""
+        tokens last. Who came first goes first: a long prompt that began while they waited for a fetch makes
+        way for them."""
         if not self.waiting:
             return
-        prefill = sum(s.remaining for s in self.running if s.remaining > 1)
+        prompts = [s for s in self.running if s.remaining > 1]
         slots = self.limits.max_running - sum(len(s.choices) for s in self.running)
         filling = self.steps.filling(self.limits.block_size)
-        while (sequence := self._next()) and prefill < self.limits.chunk_tokens:
+        while (sequence := self._next()) and _ahead(sequence, prompts) < self.limits.chunk_tokens:
             if len(sequence.choices) > slots or (filling and self._next_block(sequence) in filling):
                 return
             if self.fetching.look_again(sequence, len(self.running), now):
@@ -70,8 +72,8 @@ class Batch:
                 return
             self._start(sequence, now)
             slots -= len(sequence.choices)
-            prefill += sequence.remaining
-        if not prefill and sequence is None:
+            prompts.append(sequence)
+        if not prompts and sequence is None:
             self._race(slots, now)
 
     def _race(self, slots: int, now: float) -> None:
@@ -93,7 +95,7 @@ class Batch:
 
     def _start(self, sequence: Sequence, now: float) -> None:
         self.waiting.remove(sequence)
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_arrival)
         self.fetching.admitted(sequence)
         self._note_admission(sequence, now)
 
@@ -189,3 +191,13 @@ class Batch:
         held |= {*self.fetching.held, *self.steps.retired}
         assert held == {block for block in range(pool.total) if pool.is_pinned(block)}
         assert not any(sequence.held for sequence in self.waiting)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.request.number
+
+
+def _ahead(sequence: Sequence, prompts: Iterable[Sequence]) -> int:
+    """Tokens of ``prompts`` that are computed before its own."""
+    number = sequence.request.number
+    return sum([each.remaining for each in prompts if each.request.number < number])

@@ -79,6 +79,7 @@ class Scheduler:
         self.requests[request.key] = request
         self.batch.waiting += request.live
         self.totals.requests += 1
+        request.number = self.totals.requests
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
 

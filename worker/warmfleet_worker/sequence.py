@@ -75,6 +75,7 @@ class Request:
     submitted: float
     deadline: float | None = None
     booking: int = 0
+    number: int = 0  # in the order in which they were accepted
     pull: Pull | None = None  # blocks that a peer holds
     pulled: Pulled | None = None  # what became of it
     max_tokens: int = 0  # of params, clipped to the context at submit

@@ -23,6 +23,7 @@ class Job:
         "load_s",
         "loaded",
         "nodes",
+        "number",
         "planned",
         "private",
         "prompt_tokens",
@@ -45,6 +46,7 @@ class Job:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
         self.submitted_at = now
+        self.number = 0  # in the order in which they came to the worker
         self.admitted_at: float | None = None
         self.started_at: float | None = None
         self.cached_tokens = 0  # of the first admission

@@ -6,9 +6,11 @@ has ended. Runs of decode steps in which nothing else can happen are taken in on
 a run at the next step boundary. Kept equal, step for step, to the worker's own scheduler by a test.
 """
 
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import count, islice
+from operator import attrgetter
 
 from warmfleet_router.replay.cache import Cache, Node
 from warmfleet_router.replay.host import HostTier
@@ -19,6 +21,7 @@ SLOW_STEP_S = 0.1  # a token that comes later than this after the one before it 
 PREFETCHED = 4  # waiting jobs whose blocks are brought from host memory
 MAX_RUN_S = 0.25  # of decode steps taken in one go: events are no later than a real worker's heartbeat
 _completion_keys = count(1 << 63)
+_arrival = attrgetter("number")
 
 
 class Worker:
@@ -47,6 +50,7 @@ class Worker:
         self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
+        self._numbers = count(1)
         self._arriving: Counter[int] = Counter()  # keys of the blocks that are being brought
         self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
 
@@ -60,6 +64,7 @@ class Worker:
             matched += 1
         job.uncached = max(job.prompt_tokens - matched * self.block_size, 1)
         self._coming.update(job.keys)
+        job.number = next(self._numbers)
         self.waiting.append(job)
 
     def held(self, keys: Sequence[int]) -> int:
@@ -164,26 +169,27 @@ class Worker:
     def _admit(self, now: float) -> None:
         if not self.waiting:
             return
-        prefill = sum(job.remaining for job in self.running if job.remaining > 1)
+        prompts = [job for job in self.running if job.remaining > 1]
         slots = self.profile.max_running - len(self.running)
         filling = self._filling()
         ready = [job for job in self.waiting if not self._expects(job)]
         for job in ready:
-            if not slots or prefill >= self.profile.chunk_tokens:
+            ahead = sum([each.remaining for each in prompts if each.number < job.number])
+            if not slots or ahead >= self.profile.chunk_tokens:
                 return
             if filling and self._next_key(job) in filling:
                 return
             if not self._take(job, room=len(self.running)):
                 return
             self.waiting.remove(job)
-            self.running.append(job)
+            insort(self.running, job, key=_arrival)
             if job.admitted_at is None:
                 job.admitted_at = now
                 job.cached_tokens = job.computed
                 self.prompt_tokens += job.prompt_tokens
                 self.cached_tokens += job.computed
             slots -= 1
-            prefill += job.remaining
+            prompts.append(job)
 
     def _filling(self) -> set[int]:
         """Blocks that become readable when the steps under way have finished."""

@@ -114,3 +114,20 @@ def test_a_hundred_random_requests_a_seed(seed: int, depth: int, by_cost: bool) 
             left -= 1
         pair.step()
     assert pair.modelled.cache.available == pair.modelled.cache.total
+
+
+def test_a_long_prompt_that_began_meanwhile_makes_way_for_who_came_first() -> None:
+    """As in tests/unit/worker/test_fetching.py: a prefix of ten blocks is brought, and three tokens left."""
+    modelled = Worker(Profile(chunk_tokens=8), BLOCK, 64)
+    first = Job(1, array("Q", range(10)), 43, 2, 0.0)
+    second = Job(2, array("Q", range(100, 115)), 60, 2, 0.0)
+    for job in (first, second):
+        modelled.submit(job)
+    modelled.expect(first, 10)
+    assert modelled.schedule(0.0)
+    modelled.submit(Job(3, array("Q", [200]), 4, 2, 0.0))
+    modelled.arrive(first, 10, 10)
+    modelled.commit(0.0)
+    step = modelled.schedule(0.0)
+    assert step
+    assert [(job, tokens) for job, _, tokens in step.works] == [(first, 3), (second, 5)]

@@ -117,6 +117,23 @@ def test_a_slow_fetch_is_given_up_and_its_blocks_come_back_when_it_ends() -> Non
     assert (totals.late[Source.PEER], totals.wasted[Source.PEER]) == (1, 8)
 
 
+def test_a_long_prompt_that_began_meanwhile_makes_way_for_who_came_first() -> None:
+    driver, _ = stocked(chunk_tokens=8)
+    first = driver.submit([*PROMPT, 7, 8, 9], 2)
+    second = driver.submit([100 + i for i in range(60)], 2)
+    driver.step()
+    third = driver.submit([200 + i for i in range(4)], 2)
+    driver.bring()
+    driver.step()
+    works = driver.steps[-1].plan.works
+    assert [len(work.token_ids) for work in works] == [3, 5], "what the first lacks, and then the second"
+    running = driver.scheduler.batch.running
+    assert [sequence.request for sequence in running] == [first, second]
+    driver.run()
+    for request in (first, second, third):
+        driver.check_exact(request)
+
+
 def test_a_fetch_ends_with_its_request() -> None:
     driver, larder = stocked()
     request = driver.submit([*PROMPT, 9], 6)
