@@ -20,7 +20,7 @@ from tests.process.programs import ANY, Processes, answers, processes, program, 
 
 def warmfleet(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "warmfleet_router.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_print_config_can_be_read_back(tmp_path: Path) -> None:
