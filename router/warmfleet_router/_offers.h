@@ -16,6 +16,8 @@ static double shortest_wait;  // traffic.SHORTEST_S
 // What all offers of a placement have in common.
 typedef struct {
     PyObject *bring;  // None: nothing can be brought
+    PyObject *line;   // of the worker before, with its coefficients: most share theirs
+    double base, token, pair;
     long long prompt, block_size, longest, shared;
     double reuse, now;
 } Wanted;
@@ -27,7 +29,7 @@ typedef struct {
     double wait, bring, prefill, decode, weight, eviction;
 } Offer;
 
-typedef struct { double base, token, pair, span, completion; } Pace;
+typedef struct { double span, completion; } Pace;
 
 static PyObject *new_of(PyTypeObject *type, Py_ssize_t size) {
     return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, size);
@@ -45,19 +47,30 @@ static inline double figure(PyObject *of, int name) { return double_of(PyObject_
 
 static inline double field(PyObject *tuple, Py_ssize_t i) { return PyFloat_AsDouble(PyTuple_GetItem(tuple, i)); }
 
-static bool pace_of(PyObject *worker, bool span, Pace *p) {
-    PyObject *rates = PyObject_GetAttr(worker, names[RATES]);
-    PyObject *line = rates ? PyObject_GetAttr(rates, names[PREFILL]) : NULL;
+static bool line_of(PyObject *rates, Wanted *w) {
+    PyObject *line = PyObject_GetAttr(rates, names[PREFILL]);
+    if (line == w->line) {
+        Py_XDECREF(line);
+        return line;
+    }
     PyObject *list = line ? PyObject_GetAttr(line, names[COEFFICIENTS]) : NULL;
     if (list && PyList_Size(list) == 3) {
-        p->base = PyFloat_AsDouble(PyList_GetItem(list, 0));
-        p->token = PyFloat_AsDouble(PyList_GetItem(list, 1));
-        p->pair = PyFloat_AsDouble(PyList_GetItem(list, 2));
-        p->completion = figure(rates, COMPLETION);
-        p->span = span ? figure(rates, SPAN) : 0.0;
+        w->base = PyFloat_AsDouble(PyList_GetItem(list, 0));
+        w->token = PyFloat_AsDouble(PyList_GetItem(list, 1));
+        w->pair = PyFloat_AsDouble(PyList_GetItem(list, 2));
     } else if (list && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a line has three coefficients");
     Py_XDECREF(list);
-    Py_XDECREF(line);
+    Py_XDECREF(w->line);
+    w->line = line;
+    return !PyErr_Occurred();
+}
+
+static bool pace_of(PyObject *worker, Wanted *w, Pace *p) {
+    PyObject *rates = PyObject_GetAttr(worker, names[RATES]);
+    if (rates && line_of(rates, w)) {
+        p->completion = figure(rates, COMPLETION);
+        p->span = w->reuse != 0.0 ? figure(rates, SPAN) : 0.0;
+    }
     Py_XDECREF(rates);
     return !PyErr_Occurred();
 }
@@ -101,20 +114,20 @@ static bool brought(PyObject *worker, const Wanted *w, Offer *o) {
 
 static double evicting(PyObject *worker, const Wanted *w, const Offer *o, const Pace *p) {
     double displaced = (double)(w->prompt - o->overlap) - free_blocks(worker) * (double)w->block_size;
-    return displaced > 0.0 ? w->reuse * (p->base + displaced * (p->token + p->pair * p->span)) : 0.0;
+    return displaced > 0.0 ? w->reuse * (w->base + displaced * (w->token + w->pair * p->span)) : 0.0;
 }
 
 // The overlap is the blocks that it holds, in tokens.
-static bool offer_of(PyObject *worker, const Wanted *w, Offer *o) {
+static bool offer_of(PyObject *worker, Wanted *w, Offer *o) {
     Pace p = {0};
-    if (!guessed(worker, o) || !pace_of(worker, w->reuse != 0.0, &p)) return false;
+    if (!guessed(worker, o) || !pace_of(worker, w, &p)) return false;
     if (o->overlap >= w->prompt) o->overlap = w->prompt - 1;
     double queue = figure(worker, QUEUE_UNTIL) - w->now, rest = figure(worker, REST);
     o->wait = queue > 0.0 ? rest + queue : rest;
     o->eviction = w->reuse != 0.0 ? evicting(worker, w, o, &p) : 0.0;
     if (PyErr_Occurred() || !brought(worker, w, o)) return false;
     double uncached = (double)(w->prompt - o->overlap);
-    o->prefill = p.base + uncached * (p.token + p.pair * ((double)o->overlap + 0.5 * uncached));
+    o->prefill = w->base + uncached * (w->token + w->pair * ((double)o->overlap + 0.5 * uncached));
     double completion = p.completion < (double)w->longest ? p.completion : (double)w->longest;
     o->decode = figure(worker, CROWD) * completion;
     o->weight = weight_of(worker, w->now);
@@ -189,7 +202,7 @@ static PyObject *summed(const Offers *made, const Wanted *w) {
 
 // Adds the offer of the worker in a slot, if it is a member.
 static bool offered(Offers *made, PyObject *slot, PyObject *held, PyObject *workers, PyObject *members,
-                    PyObject *ranks, const Wanted *w) {
+                    PyObject *ranks, Wanted *w) {
     Offer o = {.overlap = PyLong_AsLongLong(held) * w->block_size};
     PyObject *rank = PyDict_GetItemWithError(ranks, slot);
     if (rank) o.rank = PyLong_AsLongLong(rank);
@@ -208,7 +221,7 @@ static bool offered(Offers *made, PyObject *slot, PyObject *held, PyObject *work
 
 static PyObject *native_offers(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *workers, *members, *blocks, *ranks, *slot, *held;
-    Wanted w;
+    Wanted w = {.line = NULL};
     if (!PyArg_ParseTuple(args, "O!OO!O!OLLLLdd:offers", &PyDict_Type, &workers, &members, &PyDict_Type, &blocks,
                           &PyDict_Type, &ranks, &w.bring, &w.prompt, &w.block_size, &w.longest, &w.shared,
                           &w.reuse, &w.now))
@@ -221,6 +234,7 @@ static PyObject *native_offers(PyObject *Py_UNUSED(module), PyObject *args) {
         done = offered((Offers *)made, slot, held, workers, members, ranks, &w);
     if (done && !Py_SIZE(made)) PyErr_SetString(PyExc_ValueError, "nobody offers anything");
     PyObject *result = PyErr_Occurred() ? NULL : summed((Offers *)made, &w);
+    Py_XDECREF(w.line);
     Py_XDECREF(made);
     return result;
 }
