@@ -23,10 +23,10 @@ def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
     placed.policy = policy
     placed.price_s = decision.price_s
     placed.reason = decision.choice.reason
+    add = placed.terms.add
     for name, seconds in decision.terms:
         if seconds:
-            term = placed.terms.add()
-            term.name, term.seconds = name, seconds
+            add(name=name, seconds=seconds)
     if chosen.pull is not None:
         placed.pull.CopyFrom(_pull(chosen.pull))
     return placed

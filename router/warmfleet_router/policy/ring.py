@@ -38,10 +38,9 @@ class Ring:
         """The first of ``members`` from the key on with at most ``most`` in flight, else the first."""
         if not self._points:
             self._unroll()
-        start, size = bisect_left(self._points, key), len(self._points)
-        first: Worker | None = None
-        for i in range(start, start + size):
-            worker = self._owners[i % size]
+        start, owners, first = bisect_left(self._points, key), self._owners, None
+        for i in range(start - len(owners), start):  # from there on, and round
+            worker = owners[i]
             if worker in members:
                 if worker.flying <= most:
                     return worker

@@ -38,7 +38,7 @@ class Demand:
             self._all = _then(self._all, now) + work_s, now
         for key in marked:
             seconds, at = prefixes.pop(key, _NONE)
-            prefixes[key] = seconds * exp(-max(now - at, 0.0) / MEMORY_S) + work_s, now
+            prefixes[key] = seconds * exp((at - now if now > at else 0.0) / MEMORY_S) + work_s, now
         while len(prefixes) > MAX_PREFIXES:
             del prefixes[next(iter(prefixes))]
 
