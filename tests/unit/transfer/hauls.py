@@ -75,20 +75,24 @@ class Collected:
         self._lock = Lock()
         assert slabs.join(self)
 
-    def take(self, wait: bool, most: int) -> Piece | None:
-        slab = self._slabs.take(self, wait)
-        if slab is None:
+    def slab(self) -> memoryview | None:
+        return self._slabs.take(self) if self._wanted else None
+
+    def give_back(self, slab: memoryview) -> None:
+        self._slabs.give_back(self, slab)
+
+    def take(self, most: int) -> Piece | None:
+        if self._slabs.exceeded(self):
             return None
         with self._lock:
-            if self._wanted:
-                first, left = self._wanted.popleft()
-                count = min(left, most, self._most)
-                if left > count:
-                    self._wanted.appendleft((first + count, left - count))
-                numbers = range(first, first + count)
-                return Piece(first, numbers, numbers, slab)
-        self._slabs.give_back(self, slab)
-        return None
+            if not self._wanted:
+                return None
+            first, left = self._wanted.popleft()
+            count = min(left, most, self._most)
+            if left > count:
+                self._wanted.appendleft((first + count, left - count))
+            numbers = range(first, first + count)
+            return Piece(first, numbers, numbers)
 
     def one_by_one(self) -> None:
         """Each block a piece of its own."""
@@ -97,20 +101,19 @@ class Collected:
     def received(self, count: int) -> None:
         self.received_bytes += count
 
-    def landed(self, piece: Piece, good: int) -> None:
+    def landed(self, piece: Piece, good: int, slab: memoryview | None = None) -> None:
         size = self.block_bytes
         with self._lock:
             self.good += good
             self.bad += piece.blocks - good
         if self._keep:
+            assert slab is not None
             for i in range(good):
-                self.got[piece.first + i] = bytes(piece.buffer[i * size : (i + 1) * size])
-        self._slabs.give_back(self, piece.buffer)
+                self.got[piece.first + i] = bytes(slab[i * size : (i + 1) * size])
 
     def lost(self, piece: Piece) -> None:
         with self._lock:
             self.missed += piece.blocks
-        self._slabs.give_back(self, piece.buffer)
 
     def stop(self) -> None:
         self.over = True

@@ -128,7 +128,7 @@ def test_a_lease_that_ends_is_told(serve: Serve, kind: str) -> None:
     haul = haul_of(Pool.empty(source), range(3))
     (error,) = pull(LaneTarget(KINDS[kind](source, shape)), serve(KINDS[kind](source, shape), blocks), haul)
     assert "lease has ended" in str(error)
-    assert haul.take(False, 3) is not None, "what was asked for is wanted again"
+    assert haul.take(3) is not None, "what was asked for is wanted again"
 
 
 def test_a_wrong_secret_opens_nothing(serve: Serve) -> None:

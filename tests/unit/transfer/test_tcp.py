@@ -202,33 +202,35 @@ def test_nobody_there() -> None:
 
 
 class Held(Blocks):
-    """Of which those from ``most`` on are not given before something has happened."""
+    """Nothing is given before it ``begins``, and the last tenth not before it ``ends``."""
 
-    def __init__(self, blocks: Sequence[memoryview], most: int, happened: Event) -> None:
+    def __init__(self, blocks: Sequence[memoryview]) -> None:
         super().__init__(blocks)
-        self._most, self._happened = most, happened
+        self.begins, self.ends = Event(), Event()
 
     def fetch(self, first: int, count: int, slab: memoryview) -> Parcel | None:
-        if first + count > self._most:
-            assert self._happened.wait(60)
+        assert self.begins.wait(60)
+        assert first + count < 0.9 * self.blocks or self.ends.wait(60)
         return super().fetch(first, count, slab)
 
 
 def test_two_pulls_share_the_link(serve: Serve) -> None:
-    """The second begins when the first is under way, and does not wait for its end."""
+    """The second begins when the first is under way and has all slabs, and does not wait for its end."""
     count, size = 400, 1 << 20
-    second_is_there = Event()
-    blocks = Held([memoryview(bytearray(size))] * count, count // 2, second_is_there)
-    slabs = Slabs(8, frames.PIECE_BYTES)
+    blocks = Held([memoryview(bytearray(size))] * count)
+    slabs = Slabs(2, frames.PIECE_BYTES)
     first = Collected(count, size, slabs, keep=False)
-    second = Collected(count // 8, size, slabs, keep=False)
     address = serve(blocks)
     long = Thread(target=pull, args=(address, first, 2))
     long.start()
+    while slabs.taken < 2:  # the thread's
+        time.sleep(0.001)
+    second = Collected(count // 8, size, slabs, keep=False)
+    blocks.begins.set()
     assert pull(address, second, 2) == []
     assert second.good == count // 8
     assert first.good < count, "the long one cannot have ended"
-    second_is_there.set()
+    blocks.ends.set()
     long.join(60)
     assert (first.good, slabs.taken) == (count, 0)
 

@@ -18,7 +18,8 @@ from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.limits import SECRET_BYTES
 
 SUM_BYTES = 16
-PIECE_BYTES = 8 << 20  # of consecutive blocks in one answer, at most (or one block)
+PIECE_BYTES = 4 << 20  # of consecutive blocks in one answer, at most (or one block): the slabs of all streams
+# are to fit into the processor's cache, from which they are summed and go on (LOG.md)
 PIECE_BLOCKS = 64  # where blocks are small: what is computed meanwhile meets the transfer between two pieces
 
 _MAGIC = b"WFT1"

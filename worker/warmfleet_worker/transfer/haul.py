@@ -12,8 +12,6 @@ from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.transfer.slabs import Slabs
 from warmfleet_worker.transfer.transport import Piece
 
-_NO_SLAB = memoryview(b"")
-
 
 class PoolHaul:
     """See ``transport.Haul``. ``on_arrival`` is called in a transport's thread."""
@@ -57,35 +55,37 @@ class PoolHaul:
         """Trailing blocks that are in the pool, once it is turned."""
         return self._back
 
-    def take(self, wait: bool, most: int) -> Piece | None:
-        if not self._wanted:
-            return None
-        slab = _NO_SLAB if self._slabs is None else self._slabs.take(self, wait)
-        if slab is None:
+    def slab(self) -> memoryview | None:
+        return self._slabs.take(self) if self._slabs is not None and self._wanted else None
+
+    def give_back(self, slab: memoryview) -> None:
+        if self._slabs is not None:
+            self._slabs.give_back(self, slab)
+
+    def take(self, most: int) -> Piece | None:
+        if self._slabs is not None and self._slabs.exceeded(self):
             return None
         with self._lock:
-            if self._wanted and not self.over:
-                first, end = self._next(most)
-                return Piece(first, self._seeds[first:end], self._targets[first:end], slab)
-        self._give_back(slab)
-        return None
+            if not self._wanted or self.over:
+                return None
+            first, end = self._next(most)
+            return Piece(first, self._seeds[first:end], self._targets[first:end])
 
     def received(self, count: int) -> None:
         with self._lock:
             self.received_bytes += count
 
-    def landed(self, piece: Piece, good: int) -> None:
-        if not self.over:
-            if self._slabs is not None:
-                self._engine.write_blocks(piece.targets[:good], piece.buffer)
-            self._count(piece, good)
-            self._on_arrival()
-        self._give_back(piece.buffer)
+    def landed(self, piece: Piece, good: int, slab: memoryview | None = None) -> None:
+        if self.over:
+            return
+        if slab is not None:
+            self._engine.write_blocks(piece.targets[:good], slab)
+        self._count(piece, good)
+        self._on_arrival()
 
     def lost(self, piece: Piece) -> None:
         with self._lock:
             (self._wanted.append if self._turned else self._wanted.appendleft)((piece.first, piece.blocks))
-        self._give_back(piece.buffer)
 
     def turn(self) -> None:
         """What is not asked for yet comes from the end on."""
@@ -108,10 +108,6 @@ class PoolHaul:
         if count > most:
             self._wanted.appendleft((first + most, count - most))
         return first, first + min(count, most)
-
-    def _give_back(self, slab: memoryview) -> None:
-        if self._slabs is not None:
-            self._slabs.give_back(self, slab)
 
     def _count(self, piece: Piece, good: int) -> None:
         with self._lock:

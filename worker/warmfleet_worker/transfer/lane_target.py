@@ -84,12 +84,10 @@ class _Drain:
             self._give_up()
 
     def _ask(self) -> None:
-        idle = not self._asked and not self._landing
-        while self._free and (piece := self._haul.take(idle, self._most)) is not None:
+        while self._free and (piece := self._haul.take(self._most)) is not None:
             slab = self._free.popleft()
             self._asked.append(_Asked(piece, slab))
             self._stream.send([lane.ask(piece.first, piece.blocks, slab)])
-            idle = False
 
     def _start(self) -> None:
         piece, slab = self._asked[0]

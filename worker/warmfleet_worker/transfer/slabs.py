@@ -1,7 +1,7 @@
 """The memory that blocks pass through on their way: its size is the bound on bytes in flight.
 
-Pulls share it evenly: each may hold its part of the slabs, so a late one finds some as soon as the earlier
-ones have landed theirs. Used from the transports' threads.
+Pulls share it evenly: each may hold its part of the slabs, and gives back what exceeds it as soon as it has
+landed what was asked for, so a late one finds some. Used from the transports' threads.
 """
 
 from collections import Counter
@@ -48,17 +48,20 @@ class Slabs:
             self._owners.discard(owner)
             self._change.notify_all()
 
-    def take(self, owner: Owner, wait: bool) -> memoryview | None:
-        """A slab; None when none may be had now, or when the owner has left."""
+    def take(self, owner: Owner) -> memoryview | None:
+        """A slab, waited for; None when the owner has left."""
         with self._change:
             while owner in self._owners:
                 if self._held[owner] < self._share() and (slab := self._next()) is not None:
                     self._held[owner] += 1
                     return slab
-                if not wait:
-                    return None
                 self._change.wait()
             return None
+
+    def exceeded(self, owner: Owner) -> bool:
+        """Whether it holds more than its part by now."""
+        with self._change:
+            return owner in self._owners and self._held[owner] > self._share()
 
     def give_back(self, owner: Owner, slab: memoryview) -> None:
         with self._change:

@@ -37,23 +37,32 @@ class TcpTarget:
 
 
 def _receive_all(stream: TcpStream, haul: Haul) -> None:
+    while (slab := haul.slab()) is not None:
+        try:
+            _receive_through(slab, stream, haul)
+        finally:
+            haul.give_back(slab)
+
+
+def _receive_through(slab: memoryview, stream: TcpStream, haul: Haul) -> None:
+    """Until nothing is left, or the slab is wanted elsewhere. One piece after the other lies in it."""
     asked: deque[Piece] = deque()
     most = frames.piece_blocks(haul.block_bytes)
     try:
         while True:
-            while len(asked) < _UNDER_WAY and (piece := haul.take(not asked, most)) is not None:
+            while len(asked) < _UNDER_WAY and (piece := haul.take(most)) is not None:
                 asked.append(piece)
                 stream.send([frames.ask(piece.first, piece.blocks)])
             if not asked or haul.over:
                 return
-            good = _receive(stream, asked[0], haul)
-            haul.landed(asked.popleft(), good)
+            good = _receive(stream, asked[0], slab, haul)
+            haul.landed(asked.popleft(), good, slab)
     finally:
         for piece in asked:
             haul.lost(piece)
 
 
-def _receive(stream: TcpStream, piece: Piece, haul: Haul) -> int:
+def _receive(stream: TcpStream, piece: Piece, slab: memoryview, haul: Haul) -> int:
     """How many leading blocks agree with their sums. Each is summed while it is still in the core's cache."""
     if not frames.is_answer(stream.receive(frames.RANGE_BYTES), piece.first, piece.blocks):
         raise WorkerLost("the lease has ended")
@@ -62,7 +71,7 @@ def _receive(stream: TcpStream, piece: Piece, haul: Haul) -> int:
     for i, seed in enumerate(piece.seeds):
         if haul.over:
             raise WorkerLost("given up by the target")
-        block = piece.buffer[i * size : (i + 1) * size]
+        block = slab[i * size : (i + 1) * size]
         stream.receive_into(block)
         haul.received(size)
         wanted = sums[i * frames.SUM_BYTES : (i + 1) * frames.SUM_BYTES]

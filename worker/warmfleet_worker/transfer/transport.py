@@ -45,12 +45,11 @@ class Shelf(Protocol):
 
 
 class Piece(NamedTuple):
-    """Consecutive blocks, and where they go."""
+    """Consecutive blocks, and where they go in the end."""
 
     first: int
     seeds: Sequence[int]  # of their sums, one a block
     targets: Sequence[int]  # blocks of the pool
-    buffer: memoryview  # empty for a transport that writes into the pool itself
 
     @property
     def blocks(self) -> int:
@@ -68,15 +67,22 @@ class Haul(Protocol):
     def over(self) -> bool:
         """Nothing more is wanted: all is asked for, or the pull was given up."""
 
-    def take(self, wait: bool, most: int) -> Piece | None:
-        """The next piece of at most so many blocks, from the front; None when nothing is left, or when no
-        slab is free and ``wait`` is false."""
+    def slab(self) -> memoryview | None:
+        """Waits for memory that a stream's pieces pass through, one after the other, of a transport that does
+        not write into the pool itself. To be given back. None when nothing is wanted any more."""
+
+    def give_back(self, slab: memoryview) -> None:
+        """For other streams and pulls."""
+
+    def take(self, most: int) -> Piece | None:
+        """The next piece of at most so many blocks, from the front; None when nothing is left, or when a slab
+        of this pull's is wanted for another."""
 
     def received(self, count: int) -> None:
         """So many bytes of blocks have come, whatever becomes of them."""
 
-    def landed(self, piece: Piece, good: int) -> None:
-        """The piece's bytes are in its buffer, or in the pool where it has none, and the leading ``good``
+    def landed(self, piece: Piece, good: int, slab: memoryview | None = None) -> None:
+        """The piece's bytes are in the slab, or in the pool where there is none, and the leading ``good``
         blocks agree with their sums."""
 
     def lost(self, piece: Piece) -> None:
