@@ -96,8 +96,8 @@ class WorkerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Bring(self, request, context):
-        """Brings blocks for which no request waits here: a copy of a prefix that is in demand, or what a request
-        about to come will want. Returns when all that can be had is readable; failing to bring is an answer.
+        """Brings blocks for which no request waits here: a copy of a prefix that is in demand. Returns when all
+        that can be had is readable; failing to bring is an answer.
         INVALID_ARGUMENT: nonsense; UNAVAILABLE: as many as may be are under way, or it is draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -190,9 +190,10 @@ async def test_nonsense_is_a_bad_request(tmp_path: Path, field: str, changes: An
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_without_lower_tiers_there_is_nothing_to_load(tmp_path: Path) -> None:
+async def test_without_a_pull_it_is_a_bad_request(tmp_path: Path) -> None:
     async with pair(tmp_path) as (a, b):
         request = bring_of(a)
         request.ClearField("pull")
-        brought = await bring(b, request)
-        assert (brought.held_tokens, brought.pulled.failure) == (0, Failure.GONE)
+        with pytest.raises(grpc.aio.AioRpcError, match="pull") as raised:
+            await bring(b, request)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT

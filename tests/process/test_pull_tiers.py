@@ -196,38 +196,27 @@ async def test_six_hundred_wrong_blocks_on_disk_never_leave(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-async def test_a_hint_loads_what_the_worker_has_below_before_the_request_comes(
-    tmp_path: Path, on_disk: bool
-) -> None:
+async def test_what_the_target_has_below_is_not_brought_from_a_peer(tmp_path: Path, on_disk: bool) -> None:
+    """The front from its own tiers, the rest from the peer."""
     async with pair(tmp_path, disk(tmp_path) if on_disk else {}, **SMALL) as (a, b):
-        await made_on(a, 1, 1)
+        await made_on(b, 1, 1)
+        await made_on(a, 1, 1, 12)
         await displaced(a, 2)
         if on_disk:
-            below(a.worker).host.sums = [b""] * len(below(a.worker).host.sums)
-            for node in list(below(a.worker).host.cache._nodes.values()):
-                below(a.worker).host.condemn(node.block)
-        hint = BringRequest(root=root_of(a.worker), keys=keys(hashes_of(a.worker, prompt(1))))
-        brought = await bring(a, hint)
-        assert brought.held_tokens == BLOCKS * 16
-        started = await pulled(b, a, 1, 9)
-        assert (started.cached_tokens, started.host_tokens, started.disk_tokens) == (BLOCKS * 16, 0, 0)
-        totals = a.worker.scheduler.batch.fetching.totals
-        assert totals.arrived[Source.DISK if on_disk else Source.HOST] == BLOCKS
-        again = await bring(a, hint)
-        assert again.held_tokens == BLOCKS * 16
-        assert totals.arrived.total() == BLOCKS
-        await all_at_rest(a, b)
-
-
-async def test_what_the_target_has_below_is_not_brought_from_a_peer(tmp_path: Path) -> None:
-    """The front from its own memory, the rest from the peer."""
-    async with pair(tmp_path, **SMALL) as (a, b):
-        await made_on(a, 1, 1)
-        await made_on(b, 1, 1, 12)
-        await displaced(b, 2)
-        hashes = hashes_of(a.worker, prompt(1))
-        request = BringRequest(root=root_of(a.worker), keys=keys(hashes), pull=pull_of(a.worker, prompt(1)))
-        brought = await bring(b, request)
+            forget_in_host(a)
+        hashes = hashes_of(b.worker, prompt(1))
+        pull = pull_of(b.worker, prompt(1), target="a")
+        brought = await bring(a, BringRequest(root=root_of(b.worker), keys=keys(hashes), pull=pull))
         assert (brought.held_tokens, brought.pulled.failure) == (BLOCKS * 16, "")
         assert brought.pulled.bytes == (BLOCKS - 12) * SIZE
+        totals = a.worker.scheduler.batch.fetching.totals
+        assert totals.arrived[Source.DISK if on_disk else Source.HOST] == 12
         await all_at_rest(a, b)
+
+
+def forget_in_host(end: End) -> None:
+    """What is in the host's memory does not agree with its sums."""
+    host = below(end.worker).host
+    host.sums = [b""] * len(host.sums)
+    for node in list(host.cache._nodes.values()):
+        host.condemn(node.block)

@@ -2,7 +2,7 @@
 
 A peer lends the blocks and says for which tokens they stand; only then does this worker know their
 BlockHashes, which must have the keys that it was told. From there on it is a pull like that of any request.
-Without a peer the worker loads what its own lower tiers have, before the request comes that wants it.
+What the worker's own lower tiers have of it is loaded first.
 """
 
 import logging
@@ -56,7 +56,7 @@ class Bringer:
         self._under_way += 1
         try:
             before = len(self._held(request))
-            pulled = await (self._bring(request, pull) if pull else self._load(request))
+            pulled = await self._bring(request, pull)
             held = len(self._held(request))
         finally:
             self._under_way -= 1
@@ -72,14 +72,12 @@ class Bringer:
             ),
         )
 
-    def _checked(self, request: BringRequest) -> Pull | None:
+    def _checked(self, request: BringRequest) -> Pull:
         if len(request.root) != HASH_BYTES:
             raise BadRequest(f"root has {len(request.root)} bytes: expected {HASH_BYTES}", "root")
         blocks, rest = divmod(len(request.keys), KEY_BYTES)
         if rest or not 0 < blocks <= GRANT_BLOCKS:
             raise BadRequest(f"keys has {len(request.keys)} bytes: expected 1 to {GRANT_BLOCKS} keys", "keys")
-        if not request.HasField("pull"):
-            return None
         size = self._runner.engine.block_size
         pull = pull_of(request.pull, blocks * size, size)
         if pull.first + pull.blocks != blocks:
@@ -89,9 +87,9 @@ class Bringer:
     def _held(self, request: BringRequest) -> list[Node]:
         return self._runner.scheduler.cache.named(request.root, request.keys, 0)
 
-    async def _load(self, request: BringRequest) -> Pulled:
+    async def _load(self, request: BringRequest) -> None:
         """What the lower tiers have of it, a run of one tier after the other."""
-        began, before = self._runner.now(), -1
+        before = -1
         while before < (held := len(nodes := self._held(request))) < len(request.keys) // KEY_BYTES:
             before = held
             if not (token_ids := await self._stored(request, held)):
@@ -99,8 +97,6 @@ class Bringer:
             prompt = b"".join([node.token_ids for node in nodes]) + token_ids
             hashes = chain(request.root, prompt, self._runner.engine.block_size)
             await self._runner.bring(new_sequence(self._asked(request, prompt, hashes)), _LOAD_S)
-        whole = held == len(request.keys) // KEY_BYTES
-        return Pulled(self._runner.now() - began, 0, 0, Failure.NONE if whole else Failure.GONE)
 
     async def _stored(self, request: BringRequest, depth: int) -> bytes:
         """Token ids of the run from there on that the nearest tier has."""
