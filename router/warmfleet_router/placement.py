@@ -67,7 +67,10 @@ def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
 def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Offers) -> Decision:
     terms = policy.terms(ask, choice.candidate)
     worker, _, wait, bring, prefill, *_ = choice.candidate
-    return Decision(
+    price_s = 0.0
+    for _, seconds in terms:
+        price_s += seconds
+    fields = (
         group,
         ask,
         choice,
@@ -77,9 +80,10 @@ def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Off
         found.shortest_s,
         found.least_s,
         worker,
-        sum([seconds for _, seconds in terms]),
+        price_s,
         wait + bring + prefill,
     )
+    return tuple.__new__(Decision, fields)
 
 
 def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: int, now: float) -> _Survey:
@@ -122,7 +126,8 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     workers = len(pool.workers)
     outgrown = 0.0 if group.copies_ahead else _outgrown(group, keys, available, found, workers, now)
     pace = group.traffic.pace(workers, now)
-    ask = Ask(*ask[:6], pace, found.usual_s, found.soonest_s, available, outgrown)
+    # What Ask() itself calls, from Python.
+    ask = tuple.__new__(Ask, (*ask[:6], pace, found.usual_s, found.soonest_s, available, outgrown))
     return _Survey(group, ask, found)
 
 

@@ -60,9 +60,12 @@ def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
         for field, name in zip(("request_id", "gateway_id", "tenant", "model"), names, strict=True):
             _check_most(f"{field} characters", field, len(name), MAX_ID_CHARS)
     salt, choices, exclude = request.salt, request.choices, request.exclude
-    _check_most("salt bytes", "salt", len(salt), MAX_SALT_BYTES)
-    _check_most("choices", "choices", choices, MAX_CHOICES)
-    _check_most("excluded workers", "exclude", len(exclude), MAX_EXCLUDED)
+    if salt:
+        _check_most("salt bytes", "salt", len(salt), MAX_SALT_BYTES)
+    if choices:
+        _check_most("choices", "choices", choices, MAX_CHOICES)
+    if exclude:
+        _check_most("excluded workers", "exclude", len(exclude), MAX_EXCLUDED)
     fields = (
         *names,
         salt,

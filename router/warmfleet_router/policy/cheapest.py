@@ -44,8 +44,9 @@ class Cheapest:
             return []
         keys, size = ask.keys, ask.block_size
         length, most, homes = len(keys) * size, pool.bound(self._bound), []
+        members, home_of = pool.members, pool.ring.home
         for rank, depth in enumerate(depths(size, length) or [length], 1):
-            home = pool.ring.home(keys[depth // size - 1], pool.members, most)
+            home = home_of(keys[depth // size - 1], members, most)
             if home is not None:
                 homes.append((home, rank))
         return homes
