@@ -16,9 +16,11 @@ from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
 from warmfleet_router.routing import Routing
 
+from loadtest.records import mean, percentile
 from loadtest.words import WORDS
 from loadtest.workloads import TEMPLATE_TOKENS, Message, Turn
 from tests.bars import load
+from tests.bars.pooled import Queue
 
 BLOCK = 16
 BLOCKS = 4096  # of each worker, as in the live fleet
@@ -96,6 +98,15 @@ def main(argv: list[str]) -> None:
             rows.append(report.summarise(named, fleet, workload.span_s))
         print(f"\n{case}, {len(workload.requests)} requests")
         print(report.table(rows, report.bounds(workload, BLOCKS * WORKERS)), flush=True)
+        print(one_queue(workload, WORKERS), flush=True)
+
+
+def one_queue(workload: Trace, workers: int) -> str:
+    queue = Queue(PROFILE, BLOCK, workers)
+    queue.run(workload)
+    ttfts = queue.ttfts
+    shown = f"mean {mean(ttfts):.3f}, p50 {percentile(ttfts, 0.5):.3f}, p99 {percentile(ttfts, 0.99):.3f} s"
+    return f"one queue over a pooled cache, first come, first served: {shown}"
 
 
 if __name__ == "__main__":
