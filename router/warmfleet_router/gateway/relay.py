@@ -134,7 +134,7 @@ class Relay(Placed):
         if self._silent:  # the deadline was the client's, but that much patience is enough
             report.outcome, report.reason = FinishRequest.DROPPED, "silent"
         report.cached_known = cached is not None
-        report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
+        self.cached_tokens = report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
 
     # ---- the server's side
 

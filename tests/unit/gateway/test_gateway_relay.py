@@ -19,6 +19,7 @@ from warmfleet_router.routing import Routing
 from warmfleet_router.servers import ask
 from warmfleet_router.servers.catalogue import Servers
 from warmfleet_router.servers.pool import ServerPool
+from warmfleet_router.servers.sse import PromptDetails, Usage
 
 from tests.unit.router.fleet_of import FakeWorker
 from tests.unit.servers.test_servers_connection import EVENTS, asked
@@ -103,3 +104,11 @@ async def test_a_first_token_is_told_once_it_has_gone_to_the_client_and_before_t
     connection.data_received(ANSWER)
     await pouring
     assert took == [1]
+
+
+async def test_what_the_server_had_cached_is_for_the_log_line_too() -> None:
+    made = relay()
+    made.usage = Usage(20, 1, PromptDetails(16))
+    made._booked = True
+    made.finish()
+    assert made.cached_tokens == 16
