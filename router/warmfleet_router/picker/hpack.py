@@ -30,7 +30,13 @@ class Decoder:
 
     def headers(self, block: bytes) -> list[Header]:
         """To be read only. Raises Malformed."""
-        return list(self._fields(block)) if self._most else _alone(block)
+        at = 0
+        while at < len(block) and block[at] & 0xE0 == 0x20:  # the table's size, which only begins a block
+            self._most, at = _integer(block, at, 5)
+            if self._most > TABLE_BYTES:
+                raise Malformed("a table larger than was allowed")
+            self._evict()
+        return list(self._fields(block[at:])) if self._most else _alone(block[at:])
 
     def _fields(self, block: bytes) -> Iterator[Header]:
         at = 0
@@ -44,11 +50,7 @@ class Decoder:
                 self._add(header)
                 yield header
             elif first & 0x20:
-                most, at = _integer(block, at, 5)
-                if most > TABLE_BYTES:
-                    raise Malformed("a table larger than was allowed")
-                self._most = most
-                self._evict()
+                raise Malformed("the table's size within a block")
             else:
                 header, at = self._literal(block, at, 4)
                 yield header

@@ -55,6 +55,13 @@ def test_a_table_is_as_small_as_its_peer_says() -> None:
         decoder.headers(entry + b"\xbe")
 
 
+def test_a_table_may_be_given_up_and_taken_again() -> None:
+    decoder = Decoder()
+    assert decoder.headers(b"\x20\x82") == [(b":method", b"GET")]
+    assert decoder.headers(b"\x20\x3f\xe1\x1f\x40\x01a\x01b") == [(b"a", b"b")]
+    assert decoder.headers(b"\xbe") == [(b"a", b"b")]
+
+
 def test_without_a_table_equal_blocks_are_read_once() -> None:
     first, second = Decoder(), Decoder()
     first.headers(b"\x20")
@@ -69,6 +76,7 @@ def test_without_a_table_equal_blocks_are_read_once() -> None:
         ("80", "entry"),  # index 0
         ("be", "entry"),  # of an empty table
         ("3fe21f", "larger"),  # a table of 4,097 bytes
+        ("8220", "within"),
         ("ff", "integer"),
         ("ffffffffffff", "integer"),
         ("4403", "string"),
