@@ -5,6 +5,7 @@ message; this one answers from within the callback that read them.
 """
 
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,8 +13,8 @@ from warmfleet_router.picker.hpack import Decoder, Header, Malformed
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_BYTES = 16_384  # that either end sends at most: what both must take
-WINDOW_BYTES = 1 << 20  # that a peer may send on a stream ahead of what was read
-ALL_BYTES = 16 << 20  # and on all of them
+WINDOW_BYTES = 1 << 20  # that a peer may send on a stream ahead of what was read, or leave unread itself
+ALL_BYTES = 16 << 20  # that it may send on all of them
 MAX_STREAMS = 1 << 16  # one a request that Envoy has under way
 MAX_BLOCK_BYTES = 16 << 10  # of headers, in however many frames
 MAX_WINDOW = (1 << 31) - 1
@@ -24,7 +25,7 @@ END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, PRIORITISED = 0x4, 0x8, 0x20
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, REFUSED_STREAM = 0, 1, 3, 6, 7
 COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 9, 11
-_HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE = 1, 3, 4
+_HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_HEADER_LIST_SIZE = 1, 3, 4, 6
 
 _FRAME = struct.Struct("!IBI")  # 24 bits of size and 8 of kind; flags; stream
 _SETTING = struct.Struct("!HI")
@@ -60,9 +61,9 @@ class Stream:
 
     call: Call
 
-    def __init__(self, connection: "Connection", number: int, window: int) -> None:
+    def __init__(self, connection: "Connection", number: int) -> None:
         self.number = number
-        self.window = window  # that the peer has left us
+        self.granted = 0  # by the peer beyond the first window, less what was sent
         self.unread = 0  # bytes that it was not told to be read
         self.heard_all = False
         self.over = False
@@ -89,16 +90,29 @@ class Stream:
         """Sends what the windows let through."""
         connection, waiting = self._connection, self.waiting
         while waiting and (size := min(len(waiting), FRAME_BYTES, self.window, connection.window)) > 0:
-            self.window -= size
+            self.granted -= size
             connection.window -= size
             connection.send(frame(DATA, 0, self.number, bytes(waiting[:size])))
             del waiting[:size]
         if waiting:
-            connection.stuck[self.number] = self
+            if self.window > 0:
+                connection.stuck[self.number] = self
         elif self._last_words is not None and not self.over:
             self.over = True
             connection.send(frame(HEADERS, END_HEADERS | END_STREAM, self.number, self._last_words))
             connection.forget(self)
+        self.hear_on()
+
+    @property
+    def window(self) -> int:
+        """That the peer has left us."""
+        return self._connection.first_window + self.granted
+
+    def hear_on(self) -> None:
+        """Lets the peer say more, unless it does not read what it is told."""
+        if self.unread >= WINDOW_BYTES // 2 and len(self.waiting) < WINDOW_BYTES and not self.over:
+            self._connection.read(self.number, self.unread)
+            self.unread = 0
 
 
 class Connection:
@@ -108,12 +122,13 @@ class Connection:
         self.send = send
         self.window = 65_535
         self.streams: dict[int, Stream] = {}
-        self.stuck: dict[int, Stream] = {}  # those of them that wait for a window
+        self.stuck: OrderedDict[int, Stream] = OrderedDict()  # those of them that wait for ``window``
+        self.first_window = 65_535  # of each stream
         self._accept = accept
         self._hpack = Decoder()
         self._rest = b""
         self._greeted = False
-        self._first_window = 65_535
+        self._widened = False  # the streams' windows, since they were last looked at
         self._unread = 0
         self._latest = 0
         self._leaving = False
@@ -133,9 +148,10 @@ class Connection:
             (_HEADER_TABLE_SIZE, 0),
             (_MAX_CONCURRENT_STREAMS, MAX_STREAMS),
             (_INITIAL_WINDOW_SIZE, WINDOW_BYTES),
+            (_MAX_HEADER_LIST_SIZE, MAX_BLOCK_BYTES),
         )
         send(frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings)))
-        self._read(0, ALL_BYTES - self.window)
+        self.read(0, ALL_BYTES - self.window)
 
     def receive(self, data: bytes) -> None:
         """Raises Broken."""
@@ -158,6 +174,8 @@ class Connection:
             at = end
             self._take(first & 0xFF, flags, number & MAX_WINDOW, payload)
         self._rest = data[at:]
+        if self._widened:
+            self._pump_all()
 
     def leave(self) -> None:
         """Takes no more streams; those there are go on."""
@@ -180,6 +198,10 @@ class Connection:
         if not stream.heard_all:
             self.send(frame(RST_STREAM, 0, stream.number, _NUMBER.pack(NO_ERROR)))
 
+    def read(self, number: int, size: int) -> None:
+        """So much more may come, on a stream or (0) on all of them."""
+        self.send(frame(WINDOW_UPDATE, 0, number, _NUMBER.pack(size)))
+
     # ---- frames
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
@@ -194,23 +216,22 @@ class Connection:
         size = len(payload)
         self._unread += size
         if self._unread >= ALL_BYTES // 2:
-            self._read(0, self._unread)
+            self.read(0, self._unread)
             self._unread = 0
         stream = self.streams.get(number)
         if stream is None or stream.heard_all:
             if not number or number > self._latest:
                 raise Broken(PROTOCOL_ERROR, "data of no stream")
             return  # of one that ended a moment ago
-        part = _unpadded(payload) if flags & PADDED else payload
-        if part:
+        stream.unread += size
+        if stream.unread > WINDOW_BYTES:
+            raise Broken(FLOW_CONTROL_ERROR, "more data than allowed")
+        if part := _unpadded(payload) if flags & PADDED else payload:
             stream.call.data(part)
         if flags & END_STREAM:
             self._heard_all(stream)
-        elif not stream.over:
-            stream.unread += size
-            if stream.unread >= WINDOW_BYTES // 2:
-                self._read(number, stream.unread)
-                stream.unread = 0
+        else:
+            stream.hear_on()
 
     def _headers(self, number: int, flags: int, payload: bytes) -> None:
         if not number % 2:
@@ -242,7 +263,7 @@ class Connection:
             if self._leaving or len(self.streams) >= MAX_STREAMS:
                 self.send(frame(RST_STREAM, 0, number, _NUMBER.pack(REFUSED_STREAM)))
                 return
-            stream = self.streams[number] = Stream(self, number, self._first_window)
+            stream = self.streams[number] = Stream(self, number)
             stream.call = self._accept(stream, headers)
         elif stream is not None and not last:
             raise Broken(PROTOCOL_ERROR, "a stream that begins twice")
@@ -277,13 +298,10 @@ class Connection:
             return
         for name, value in _SETTING.iter_unpack(payload):
             if name == _INITIAL_WINDOW_SIZE:
-                if value > MAX_WINDOW:
-                    raise Broken(FLOW_CONTROL_ERROR, "a window larger than allowed")
-                for stream in self.streams.values():
-                    stream.window += value - self._first_window
-                self._first_window = value
+                _check(value)
+                self._widened |= value > self.first_window
+                self.first_window = value
         self.send(frame(SETTINGS, ACK, 0))
-        self._pump()
 
     def _ping(self, number: int, flags: int, payload: bytes) -> None:
         if number or len(payload) != 8:
@@ -293,24 +311,29 @@ class Connection:
 
     def _grown(self, number: int, flags: int, payload: bytes) -> None:
         more = _NUMBER.unpack(payload)[0] & MAX_WINDOW if len(payload) == _NUMBER.size else 0
-        where: Connection | Stream | None = self.streams.get(number) if number else self
         if not more or number > self._latest:
             raise Broken(PROTOCOL_ERROR, "a window that does not grow")
-        if where is None:
-            return  # of a stream that ended a moment ago
-        where.window += more
-        if where.window > MAX_WINDOW:
-            raise Broken(FLOW_CONTROL_ERROR, "a window larger than allowed")
-        if where is self or number in self.stuck:
-            self._pump()
-
-    def _pump(self) -> None:
-        stuck, self.stuck = self.stuck, {}
-        for stream in stuck.values():
+        if not number:
+            self.window += more
+            _check(self.window)
+            while self.stuck and self.window > 0:
+                self.stuck.popitem(last=False)[1].pump()
+        elif stream := self.streams.get(number):  # else it ended a moment ago
+            stream.granted += more
+            _check(stream.window)
             stream.pump()
 
-    def _read(self, number: int, size: int) -> None:
-        self.send(frame(WINDOW_UPDATE, 0, number, _NUMBER.pack(size)))
+    def _pump_all(self) -> None:
+        """Once for what came together: the peer may change its mind with every frame."""
+        self._widened = False
+        for stream in list(self.streams.values()):
+            if stream.waiting:
+                stream.pump()
+
+
+def _check(window: int) -> None:
+    if window > MAX_WINDOW:
+        raise Broken(FLOW_CONTROL_ERROR, "a window larger than allowed")
 
 
 def _unpadded(payload: bytes) -> bytes:

@@ -133,6 +133,74 @@ def test_a_peer_may_go_on_sending_what_was_read() -> None:
     assert granted[1] == pieces * http2.FRAME_BYTES
 
 
+def test_who_does_not_read_is_not_read_from() -> None:
+    peer, piece = Peer(OPENED), frame(http2.DATA, 0, 1, bytes(http2.FRAME_BYTES))
+    peer.calls[0].stream.say(bytes(65_535 + http2.WINDOW_BYTES))
+    for _ in range(http2.WINDOW_BYTES // http2.FRAME_BYTES):
+        assert peer.answers(piece) == []
+    with pytest.raises(Broken, match="more data") as caught:
+        peer.connection.receive(piece)
+    assert caught.value.code == http2.FLOW_CONTROL_ERROR
+    peer.answers(frame(http2.WINDOW_UPDATE, 0, 0, number(1)))
+    peer.answers(frame(http2.WINDOW_UPDATE, 0, 1, number(1)))
+    granted = http2.WINDOW_BYTES + http2.FRAME_BYTES
+    assert peer.sent[-1] == frame(http2.WINDOW_UPDATE, 0, 1, number(granted))
+
+
+@pytest.mark.parametrize(
+    ("what", "most"),
+    [
+        (frame(http2.WINDOW_UPDATE, 0, 0, number(1)), 1),
+        (frame(http2.WINDOW_UPDATE, 0, 1, number(1)), 1),
+        (b"".join(setting(4, size) for size in (1, 0, 1, 0, 1)), 50),
+        (setting(4, 0) * 5, 0),
+    ],
+    ids=["all", "one", "widened", "narrowed"],
+)
+def test_a_frame_makes_no_work_for_streams_that_gain_nothing(
+    what: bytes, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty streams wait for their own window, or (first case) for the connection's."""
+    alone = what == frame(http2.WINDOW_UPDATE, 0, 0, number(1))
+    first = setting(4, 65_535 if alone else 0)
+    peer = Peer(first, *[frame(http2.HEADERS, END_HEADERS, n, PATH) for n in range(1, 100, 2)])
+    for call in peer.calls:
+        call.stream.say(bytes(65_536))
+    pump, pumped = Stream.pump, []
+
+    def counted(stream: Stream) -> None:
+        pumped.append(stream)
+        pump(stream)
+
+    monkeypatch.setattr(Stream, "pump", counted)
+    peer.answers(what)
+    assert len(pumped) <= most
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_that_is_said_arrives_whatever_the_windows(seed: int) -> None:
+    chance, peer = random.Random(seed), Peer()
+    said: dict[int, bytes] = {}
+    for n in range(1, 40, 2):
+        peer.connection.receive(frame(http2.HEADERS, END_HEADERS | END_STREAM, n, PATH))
+        said[n] = chance.randbytes(chance.choice((0, 1, 1000, 70_000, 200_000)))
+        peer.calls[-1].stream.say(said[n])
+        peer.calls[-1].stream.end(b"bye")
+        if chance.random() < 0.3:
+            peer.connection.receive(setting(4, chance.randrange(100_000)))
+    while peer.connection.streams:
+        grown = chance.choice((0, *peer.connection.streams))
+        peer.connection.receive(frame(http2.WINDOW_UPDATE, 0, grown, number(chance.randrange(1, 50_000))))
+        if chance.random() < 0.2:
+            peer.connection.receive(setting(4, chance.randrange(100_000)))
+    heard = dict.fromkeys(said, b"")
+    for piece in peer.sent:
+        if piece[3] == http2.DATA:
+            heard[struct.unpack_from("!5xI", piece)[0]] += piece[9:]
+    assert heard == said
+    assert not peer.connection.stuck
+
+
 def test_a_call_hears_once_that_it_is_gone() -> None:
     peer = Peer(OPENED)
     assert peer.answers(frame(http2.RST_STREAM, 0, 1, number(8))) == []
