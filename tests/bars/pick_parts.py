@@ -119,7 +119,7 @@ class Bench:
 
 async def answers(exchange: Exchange, message: Any) -> Sequence[Any]:
     taken = exchange.take(message)
-    return taken if isinstance(taken, Sequence) else await taken
+    return taken if isinstance(taken, Sequence) else await taken()
 
 
 def messages(body: bytes) -> list[Any]:

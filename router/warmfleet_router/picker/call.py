@@ -37,28 +37,26 @@ class Call:
     def __init__(self, stream: Stream, most: int) -> None:
         self._stream = stream
         self._most = most  # bytes of a message
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._needed = _PREFIX.size  # until there is more to do
+        self._heard = bytearray()  # that is no whole message yet
         self._begun = False
         self._over = False
 
     def data(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._size += len(part)
-        while self._size >= self._needed and not self._over:
-            whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = [whole]
-            packed, size = _PREFIX.unpack_from(whole)
+        heard = self._heard
+        heard += part
+        while len(heard) >= _PREFIX.size and not self._over:
+            packed, size = _PREFIX.unpack_from(heard)
+            end = _PREFIX.size + size
             if packed or size > self._most:
                 self._end(UNIMPLEMENTED if packed else RESOURCE_EXHAUSTED)
+            elif len(heard) < end:
                 return
-            self._needed = _PREFIX.size + size
-            if self._size >= self._needed:
-                rest = whole[self._needed :]
-                message = whole[_PREFIX.size : self._needed]
-                self._parts, self._size, self._needed = [rest] if rest else [], len(rest), _PREFIX.size
+            else:
+                message = bytes(memoryview(heard)[_PREFIX.size : end])
+                del heard[:end]
                 self._message(message)
+        if self._over:
+            heard.clear()  # whatever else comes before the peer knows
 
     def done(self) -> None:
         self._end(OK)
@@ -73,7 +71,8 @@ class Call:
         self._head()
         self._stream.say(_PREFIX.pack(0, len(message)) + message)
 
-    def _end(self, status: int) -> None:
+    def _end(self, status: int, error: Exception | None = None) -> None:
+        """``error``: what went wrong here."""
         if not self._over:
             self._over = True
             self._head()
@@ -98,28 +97,35 @@ class Process(Call):
     def done(self) -> None:
         self._heard_all = True
         if self._picking is None:
-            self._ended(OK)
+            self._end(OK)
 
     def gone(self) -> None:
         super().gone()
-        self._exchange.ended()
+        self._let_go()
+
+    def _end(self, status: int, error: Exception | None = None) -> None:
+        self._let_go(error)
+        super()._end(status)
+
+    def _let_go(self, error: Exception | None = None) -> None:
+        self._exchange.ended(error)
+        self._waiting.clear()
         if self._picking is not None:
             self._picking.cancel()
 
     def _message(self, data: bytes) -> None:
         if self._picking is None:
             self._take(data)
-        elif len(self._waiting) < _MOST_WAITING:
+        elif len(self._waiting) < _MOST_WAITING and sum(map(len, self._waiting)) + len(data) <= self._most:
             self._waiting.append(data)
         else:
-            self._picking.cancel()
-            self._ended(RESOURCE_EXHAUSTED)
+            self._end(RESOURCE_EXHAUSTED)
 
     def _take(self, data: bytes) -> None:
         try:
             taken = self._exchange.take(ext.ProcessingRequest.FromString(data))
         except DecodeError:
-            self._ended(INTERNAL)
+            self._end(INTERNAL)
         except Exception as error:
             self._failed(error)
         else:
@@ -130,7 +136,7 @@ class Process(Call):
 
     async def _picked(self, picking: Picking) -> None:
         try:
-            answers = await picking
+            answers = await picking()
         except Exception as error:
             self._failed(error)
             return
@@ -140,7 +146,7 @@ class Process(Call):
         while self._waiting and self._picking is None and not self._over:
             self._take(self._waiting.popleft())
         if self._heard_all and self._picking is None:
-            self._ended(OK)
+            self._end(OK)
 
     def _answer(self, answers: Sequence[replies.Reply]) -> None:
         for answer in answers:
@@ -148,11 +154,7 @@ class Process(Call):
 
     def _failed(self, error: Exception) -> None:
         _log.error("a pick failed", exc_info=error)
-        self._ended(UNKNOWN, error)
-
-    def _ended(self, status: int, error: BaseException | None = None) -> None:
-        self._exchange.ended(error)
-        self._end(status)
+        self._end(UNKNOWN, error)
 
 
 class Check(Call):

@@ -1,6 +1,7 @@
 """One HTTP request as Envoy tells of it, message by message, and what it is answered."""
 
-from collections.abc import Container, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
+from functools import partial
 from typing import Any
 
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
@@ -17,7 +18,7 @@ _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
 _FALLBACKS = 2  # endpoints named behind the choice
 
-Picking = Coroutine[Any, Any, Sequence[replies.Reply]]
+Picking = Callable[[], Awaitable[Sequence[replies.Reply]]]
 
 
 class Exchange:
@@ -29,7 +30,7 @@ class Exchange:
         self._most = body_bytes
         self._headers: dict[str, str] = {}
         self._subset: frozenset[str] = frozenset()
-        self._parts: list[bytes] = []
+        self._sent = bytearray()  # of the body, and how much there was, kept or not
         self._size = 0
         self._duplex = self._echo = False
         self._pick: Pick | None = None
@@ -37,7 +38,7 @@ class Exchange:
         self._usage = sse.Stream(hide=False)
 
     def take(self, message: Any) -> Sequence[replies.Reply] | Picking:
-        """At once, but for the end of a body: that is to be awaited before the next message is given."""
+        """At once, but for the end of a body: what it returns is awaited before the next message is given."""
         kind = message.WhichOneof("request")
         match kind:
             case "request_headers":
@@ -49,7 +50,7 @@ class Exchange:
             case "response_body":
                 return [self._passed(message.response_body)]
             case "request_trailers" if self._duplex and self._pick is None:
-                return self._picked(replies.goes_on(kind))
+                return partial(self._picked, replies.goes_on(kind))
         return [replies.goes_on(kind)] if kind else []
 
     def ended(self, error: BaseException | None = None) -> None:
@@ -71,16 +72,16 @@ class Exchange:
             return self._refused(BadRequest("body: it had ended already", "body"))
         if self._size > self._most:
             return self._refused(BadRequest(f"body: more than {self._most} bytes", "body", 413))
-        self._parts.append(part)
-        return self._picked() if last else []
+        self._sent += part
+        return self._picked if last else []
 
     async def _picked(self, *more: replies.Reply) -> Sequence[replies.Reply]:
         try:
-            return [*await self._whole(b"".join(self._parts)), *more]
+            return [*await self._whole(bytes(self._sent)), *more]
         except WarmfleetError as error:
             return self._refused(error)
         finally:
-            self._parts.clear()
+            self._sent.clear()
 
     def _refused(self, error: WarmfleetError) -> Sequence[replies.Reply]:
         self.ended(error)
