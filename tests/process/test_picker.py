@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from warmfleet_proto.channel import Tls, connect
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.gateway.intake import Tenants
-from warmfleet_router.picker import http2
+from warmfleet_router.picker import http2, service
 from warmfleet_router.picker.call import Process
 from warmfleet_router.picker.exchange import Exchange
 from warmfleet_router.picker.http2 import Connection
@@ -32,6 +32,7 @@ pytestmark = needs_demo
 PATH = "/v1/chat/completions"
 BODY_BYTES = 4 << 20
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+OPENED = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, b"\x44" + bytes((len(PROCESS),)) + PROCESS.encode())
 
 
 @contextlib.asynccontextmanager
@@ -102,11 +103,10 @@ async def test_a_body_that_is_given_back_fits_through_the_clients_windows(bench:
 
 @pytest.mark.parametrize("end", ["cancel", "disconnect"])
 async def test_a_stream_that_breaks_off_lets_its_load_go(bench: Bench, end: str) -> None:
-    block = b"\x44" + bytes((len(PROCESS),)) + PROCESS.encode()
-    opened = http2.frame(http2.SETTINGS, 0, 0) + http2.frame(http2.HEADERS, http2.END_HEADERS, 1, block)
     async with picker(bench) as address:
         _, writer = await asyncio.open_connection(*address.split(":"))
-        writer.write(http2.PREFACE + opened + said(BEGUN) + said(whole(body())))
+        settings = http2.frame(http2.SETTINGS, 0, 0)
+        writer.write(http2.PREFACE + settings + OPENED + said(BEGUN) + said(whole(body())))
         await until(lambda: booked(bench) == 1)
         if end == "cancel":
             writer.write(http2.frame(http2.RST_STREAM, 0, 1, bytes(4)))
@@ -187,7 +187,8 @@ async def test_no_more_messages_wait_for_a_pick_than_envoy_could_send(
 
 def said(message: Any) -> bytes:
     data = message.SerializeToString()
-    return http2.frame(http2.DATA, 0, 1, struct.pack("!BI", 0, len(data)) + data)
+    data, size = struct.pack("!BI", 0, len(data)) + data, http2.FRAME_BYTES
+    return b"".join(http2.frame(http2.DATA, 0, 1, data[at : at + size]) for at in range(0, len(data), size))
 
 
 async def test_only_who_has_a_certificate_of_the_fleet_is_answered(bench: Bench, tmp_path: Path) -> None:
@@ -211,6 +212,36 @@ async def first_byte(address: str, context: ssl.SSLContext) -> bytes:
         return await reader.readexactly(1)
     finally:
         writer.transport.abort()
+
+
+class Leaver:
+    """A peer of a picker that stops: it has a stream under way or not, and may make room for another."""
+
+    def __init__(self, peers: set[Any], idle: bool, *then: "Leaver") -> None:
+        self.peers, self.idle, self.then, self.ends = peers, idle, then, list[str]()
+
+    def leave(self) -> None:
+        self.ends.append("leave")
+
+    def close(self) -> None:
+        self.ends.append("close")
+        self.peers.discard(self)
+
+    def abort(self) -> None:
+        self.ends.append("abort")
+        self.peers.discard(self)
+        self.peers.update(self.then)
+
+
+async def test_a_picker_that_stops_cuts_off_only_who_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_STOP_S", 0.05)
+    peers: set[Any] = set()
+    late = Leaver(peers, True)  # shook hands until then
+    idle, busy = Leaver(peers, True), Leaver(peers, False, late)
+    peers |= {idle, busy}
+    async with asyncio.timeout(60):
+        await service._left(peers)
+    assert [idle.ends, busy.ends, late.ends] == [["leave", "close"], ["leave", "abort"], ["abort"]]
 
 
 async def test_a_taken_address_is_named(bench: Bench) -> None:

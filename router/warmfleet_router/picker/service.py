@@ -36,6 +36,10 @@ class _Peer(asyncio.Protocol):
     def leave(self) -> None:
         self._http.leave()
 
+    def close(self) -> None:
+        """Once all that was said has been sent."""
+        self._transport.close()
+
     def abort(self) -> None:
         self._transport.abort()
 
@@ -47,6 +51,8 @@ class _Peer(asyncio.Protocol):
         self._peers.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return  # TLS gives what it has read before
         try:
             self._http.receive(data)
         except Broken as error:
@@ -96,11 +102,14 @@ async def _left(peers: set[_Peer]) -> None:
     until = loop.time() + _STOP_S
     for peer in peers:
         peer.leave()
-    while not all(peer.idle for peer in peers) and loop.time() < until:  # noqa: ASYNC110
+    while peers and loop.time() < until:
+        for peer in list(peers):
+            if peer.idle:
+                peer.close()
         await asyncio.sleep(0.01)
-    for peer in list(peers):
-        peer.abort()
-    while peers:  # noqa: ASYNC110 - each goes with the loop's next turn
+    while peers:  # each goes with the loop's next turn; one may come that shook hands until now
+        for peer in list(peers):
+            peer.abort()
         await asyncio.sleep(0)
 
 
