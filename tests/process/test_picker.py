@@ -15,11 +15,12 @@ from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from warmfleet_proto.channel import Tls, connect
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.gateway.intake import Tenants
 from warmfleet_router.picker import http2, service
-from warmfleet_router.picker.call import Process
+from warmfleet_router.picker.call import SERVICE, Process
 from warmfleet_router.picker.exchange import Exchange
 from warmfleet_router.picker.http2 import Connection
 from warmfleet_router.picker.service import serving
@@ -33,6 +34,7 @@ PATH = "/v1/chat/completions"
 BODY_BYTES = 4 << 20
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 OPENED = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, b"\x44" + bytes((len(PROCESS),)) + PROCESS.encode())
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 
 @contextlib.asynccontextmanager
@@ -212,6 +214,31 @@ async def first_byte(address: str, context: ssl.SSLContext) -> bytes:
         return await reader.readexactly(1)
     finally:
         writer.transport.abort()
+
+
+async def test_reflection_tells_what_is_served(bench: Bench) -> None:
+    async with picker(bench) as address, connect(address) as channel:
+        for version in ("v1", "v1alpha"):
+            reflect = channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            wanted: list[Any] = [
+                reflection_pb2.ServerReflectionRequest(list_services="*"),
+                reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+                reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Service"),
+            ]
+            listed, found, missing = [answer async for answer in reflect(iter(wanted))]
+            names = [each.name for each in listed.list_services_response.service]
+            assert SERVICE in names
+            assert "grpc.health.v1.Health" in names
+            files = found.file_descriptor_response.file_descriptor_proto
+            assert any(b"ExternalProcessor" in file for file in files)
+            assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [answer async for answer in channel.stream_stream(REFLECT)(iter([b"\xff\xff"]))]
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
 
 
 class Leaver:

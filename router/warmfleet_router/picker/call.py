@@ -1,14 +1,16 @@
-"""What is called by gRPC here, message by message: Envoy's Process, and the standard health check."""
+"""What is called by gRPC here, message by message: Envoy's Process, the standard health check, reflection."""
 
 import asyncio
 import logging
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from warmfleet_router.picker import replies
 from warmfleet_router.picker.exchange import Exchange, Picking
@@ -17,6 +19,8 @@ from warmfleet_router.picker.http2 import Stream
 _log = logging.getLogger(__name__)
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+# Older clients know the first; in both the messages are the same.
+REFLECTIONS = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 OK, UNKNOWN, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 2, 5, 8, 12, 13
 
 _MOST_WAITING = 64  # messages behind a body that is being placed; Envoy waits for the answer
@@ -173,6 +177,21 @@ class Check(Call):
         self._say(serving.SerializeToString())
 
 
+class Reflection(Call):
+    """What is served here, for tools such as grpcurl: each message asks, and is answered."""
+
+    _servicer: Any = reflection.ReflectionServicer((SERVICE, health.SERVICE_NAME, *REFLECTIONS))
+
+    def _message(self, data: bytes) -> None:
+        try:
+            asked = reflection_pb2.ServerReflectionRequest.FromString(data)
+        except DecodeError:
+            self._end(INTERNAL)
+            return
+        for answer in self._servicer.ServerReflectionInfo(iter((asked,)), None):
+            self._say(answer.SerializeToString())
+
+
 class Unknown(Call):
     """A method that is not served."""
 
@@ -190,4 +209,9 @@ def called(path: bytes, stream: Stream, most: int, exchange: Callable[[], Exchan
             return Process(stream, most, exchange())
         case b"/grpc.health.v1.Health/Check":
             return Check(stream, most)
+        case (
+            b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+            | b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        ):
+            return Reflection(stream, most)
     return Unknown(stream, most)
