@@ -12,6 +12,7 @@ from itertools import pairwise
 TABLE_BYTES = 4096  # of the dynamic table, until the peer has heard of a smaller one
 _ENTRY_BYTES = 32  # that an entry counts beside its name and value
 _KEPT = 256  # blocks that were read before
+_STEPS = 1 << 14  # of Huffman's code: text in ASCII makes fewer
 
 Header = tuple[bytes, bytes]
 
@@ -119,17 +120,27 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
 
 def _unpacked(text: bytes) -> bytes:
     """Of Huffman's code."""
-    made, code, length = bytearray(), 0, 0
+    made, rest = bytearray(), 1
     for byte in text:
-        for shift in range(7, -1, -1):
-            code, length = code << 1 | byte >> shift & 1, length + 1
-            symbol = _SYMBOLS.get((length, code))
-            if symbol is not None:
-                made.append(symbol)
-                code = length = 0
-    if length > 7 or code != (1 << length) - 1:
+        symbols, rest = _step(rest, byte)
+        made += symbols
+    if rest not in _PADDING:
         raise Malformed("a string that breaks off within a character")
     return bytes(made)
+
+
+@lru_cache(_STEPS)
+def _step(rest: int, byte: int) -> tuple[bytes, int]:
+    """The characters that a byte completes, and the bits behind them, as ``rest`` had them: after a 1."""
+    symbols = bytearray()
+    for shift in range(7, -1, -1):
+        rest = rest << 1 | byte >> shift & 1
+        if rest in _SYMBOLS:
+            symbols.append(_SYMBOLS[rest])
+            rest = 1
+    if rest >> _LONGEST:
+        raise Malformed("a string that goes on after its end")
+    return bytes(symbols), rest
 
 
 # Appendix B. The code is canonical: by length, then by symbol, each is the one before it plus one.
@@ -160,16 +171,19 @@ _BY_LENGTH = {
 }
 
 
-def _codes() -> Iterator[tuple[tuple[int, int], int]]:
+def _codes() -> Iterator[tuple[int, int]]:
+    """With a 1 before each: codes of unequal length are unequal numbers then."""
     code = 0
     for length, longer in pairwise([*_BY_LENGTH, 31]):
         for symbol in _BY_LENGTH[length]:
-            yield (length, code), symbol
+            yield 1 << length | code, symbol
             code += 1
         code <<= longer - length
 
 
 _SYMBOLS = dict(_codes())
+_LONGEST = 30  # bits
+_PADDING = {(2 << bits) - 1 for bits in range(8)}  # ones
 
 # Appendix A.
 _STATIC: tuple[Header, ...] = (
