@@ -58,7 +58,10 @@ class Call:
             else:
                 message = bytes(memoryview(heard)[_PREFIX.size : end])
                 del heard[:end]
-                self._message(message)
+                try:
+                    self._message(message)
+                except DecodeError:
+                    self._end(INTERNAL)
         if self._over:
             heard.clear()  # whatever else comes before the peer knows
 
@@ -69,6 +72,7 @@ class Call:
         self._over = True
 
     def _message(self, data: bytes) -> None:
+        """Raises DecodeError."""
         raise NotImplementedError
 
     def _say(self, message: bytes) -> None:
@@ -165,11 +169,7 @@ class Check(Call):
     """grpc.health.v1: whoever is asked here serves."""
 
     def _message(self, data: bytes) -> None:
-        try:
-            service = health_pb2.HealthCheckRequest.FromString(data).service
-        except DecodeError:
-            self._end(INTERNAL)
-            return
+        service = health_pb2.HealthCheckRequest.FromString(data).service
         if service not in ("", SERVICE):
             self._end(NOT_FOUND)
             return
@@ -183,11 +183,7 @@ class Reflection(Call):
     _servicer: Any = reflection.ReflectionServicer((SERVICE, health.SERVICE_NAME, *REFLECTIONS))
 
     def _message(self, data: bytes) -> None:
-        try:
-            asked = reflection_pb2.ServerReflectionRequest.FromString(data)
-        except DecodeError:
-            self._end(INTERNAL)
-            return
+        asked = reflection_pb2.ServerReflectionRequest.FromString(data)
         for answer in self._servicer.ServerReflectionInfo(iter((asked,)), None):
             self._say(answer.SerializeToString())
 
