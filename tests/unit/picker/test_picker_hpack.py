@@ -1,6 +1,8 @@
 """Header blocks, against the examples of RFC 7541 and blocks that break it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from warmfleet_router.picker import hpack
 from warmfleet_router.picker.hpack import Decoder, Header, Malformed
 
@@ -41,6 +43,21 @@ def test_every_character_has_a_code_and_no_code_begins_another() -> None:
     assert sorted(hpack._SYMBOLS.values()) == list(range(256))
     # with the end of a string, of 30 bits, the codes leave no gap
     assert sum(2.0 ** (1 - code.bit_length()) for code in hpack._SYMBOLS) + 2.0**-30 == 1.0
+
+
+@given(st.lists(st.sampled_from([0, 0xF8, 0xFE, 0xFF]) | st.integers(0, 255), max_size=12).map(bytes))
+def test_bytes_of_huffmans_code_say_what_their_bits_say(text: bytes) -> None:
+    made, rest = bytearray(), "1"
+    for bit in "".join(f"{byte:08b}" for byte in text):
+        rest += bit
+        if (symbol := hpack._SYMBOLS.get(int(rest, 2))) is not None:
+            made.append(symbol)
+            rest = "1"
+    if len(rest) > 8 or "0" in rest:
+        with pytest.raises(Malformed):
+            hpack._unpacked(text)
+    else:
+        assert hpack._unpacked(text) == made
 
 
 def test_a_table_is_as_small_as_its_peer_says() -> None:

@@ -4,6 +4,8 @@ import random
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from warmfleet_router.picker import http2
 from warmfleet_router.picker.hpack import Header
 from warmfleet_router.picker.http2 import (
@@ -26,7 +28,7 @@ class Heard:
     def __init__(self, stream: Stream, headers: list[Header], said: list[object]) -> None:
         self.stream = stream
         self.said = said
-        said.append(dict(headers)[b":path"])
+        said.append(dict(headers).get(b":path"))
 
     def data(self, part: bytes) -> None:
         self.said.append(part)
@@ -177,6 +179,16 @@ def test_a_frame_makes_no_work_for_streams_that_gain_nothing(
     assert len(pumped) <= most
 
 
+def test_a_stream_that_is_gone_waits_for_no_window() -> None:
+    peer = Peer(OPENED)
+    peer.connection.window = 0
+    peer.calls[0].stream.say(b"waits")
+    assert peer.connection.stuck
+    assert peer.answers(frame(http2.RST_STREAM, 0, 1, number(8))) == []
+    assert not peer.connection.stuck
+    assert peer.answers(frame(http2.WINDOW_UPDATE, 0, 0, number(100))) == []
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_all_that_is_said_arrives_whatever_the_windows(seed: int) -> None:
     chance, peer = random.Random(seed), Peer()
@@ -271,6 +283,30 @@ def test_who_breaks_the_rules_is_told_which(broken: bytes, code: int) -> None:
     with pytest.raises(Broken) as caught:
         peer.connection.receive(broken)
     assert caught.value.code == code
+
+
+payloads = st.binary(max_size=12) | st.sampled_from([PATH, number(1), number(1 << 30), bytes(6), bytes(8)])
+frames = st.builds(
+    frame, st.integers(0, 10), st.sampled_from([0, 1, 4, 5, 8, 0x2D]), st.integers(0, 7), payloads
+)
+
+
+@given(st.lists(frames, max_size=30), st.booleans())
+def test_whatever_comes_each_call_ends_once(sent: list[bytes], answering: bool) -> None:
+    peer = Peer()
+    try:
+        for piece in sent:
+            peer.connection.receive(piece)
+            for call in peer.calls if answering else ():
+                call.stream.say(b"told")
+                call.stream.end(b"bye")
+    except Broken as broken:
+        peer.connection.abandon(broken.code)
+    peer.connection.closed()
+    assert not peer.connection.streams
+    assert not peer.connection.stuck
+    assert peer.said.count("gone") == (0 if answering else len(peer.calls))
+    assert all(call.stream.over and not hasattr(call.stream, "call") for call in peer.calls)
 
 
 def test_another_protocol_is_seen_by_its_first_bytes() -> None:
