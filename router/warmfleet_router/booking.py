@@ -60,14 +60,8 @@ class Ledger:
         self._bookings: dict[int, Booking] = {}
         self._gateways: dict[str, _Gateway] = {}
 
-    def __len__(self) -> int:
-        return len(self._bookings)
-
     def __contains__(self, booking: int) -> bool:
         return booking in self._bookings
-
-    def get(self, booking: int) -> Booking | None:
-        return self._bookings.get(booking)
 
     def check_room(self) -> None:
         """Raises Rejected when the books are full."""
