@@ -30,7 +30,7 @@ from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
 HISTORY = 100  # placements
 LONGEST_S = 86_400.0  # a timing beyond this is nonsense
-LONGEST = 1e6  # so is a completion
+MOST_TOKENS = 1e6  # so is a longer completion
 _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
 
@@ -301,7 +301,7 @@ class RouterCore:
         match request.outcome:
             case pb.FinishRequest.OK:
                 self.counters.finished_ok += 1
-                worker.rates.observe_completion(min(request.completion_tokens / booking.slots, LONGEST))
+                worker.rates.observe_completion(min(request.completion_tokens / booking.slots, MOST_TOKENS))
                 if same:
                     self.roster.fleet.succeeded(worker)
             case pb.FinishRequest.IGNORE:

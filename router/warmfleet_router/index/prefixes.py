@@ -11,7 +11,7 @@ from functools import lru_cache
 STEP_TOKENS = 128  # between marks near the root
 LEVEL = 64  # marks before the step doubles
 MOST_WORKERS = 16  # found for a prompt: a root that all prompts share must not make all workers candidates
-MAX_MARKS = 200_000  # bookings beyond are not marked: a missed hint
+MAX_MARKS = 200_000  # beyond, a booking is not marked: what its worker is about to hold is not foreseen
 
 
 class BookedPrefixes:

@@ -60,11 +60,11 @@ class Rates:
         "ttft_error",
     )
 
-    def __init__(self, prefill: Line, step: Line, shared: Line, completion: float = COMPLETION_GUESS) -> None:
+    def __init__(self, own: Line, step: Line, shared: Line, completion: float = COMPLETION_GUESS) -> None:
         self.prefill = shared  # in force
         self.step = step
         self.completion = completion  # mean tokens of a completion
-        self._own = prefill
+        self._own = own
         self._shared = shared
         self._own_error = self._shared_error = DOUBT
         self._completions = 0
@@ -73,9 +73,9 @@ class Rates:
 
     def lent(self) -> "Rates":
         """Equal rates for another worker to start from."""
-        prefill = Line(self._shared.coefficients, PREFILL_SPREAD)
+        own = Line(self._shared.coefficients, PREFILL_SPREAD)
         step = Line(self.step.coefficients, STEP_SPREAD)
-        return Rates(prefill, step, self._shared, self.completion)
+        return Rates(own, step, self._shared, self.completion)
 
     @property
     def measured(self) -> bool:
