@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,14 +25,6 @@ INLINE_CHARS = 2048  # encoded in under 2 ms
 INLINE_RENDER_CHARS = 128 << 10
 
 
-@dataclass(slots=True)
-class Figures:
-    """Totals since the start, beside those of the memo."""
-
-    prompts: int = 0
-    encoded_chars: int = 0
-
-
 class PromptEncoder:
     """One model's prompts. Every token in a prompt belongs to one tenant: ``salt`` separates the memo.
 
@@ -54,7 +45,6 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self._typed_specials = typed_specials
         self.memo = Memo(memo_bytes)
-        self.figures = Figures()
         self._masking = Masking(tokenizer.specials)
         source = tokenizer.chat_template
         self._template = ChatTemplate(source, dict(tokenizer.variables)) if source else None
@@ -124,7 +114,6 @@ class PromptEncoder:
         return self._masking.split(rendered)
 
     async def _encode(self, pieces: list[str | bytes], salt: bytes, field: str) -> bytes:
-        self.figures.prompts += 1
         known: dict[str, bytes] = {}
         missing = self._recall(salt, {piece for piece in pieces if isinstance(piece, str)}, known)
         if sum(map(len, missing)) <= INLINE_CHARS:
@@ -151,7 +140,6 @@ class PromptEncoder:
         return missing
 
     def _learn(self, salt: bytes, texts: list[str], packed: list[bytes], known: dict[str, bytes]) -> None:
-        self.figures.encoded_chars += sum(map(len, texts))
         for text, ids_of_text in zip(texts, packed, strict=True):
             self.memo.put(salt, text, ids_of_text)
             known[text] = ids_of_text
