@@ -1,4 +1,4 @@
-"""The inner loops of a placement, by C where that was built, else as they are defined."""
+"""The inner loops of a placement: in C where that was built, else in Python."""
 
 from warmfleet_router.index.index import native
 from warmfleet_router.offers_python import Offers

@@ -1,5 +1,7 @@
-"""The inner loops of a placement, as they are defined: what each worker would take to serve a request, and
-what that costs. In C the same, bit for bit, is many times quicker: ``offers`` has whichever there is.
+"""The inner loops of a placement: how long each worker would take to serve a request, and at what price.
+
+This is the definition. The C extension computes the same, bit for bit, many times faster; import either one
+from ``offers``.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence

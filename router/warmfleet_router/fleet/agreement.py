@@ -1,7 +1,7 @@
 """Whether a server finds in its cache what its own events had told.
 
-It does not where the router's token ids are not the server's, where events are lost for good, or
-where somebody else's cache stands behind the same address. Pure.
+It does not if the router's token ids differ from the server's, if events are lost for good, or if another
+cache answers at the same address. Pure.
 """
 
 from warmfleet_router.window import HitHistory

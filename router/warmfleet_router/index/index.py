@@ -1,15 +1,14 @@
 """The index: which worker holds which block, in which tier.
 
-Its blocks are held by C where that was built, else by the Python twin that defines it. Both answer
-the same; the twin is many times slower and takes more memory, so ``native`` is shown by the admin
-page and the log.
+The blocks are kept in C where that was built, else by a Python twin, which defines what C must answer. The
+twin is many times slower and takes more memory: the admin page and the log show which one runs (``native``).
 """
 
 from warmfleet_router.index.index_python import Overlap
 from warmfleet_router.index.seats import Seats
 
 try:
-    from warmfleet_router._native import Presence, offers  # noqa: F401 - all of it: an older build is none
+    from warmfleet_router._native import Presence, offers  # noqa: F401 - an older build has no offers
 except ImportError:  # installed without a compiler
     from warmfleet_router.index.index_python import Presence
 

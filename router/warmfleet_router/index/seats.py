@@ -1,8 +1,8 @@
 """The workers of an index: their numbers, and the columns they sit in.
 
-A column is a worker's place in what is held of a block. A worker that leaves or is cleared gives
-up its column at once, which takes all its blocks away; the bits that remain in the blocks are
-swept in slices. A column, and the number of a worker that left, is used again only after that.
+Each block has some bits for every column: those of the worker that sits there. A worker that leaves or is
+cleared gives its column up, and so has no blocks from that moment. The bits left behind are swept slice by
+slice; only then are the column, and the number of a worker that left, used again.
 """
 
 from typing import Final

@@ -1,9 +1,9 @@
-"""Which prefixes workers should bring though no request waits for them: copies of what is in demand, and what
-a worker that is about to leave holds of it.
+"""Which prefixes workers should bring before a request asks for them: more copies of those in demand, and
+those that only a worker about to leave holds.
 
-Off the path of any request: orders are made at ticks, the shell has workers carry them out. A copy counts in
-placements once its presence events have come, like everything else that a worker holds; nobody takes it back
-when demand falls: it is then what the worker evicts next.
+No request waits for this: orders are made at ticks, and the shell has workers carry them out. Placements
+count a copy once its presence events have come, as anything that a worker holds. Nobody takes a copy back
+when demand falls: the worker evicts it in its turn.
 """
 
 from collections import Counter
@@ -25,13 +25,13 @@ from warmfleet_router.view import Counters
 LOOKS = 4  # at prefixes, a tick: each takes as long as a placement
 NEAR_S = 1e-3
 OVERHEAD_S = 5e-3  # of an order, whatever its size
-SENDING = 0.05  # a second of a link delays others by this much: what it carries for requests goes beside it
-MOST_FROM = 2  # orders at once that a worker gives blocks for; while it drains it gives them to
-MOST_FROM_DRAINING = 4  # ... more
-MOST_TO = 2  # and that one brings
+SENDING = 0.05  # seconds of delay for others, a second of sending: what requests pull goes beside it
+MOST_FROM = 2  # orders under way for which a worker gives blocks ...
+MOST_FROM_DRAINING = 4  # ... and while it drains
+MOST_TO = 2  # for which it brings them
 REST_S = 5.0  # of a prefix that did not come
-SAVE_S = 4.0  # the budget of so many seconds may be spent at once
-LATE_S = 5.0  # without an answer for so long after its time an order is forgotten
+SAVE_S = 4.0  # so many seconds of the budget may be spent at once
+LATE_S = 5.0  # an order without an answer is forgotten so long after its time
 
 
 class Order(NamedTuple):

@@ -1,8 +1,8 @@
 """A bootstrap for Envoy: its data plane, with the router as the picker of its endpoints.
 
-Without the picker (``failure_mode_allow``) or without an answer in time Envoy takes the next endpoint
-in turn: slower, never refused. In full duplex it refuses instead, with 500, whatever it is told about
-failures. Either way answers under way go on, and the next request after the picker's return is placed.
+Where the picker is gone or slow, Envoy takes the next endpoint in turn (``failure_mode_allow``): slower, but
+no request is refused. In full duplex Envoy answers 500 instead, whatever is configured. Either way answers
+under way go on, and requests are placed again once the picker is back.
 """
 
 from collections.abc import Sequence

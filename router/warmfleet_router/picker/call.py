@@ -1,4 +1,4 @@
-"""What is called by gRPC here, message by message: Envoy's Process, the standard health check, reflection."""
+"""The gRPC calls that the picker answers: Envoy's Process, the standard health check, reflection."""
 
 import asyncio
 import logging

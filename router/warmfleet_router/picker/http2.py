@@ -1,7 +1,7 @@
 """The server's side of one HTTP/2 connection (RFC 9113), as far as gRPC needs it: frames in, frames out.
 
-Pure. gRPC's own server takes a third of what a pick costs, in threads that wake each other for every
-message; this one answers from within the callback that read them.
+Pure. gRPC's own server would take a third of a pick's CPU, with threads that wake each other for every
+message; here a message is answered within the callback that read it.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""The endpoint picker over gRPC: Envoy asks for each request where it should go, and streams it itself."""
+"""The endpoint picker's server: Envoy asks where each request should go, and carries the request itself."""
 
 import asyncio
 import ssl

@@ -18,7 +18,7 @@ class Ask(NamedTuple):
     max_tokens: int  # of a completion
     slots: int  # sequences to decode
     ticket: int  # number of the placement: the same for a dry run of it
-    pace: float = 0.0  # requests that come to a worker before its queue is empty, for each second of it
+    pace: float = 0.0  # requests that come, for each second of a worker's queue, until it is empty
     usual_s: float = 0.0  # the queue that they meet
     soonest_s: float = 0.0  # the least time to first token that is to be had
     shared: int = 0  # tokens that some worker holds, or is about to

@@ -1,11 +1,15 @@
-"""The worker where the request costs least, itself and the requests that come after it.
+"""The worker where the request costs least: to itself, and to the requests that come after it.
 
-price = (wait + bring + prefill + externality + eviction + decode + lateness) / weight, with the externality
-lambda times the prefill: work added here delays whoever comes next. Those who come for a prefix that has too
-few holders come to its holders, by the queue that each has: a copy elsewhere relieves them. Eviction is the
-work that displaced blocks will cause. Lateness is the square of what the request loses by not going where it
-is served soonest: one that waits ten seconds is worse off than ten that wait one. Near-ties go to the ring
-home, so that routers agree without talking: near is a share of the request's own time to first token.
+price = (wait + bring + prefill + externality + eviction + decode + lateness) / weight, in seconds
+
+externality: lambda times the prefill, since work added here delays lambda requests that come next. For a
+prefix with too few holders lambda goes by each worker's own queue: a copy elsewhere relieves the holders.
+eviction: computing again what the request displaces. decode: what others' decoding adds to its own.
+lateness: the square of what it loses by not going where it is served soonest, over LATE_S, because one
+request that waits ten seconds is worse than ten that wait one. weight: below 1 for a worker that just came.
+
+Prices that the request itself hardly feels, a small share of its time to first token, are near ties. These
+go to the prompt's ring home, so that routers agree without talking.
 """
 
 from collections.abc import Sequence
@@ -19,7 +23,7 @@ from warmfleet_router.prices.demand import depths
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
 LEAST_FOLLOWING = 1.0  # somebody always comes: an idle worker is not for nothing
-LATE_S = 5.0  # what a request waits beyond the soonest that it could have; of so much a second counts three
+LATE_S = 5.0  # beyond the soonest: who is as late as this counts each further second three times
 MOST_FOLLOWING = 16.0  # beyond, more would only trade places (LOG.md)
 
 

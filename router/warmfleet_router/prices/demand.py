@@ -1,10 +1,10 @@
-"""How much work comes for a prefix, of late, and whether its holders are enough for it.
+"""How much work has lately come for a prefix, and whether its holders are enough for it.
 
-Prefixes are marked at a few depths. A copy made where it is needed serves all who come after: while a
-prefix asks more of each of its holders than the mean worker is asked for by all such prefixes, copying it is
-not work that delays others but work that relieves them. Copies are bought as skis are: the rent paid so far
-counts against their price, so that a short burst of siblings makes none. What shares nothing is not counted:
-it goes where there is room, and in a young fleet it would hide what is hot.
+Prefixes are marked at a few depths. One that has outgrown its holders, asking more of each than all such
+prefixes ask of the mean worker, should be computed elsewhere too: that relieves the holders instead of
+delaying others. It counts as outgrown by degrees, as the work that has come approaches what a copy costs
+(whether to rent or to buy skis), so that a short burst of siblings makes no copy. Prompts that share nothing
+are not counted: they go where there is room, and in a young fleet they would hide what is hot.
 """
 
 from bisect import bisect_left, bisect_right

@@ -1,8 +1,7 @@
 """How long blocks take from one worker to another, or from a worker's own lower tiers to its device.
 
-Learned from what was brought. A pair that was not measured of late is taken to be like all others together;
-before the first measurement of all, or long after the last, that is a guess, or what the operator configured.
-So a link that was found slow is tried again, and one that carries nothing costs little.
+Learned from what was brought. A pair that was not measured lately is priced like all pairs together; if none
+was, by a guess or by what the operator configured. So a link that was slow once is tried again.
 """
 
 from math import inf

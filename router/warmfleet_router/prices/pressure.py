@@ -1,7 +1,7 @@
-"""How soon a group's caches miss what they evict, over about the last turn of all of them.
+"""How often a group of workers misses what it has evicted, over about as many evictions as it has blocks.
 
-Of the group and not of each worker: a worker whose blocks are little used would draw all that is new, and
-would then have even less that is used again (LOG.md).
+For the group and not for each worker: a worker that seldom misses its blocks would look cheap and draw all
+that is new, and would then hold even less that is used again (LOG.md).
 """
 
 from math import exp

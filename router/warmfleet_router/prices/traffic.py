@@ -41,7 +41,7 @@ class Traffic:
         self._work_s *= keep
 
     def pace(self, workers: int, now: float) -> float:
-        """Requests that come to a worker before its queue is empty, for each second of that queue: arrivals
+        """Requests that come to a worker while it empties its queue, for each second of that queue: arrivals
         over 1 - utilisation, as in a busy period of M/G/1."""
         keep = exp(-max(now - self._at, 0.0) / MEMORY_S) / (MEMORY_S * max(workers, 1))
         return self._requests * keep / (1.0 - min(self._work_s * keep, FULL))

@@ -1,7 +1,7 @@
 """Prefixes that are asked for again and again, and what requests lose because too few workers hold them.
 
-One is remembered at the deepest mark that it shares with what some worker holds: of a conversation that is
-all of it so far, of a system prompt that part of it which the last two who came with it have in common.
+A prompt counts for the deepest mark within what some worker holds of it. A conversation is remembered in
+full that way, a system prompt as far as the last two prompts that begin with it are the same.
 """
 
 from collections.abc import Sequence
