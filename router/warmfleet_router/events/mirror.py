@@ -49,7 +49,6 @@ class Mirror:
 
     def __init__(self, fingerprint: bytes, block_size: int, names: int = MAX_NAMES) -> None:
         self.clock = 0  # events that told of stored blocks
-        self.skipped = 0  # blocks that could not be named, or were one too many
         self._fingerprint = fingerprint
         self._block_size = block_size
         self._most = names
@@ -117,15 +116,12 @@ class Mirror:
 
     def _told_again(self, stored: Stored) -> list[Block]:
         """Offloaded blocks come without tokens."""
-        known = [block for name in stored.hashes if (block := self._names.get(name)) is not None]
-        self.skipped += len(stored.hashes) - len(known)
-        return known
+        return [block for name in stored.hashes if (block := self._names.get(name)) is not None]
 
     def _named(self, stored: Stored) -> Iterator[Block]:
         whole = len(stored.token_ids) == len(stored.hashes) * stored.block_size
         parent = self._parent(stored)
         if stored.block_size != self._block_size or not whole or parent is None:
-            self.skipped += len(stored.hashes)
             return
         packed = array("I", stored.token_ids).tobytes()
         size = self._block_size * TOKEN_BYTES
@@ -136,8 +132,7 @@ class Mirror:
             above = block_hash(above, packed[at * size : at * size + size])
             block = Block(above, depth + at)
             if self._names.get(name, block) != block:
-                self.skipped += len(stored.hashes) - at  # two meanings of one name: neither can be trusted
-                return
+                return  # two meanings of one name: neither can be trusted
             self._remember(name, block)
             yield block
 
@@ -157,7 +152,6 @@ class Mirror:
         if len(self._names) > self._most:
             _, oldest = self._names.popitem(last=False)
             self._forgotten.append(oldest.hash)  # its removal could not be told from a stranger's
-            self.skipped += 1
 
     # ---- removed
 
@@ -165,9 +159,8 @@ class Mirror:
         gone: list[bytes] = []
         for at, name in enumerate(removed.hashes):
             block = self._names.get(name)
-            if block is None:
-                self.skipped += 1
-            elif self._drop(block, removed.tier, removed.copies[at] if removed.copies else None):
+            copies = removed.copies[at] if removed.copies else None
+            if block is not None and self._drop(block, removed.tier, copies):
                 gone.append(block.hash)
         for start in range(0, len(gone), SLICE_BLOCKS):
             yield Remove(removed.tier, b"".join(gone[start : start + SLICE_BLOCKS]))
