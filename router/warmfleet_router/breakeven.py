@@ -104,7 +104,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--peer", metavar="HOST:PORT", default="", help="another, to pull from; with --measure"
     )
-    parser.add_argument("--fleet-key", metavar="FILE", help="that the two trust; with --peer")
+    parser.add_argument("--fleet-key", metavar="FILE", help="the key of their fleet; with --peer")
     parser.add_argument("--link", metavar="RATE", help="to a peer; default: the profile's")
     parser.add_argument("--host", metavar="RATE", help="from pinned memory; default: the profile's")
     parser.add_argument("--disk", metavar="RATE", default="7GB/s", help="default 7GB/s: a fast NVMe drive")

@@ -63,7 +63,7 @@ class RouterConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class GatewayConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    # HOST:PORT of its gRPC server; several of one fleet: each prompt goes to its own while that one answers
+    # HOST:PORT of its gRPC server, or of several over the same workers: the beginning of a prompt says which
     router: str | Annotated[list[str], Meta(min_length=1, max_length=64)] = "127.0.0.1:8001"
     processes: Annotated[int, Meta(ge=1, le=256)] = 1  # that share the http address
     reuse_port: bool = False  # other processes listen on the http address too

@@ -18,7 +18,7 @@ from warmfleet_router.servers.backend import keys_of
 from warmfleet_router.several import Named, SeveralRouters
 
 _FLAGS = {
-    "router": "HOST:PORT of the router's gRPC server; given again: of another one over the same workers",
+    "router": "HOST:PORT of a router's gRPC server; once for each router over the same workers",
     "http": "HOST:PORT of the OpenAI API; port 0 takes a free one",
     "model": "Hugging Face folder or GGUF file with the workers' tokenizer; default: the demo model's",
     "served_name": "what clients call the model; default: whatever the workers do",
@@ -27,7 +27,7 @@ _FLAGS = {
 }
 
 _EPILOG = """\
-Token streams come from the workers directly: it must reach them at the addresses the router knows.
+Tokens come directly from the workers, so the gateway must reach them at the addresses the router knows.
 When it is ready it prints one line of JSON on stdout, and logs to stderr:
   {"ready": true, "http": "HOST:PORT"}
 SIGTERM or SIGINT drains it: no new connections, open requests may end within limits.drain_s; a

@@ -27,7 +27,7 @@ examples:
   warmfleet replay --trace conversation_blk512.jsonl.gz --policy all --speed 5 --no-decode
   warmfleet replay --trace conversation_blk512.jsonl.gz --engine h200-llama-3-8b --capacity 1750
   warmfleet replay --trace conversation_blk512.jsonl.gz --no-decode --capacity-at 'ttft_p99<10'
-  warmfleet replay --trace decisions.jsonl --policy all    # a router's own log: where its hit rate went
+  warmfleet replay --trace decisions.jsonl --policy all    # a router's own log: which hits were missed
 """
 
 
@@ -58,10 +58,10 @@ def configure(parser: ArgumentParser) -> None:
         help="flat (default), h200-llama-3-8b or a TOML profile; default of a log: fitted to it",
     )
     parser.add_argument(
-        "--block-seconds", type=float, default=0.025, help="of the flat engine (default 0.025)"
+        "--block-seconds", type=float, default=0.025, help="a block of prefill, flat engine (default 0.025)"
     )
     parser.add_argument(
-        "--host", type=int, default=0, metavar="BLOCKS", help="more in each worker's host memory (default 0)"
+        "--host", type=int, default=0, metavar="BLOCKS", help="in each worker's host memory (default 0)"
     )
     parser.add_argument(
         "--eviction",
@@ -73,19 +73,19 @@ def configure(parser: ArgumentParser) -> None:
         "--link", type=float, metavar="GB/s", help="between workers (default: the engine's); 0: nobody pulls"
     )
     parser.add_argument("--no-decode", action="store_true", help="every completion is one token")
-    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="of presence events")
-    parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of presence events")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="presence events come so late")
+    parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="presence events are lost")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a routing setting")
     parser.add_argument(
         "--routers", type=int, default=1, metavar="N", help="over the same workers (default 1)"
     )
     parser.add_argument(
-        "--in-turn", action="store_true", help="ask the routers in turn, not by the prompt's root"
+        "--in-turn", action="store_true", help="ask the routers in turn, not by the prompt's beginning"
     )
     parser.add_argument(
         "--capacity-at", metavar="'ROW<X'", help="search the highest speed at which this holds"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument("--json", metavar="FILE", help="write the rows")
     parser.add_argument("--png", metavar="FILE", help="draw them (needs matplotlib)")
 

@@ -31,9 +31,15 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="a decision log, or a JSON file of steps")
     parser.add_argument("--name", default="fitted", help="of the profile")
-    parser.add_argument("--worker", default="", metavar="NAME", help="of a log: this one only (default: all)")
     parser.add_argument(
-        "--chunk-tokens", type=int, default=8192, metavar="N", help="of prompt in one step (default 8192)"
+        "--worker", default="", metavar="NAME", help="this worker of a log only (default: all)"
+    )
+    parser.add_argument(
+        "--chunk-tokens",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="most prompt tokens in a step (default 8192)",
     )
 
 
