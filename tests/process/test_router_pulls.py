@@ -28,6 +28,7 @@ SIM = {"vocab_size": 49_152, "timing": {"prefill_token_s": 5e-4, "step_s": 1e-3}
 class Running:
     workers: dict[str, Worker]
     http: aiohttp.ClientSession
+    times_busy: int = 0
 
     async def ask(self, question: str) -> str:
         """Who answered."""
@@ -44,10 +45,12 @@ class Running:
 
     @asynccontextmanager
     async def busy(self, name: str) -> AsyncIterator[None]:
-        """A worker that computes prompts of somebody else's, and has told its router."""
+        """A worker that computes prompts of somebody else's, new ones each time, and has told its router."""
+        self.times_busy += 1
         async with stub_of(self.workers[name]) as stub, stream(stub, f"other-{id(object())}") as other:
             for handle in range(1, 5):
-                await other.submit(handle, range(handle * 3000, handle * 3000 + 2500), 1)
+                first = handle * 3000 + self.times_busy
+                await other.submit(handle, range(first, first + 2500), 1)
             await self._heard(name)
             yield
             for handle in range(1, 5):
