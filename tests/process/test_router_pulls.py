@@ -47,7 +47,7 @@ class Running:
     async def busy(self, name: str) -> AsyncIterator[None]:
         """A worker that computes prompts of somebody else's, new ones each time, and has told its router."""
         self.times_busy += 1
-        async with stub_of(self.workers[name]) as stub, stream(stub, f"other-{id(object())}") as other:
+        async with stub_of(self.workers[name]) as stub, stream(stub, f"other-{self.times_busy}") as other:
             for handle in range(1, 5):
                 first = handle * 3000 + self.times_busy
                 await other.submit(handle, range(first, first + 2500), 1)
