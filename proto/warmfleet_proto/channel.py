@@ -4,6 +4,7 @@ Loopback may be plain. Any other address needs mutual TLS, or ``insecure`` spell
 """
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,13 @@ def _pem(tls: Tls) -> tuple[bytes, bytes, bytes]:
         )
     except OSError as error:
         raise ConfigError(f"tls: {error.filename}: {error.strerror}") from None
+
+
+def load_tls(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
+    """The same files for a connection that is not gRPC's own. Raises ConfigError."""
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_verify_locations(tls.authority)
+    except OSError as error:
+        raise ConfigError(f"tls: {error.filename or tls.certificate}: {error.strerror or error}") from None
+    return context

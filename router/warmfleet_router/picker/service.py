@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
-from warmfleet_proto.channel import Tls, split_address
+from warmfleet_proto.channel import Tls, load_tls, split_address
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.gateway.intake import Tenants
@@ -119,9 +119,4 @@ def _context(tls: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["h2"])
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        context.load_verify_locations(tls.authority)
-    except OSError as error:
-        raise ConfigError(f"tls: {error.filename or tls.certificate}: {error.strerror or error}") from None
-    return context
+    return load_tls(context, tls)

@@ -2,8 +2,7 @@
 
 import ssl
 
-from warmfleet_proto.channel import Tls
-from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.channel import Tls, load_tls
 
 
 def source_context(tls: Tls) -> ssl.SSLContext:
@@ -20,9 +19,4 @@ def target_context(tls: Tls) -> ssl.SSLContext:
 
 def _loaded(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        context.load_verify_locations(tls.authority)
-    except OSError as error:
-        raise ConfigError(f"tls: {error.filename or tls.certificate}: {error.strerror or error}") from None
-    return context
+    return load_tls(context, tls)
