@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Queue
 
@@ -84,6 +85,23 @@ def test_wrong_copies_in_host_memory(how: str) -> None:
         assert rig.outcome(carrier, rig.fetch(i, Source.HOST, stocks[i])) == Arrival(i, 0, True, "corrupt")
         assert not rig.engine.pool.any()
     assert condemned == list(range(COUNT))
+    carrier.close()
+
+
+def test_a_copy_that_changes_after_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    memory = rig.engine.host_memory(rig.size)
+    memory[:] = rig.copies[7]
+    carrier = HostCarrier(rig.engine, copies_of(rig.engine, memory), rig.arrivals.put, pytest.fail)
+    write = rig.engine.write_blocks
+
+    def late(blocks: Sequence[int], copy: memoryview) -> None:
+        memory[0] ^= 1
+        write(blocks, copy)
+
+    monkeypatch.setattr(rig.engine, "write_blocks", late)
+    assert rig.outcome(carrier, rig.fetch(7, Source.HOST, Stock(0, copy_sum(memory)))) == Arrival(7, 1)
+    assert rig.in_pool() == rig.copies[7]
     carrier.close()
 
 

@@ -7,12 +7,15 @@ make of the words that leave and enter the pool: that covers the link, and no co
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.tiers.format import copy_sum
 
 
 class Copies(Protocol):
-    """``memory`` is slots one after another. From any thread, each slot by one at a time."""
+    """``memory`` is slots one after another. From any thread, each slot by one at a time;
+    ``up`` by one thread."""
 
     @property
     def part_bytes(self) -> int:
@@ -48,6 +51,7 @@ class HostCopies:
         self._engine = engine
         self._memory = memory
         self._size = engine.block_bytes
+        self._private = engine.host_memory(max(1, self.part_bytes // self._size) * self._size)
 
     def down(self, blocks: Sequence[int], slots: Sequence[int]) -> list[bytes]:
         for first, end, at in runs(slots):
@@ -55,11 +59,17 @@ class HostCopies:
         return [copy_sum(self._slots(slot)) for slot in slots]
 
     def up(self, slots: Sequence[int], blocks: Sequence[int], sums: Sequence[bytes]) -> int:
-        good = 0
-        while good < len(slots) and copy_sum(self._slots(slots[good])) == sums[good]:
-            good += 1
-        for first, end, at in runs(slots[:good]):
-            self._engine.write_blocks(blocks[first:end], self._slots(at, end - first))
+        """At most ``part_bytes``. A copy of the copy is proven and goes on: a slot that changes after its
+        proof, by whatever fault, would be served."""
+        for good, slot in enumerate(slots):
+            copy = self._private[good * self._size : (good + 1) * self._size]
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(self._slots(slot), np.uint8))
+            if copy_sum(copy) != sums[good]:
+                break
+        else:
+            good = len(slots)
+        if good:
+            self._engine.write_blocks(blocks[:good], self._private[: good * self._size])
         return good
 
     def _slots(self, first: int, count: int = 1) -> memoryview:
