@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.model import demo_model_path
 
 VOCAB_SIZE = 49152  # of the demo model's tokenizer
 ANY = "127.0.0.1:0"
+WARMFLEET = ("warmfleet_router.cli",)
 
 
 @dataclass
@@ -43,8 +45,10 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(logs: Path, command: str, config: Path | None = None, **settings: Any) -> Iterator[Program]:
-    """``warmfleet COMMAND``, starting; ended on the way out."""
+def program(
+    logs: Path, command: str, config: Path | None = None, module: Sequence[str] = WARMFLEET, **settings: Any
+) -> Iterator[Program]:
+    """``warmfleet COMMAND``, starting; ended on the way out. ``module``: run it, with arguments."""
     pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
     flags = [part for pair in pairs for part in ("--set", pair)]
     if config is not None:
@@ -52,7 +56,7 @@ def program(logs: Path, command: str, config: Path | None = None, **settings: An
     log = logs / f"{command}-{len(list(logs.iterdir()))}.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "warmfleet_router.cli", command, *flags],
+            [sys.executable, "-m", *module, command, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -124,3 +128,11 @@ def get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=60) as response:
         body: bytes = response.read()
         return body
+
+
+def metric(worker: Program, name: str) -> float:
+    """As its page of metrics names it, with the labels; without what all of its names begin with."""
+    text = get(f"http://{worker.said['http']}/metrics").decode()
+    found = re.search(rf"^warmfleet_worker_{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])

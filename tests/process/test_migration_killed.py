@@ -4,16 +4,8 @@ The request completes at whoever lives, and what a dead peer had pinned is free 
 """
 
 import asyncio
-import contextlib
-import json
-import re
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,57 +19,31 @@ from warmfleet_proto.worker_pb2_grpc import WorkerStub
 from warmfleet_router.grant import Granter
 from warmfleet_worker.engine.sim import oracle
 
-from tests.process.dying_worker import LEASE_TTL_S, STEPS
+from tests.process.deadly import LEASE_TTL_S, STEPS
+from tests.process.exchange import FLEET_KEY
 from tests.process.gateway import Stream, packed
+from tests.process.programs import ANY, Program, metric, program, until
 
-FLEET_KEY = bytes(range(32))
 PROMPT = list(range(500))
 NOTICED_S = 30.0  # after the TTL, on a machine that does something else
+IN_CI = ("source transfer", "target transfer")
+DEATHS = [
+    pytest.param(step, marks=() if step in IN_CI else pytest.mark.nightly)
+    for step in ("none", *STEPS)
+    if not step.startswith("router")
+]
 
 
-@dataclass
-class Process:
-    name: str
-    process: "subprocess.Popen[str]"
-    said: dict[str, Any]
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def pinned(self) -> int:
-        with urllib.request.urlopen(f"http://{self.said['http']}/metrics", timeout=60) as response:
-            text = response.read().decode()
-        found = re.search(r'^warmfleet_worker_blocks\{state="pinned"\} (\S+)$', text, re.MULTILINE)
-        assert found is not None
-        return int(float(found[1]))
-
-
-@contextlib.contextmanager
-def worker(folder: Path, name: str, step: str) -> Iterator[Process]:
+def worker(folder: Path, name: str, step: str) -> AbstractContextManager[Program]:
     key = folder / f"{name}.key"
     key.write_text(source_key(FLEET_KEY, name).hex())
-    settings = [f"name={name}", "engine=sim", "sim.instant=true", f"transfer.key_file={key}"]
-    flags = [part for setting in settings for part in ("--set", setting)]
-    with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.process.dying_worker", step, *flags],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-    assert process.stdout is not None
-    try:
-        yield Process(name, process, json.loads(process.stdout.readline()))
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    module = ("tests.process.deadly", step, str(folder))
+    settings = {"sim__instant": True, "transfer__key_file": str(key)}
+    return program(folder, "worker", None, module, name=name, engine="sim", http=ANY, listen=ANY, **settings)
 
 
 @asynccontextmanager
-async def talking(to: Process) -> AsyncIterator[tuple[Any, Stream]]:
+async def talking(to: Program) -> AsyncIterator[tuple[Any, Stream]]:
     async with connect(to.said["grpc"]) as channel:
         stub = WorkerStub(channel)  # type: ignore[no-untyped-call]
         gateway = Stream(stub, "gateway", {})
@@ -88,7 +54,7 @@ async def talking(to: Process) -> AsyncIterator[tuple[Any, Stream]]:
             await gateway.close()
 
 
-async def pull_of(source: Process, status: pb.StatusResponse) -> Pull:
+async def pull_of(source: Program, status: pb.StatusResponse) -> Pull:
     hashes = chain(root_hash(status.model_fingerprint, status.block_size), packed(PROMPT), status.block_size)
     claims = Claims(
         source="a",
@@ -103,13 +69,10 @@ async def pull_of(source: Process, status: pb.StatusResponse) -> Pull:
     return Pull(source="a", address=source.said["grpc"], tokens=tokens, within_s=60.0, grant=grant)
 
 
-@pytest.mark.parametrize("step", ["none", *STEPS])
+@pytest.mark.parametrize("step", DEATHS)
 async def test_killed_at_a_step(tmp_path: Path, step: str) -> None:
     end = step.partition(" ")[0]
-    with (
-        worker(tmp_path, "a", step if end == "source" else "none") as source,
-        worker(tmp_path, "b", step if end == "target" else "none") as target,
-    ):
+    with worker(tmp_path, "a", step) as source, worker(tmp_path, "b", step) as target:
         async with talking(source) as (stub, at_source), talking(target) as (_, at_target):
             status = await stub.Status(pb.StatusRequest())
             right = oracle(root_hash(status.model_fingerprint, status.block_size), PROMPT, 5)
@@ -127,17 +90,11 @@ async def test_killed_at_a_step(tmp_path: Path, step: str) -> None:
         if end == "source":
             await dead(source)
         survivor = source if end == "target" else target
-        await balanced(survivor)
+        # Nothing is pinned any more when the longest lease that there can be has ended.
+        within_s = LEASE_TTL_S + NOTICED_S
+        await asyncio.to_thread(until, lambda: not metric(survivor, 'blocks{state="pinned"}'), within_s)
         assert survivor.alive
 
 
-async def dead(which: Process) -> None:
+async def dead(which: Program) -> None:
     assert await asyncio.to_thread(which.process.wait, 60) == -9
-
-
-async def balanced(which: Process) -> None:
-    """Nothing is pinned any more when the longest lease that there can be has ended."""
-    until = time.monotonic() + LEASE_TTL_S + NOTICED_S
-    while await asyncio.to_thread(which.pinned):
-        assert time.monotonic() < until, "a pin outlived its lease"
-        await asyncio.sleep(0.05)
