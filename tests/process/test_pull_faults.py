@@ -133,7 +133,7 @@ def config(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def prompt_of(number: int) -> list[int]:
-    return [random.Random(number).randrange(30_000) for _ in range(PROMPT_TOKENS)]
+    return random.Random(number).choices(range(30_000), k=PROMPT_TOKENS)
 
 
 async def made_on(end: End, prompt: list[int], handle: int) -> None:

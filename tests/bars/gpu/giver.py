@@ -158,6 +158,11 @@ class _Source:
         self._pool = Scattered(random_words(blocks, words, self._device), numbers)
         return fingerprints(self._pool.words, numbers)
 
+    def other(self, make: Callable[[Scattered], Scattered]) -> None:
+        """Another lot of the same blocks."""
+        assert self._pool is not None
+        self._pool = make(self._pool)
+
     def block(self, place: int) -> bytes:
         assert self._pool is not None
         return self._pool.words[self._pool.numbers[place]].cpu().numpy().tobytes()

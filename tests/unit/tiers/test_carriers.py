@@ -20,10 +20,10 @@ from warmfleet_worker.tiers.format import Identity, copy_sum
 from warmfleet_worker.tiers.made import made_with
 from warmfleet_worker.tiers.segment import Segment
 
+from tests.unit.tiers.spoils import SPOILS, spoilt
 from tests.unit.worker.driver import Driver
 
 COUNT = 1000
-SPOILS = ("flip", "truncate", "swap", "replay")
 
 
 class Rig:
@@ -57,17 +57,6 @@ class Rig:
 
     def in_pool(self) -> bytes:
         return self.engine.pool[3].tobytes()
-
-
-def spoilt(how: str, copies: list[bytes], i: int, rng: random.Random) -> bytes:
-    own, other = copies[i], copies[i ^ 1]
-    if how == "flip":
-        at = rng.randrange(8 * len(own))
-        return bytes(b ^ (1 << at % 8 if n == at // 8 else 0) for n, b in enumerate(own))
-    if how == "truncate":
-        cut = rng.randrange(len(own))
-        return own[:cut] + bytes(len(own) - cut)
-    return other if how == "swap" else copies[0] if i else copies[1]
 
 
 @pytest.mark.parametrize("how", SPOILS)
