@@ -28,7 +28,7 @@ up: $(STAMP)-base
 	@exec $(BIN)/warmfleet up
 
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -m "not nightly" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)-dev
 	$(BIN)/ruff check .

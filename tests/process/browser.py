@@ -85,6 +85,7 @@ async def opened(url: str, profile: Path, width: int = 1280, height: int = 900) 
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, "TMPDIR": "/tmp"},  # its socket's path has to be short
     )
     assert process.stderr is not None
     drain: asyncio.Task[bytes] | None = None
@@ -110,9 +111,11 @@ async def opened(url: str, profile: Path, width: int = 1280, height: int = 900) 
 
 async def _debugger(stderr: asyncio.StreamReader) -> str:
     """The HTTP address of the debugger, which Chromium prints when it listens."""
+    said = []
     async with asyncio.timeout(_START_S):
         async for line in stderr:
-            _, found, url = line.decode().strip().partition("DevTools listening on ws://")
+            said.append(line.decode())
+            _, found, url = said[-1].strip().partition("DevTools listening on ws://")
             if found:
                 return "http://" + url.partition("/")[0]
-    raise AssertionError("chromium ended without listening")
+    raise AssertionError(f"chromium ended without listening: {''.join(said)}")

@@ -14,6 +14,7 @@ from warmfleet_router.measure import fitted, link_of, measure
 from tests.process.exchange import FLEET_KEY, pair
 
 TOKEN_S, PAIR_S, BYTES_PER_S = 6e-4, 3e-7, 7e3
+FAST: dict[str, Any] = {"total_blocks": 256, "transfer": {"transports": ["tcp"]}}
 CONFIG: dict[str, Any] = {
     "sim": {"timing": {"prefill_token_s": TOKEN_S, "prefill_pair_s": PAIR_S, "step_s": 0.0}},
     "total_blocks": 256,
@@ -44,7 +45,7 @@ async def test_what_it_measures_is_what_the_workers_take(tmp_path: Path) -> None
 async def test_the_command(tmp_path: Path) -> None:
     key = tmp_path / "fleet.key"
     key.write_text(FLEET_KEY.hex())
-    async with pair(tmp_path, **CONFIG) as (a, b):
+    async with pair(tmp_path, **FAST) as (a, b):
         flags = ["--measure", b.worker.grpc_address, "--peer", a.worker.grpc_address, "--fleet-key", str(key)]
         command = [sys.executable, "-m", "warmfleet_router.cli", "breakeven", *flags]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)

@@ -120,8 +120,8 @@ async def test_it_learns_that_a_link_is_slow_and_computes(tmp_path: Path) -> Non
             await made.ask("Which bridge is the highest?")
         (first,) = await made.pulls()
         assert first["failures"] == {"given_up": 1}
-        for number in range(3):
-            prefix = PREFIX[number + 1 :]
+        for number in (1, 2):
+            prefix = PREFIX[number:]
             holder = await asked_with(made, prefix, "Which river is the longest?")
             async with made.busy(holder):
                 await asked_with(made, prefix, "Which bridge is the highest?")
