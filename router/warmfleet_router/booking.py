@@ -117,6 +117,7 @@ class Ledger:
         if booking is None:
             return None
         self._gateways[booking.gateway].seen_at = now
+        _leave(booking)
         self._remove(booking)
         return booking
 
@@ -178,6 +179,14 @@ def _prefilled(booking: Booking) -> None:
     if booking.coming:
         booking.coming = False
         booking.worker.booked.coming.count(*booking.prefill, -1)
+
+
+def _leave(booking: Booking) -> None:
+    """The next turn may come before the next report: its worker must not look busy with the turn before."""
+    worker = booking.worker
+    if booking.started and not booking.counted and booking.epoch == worker.epoch:
+        worker.booked.left += booking.slots
+        worker.booked.left_tokens += booking.context_tokens
 
 
 def _discount(booking: Booking) -> None:

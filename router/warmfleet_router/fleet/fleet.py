@@ -88,12 +88,14 @@ class Report:
 
 @dataclass(slots=True)
 class Booked:
-    """Load of one worker's bookings that its report does not include yet."""
+    """Load of one worker's bookings that its report does not include yet, or includes still."""
 
     slots: int = 0  # sequences to decode
     coming: Prefills = field(default_factory=Prefills)  # as expected
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
+    left: int = 0  # sequences that have ended since the report
+    left_tokens: int = 0  # their context
     ahead: Ahead = field(default_factory=Ahead)  # those that its report includes, until their first token
 
 
@@ -161,11 +163,12 @@ class Worker:
     def settle(self) -> None:
         """After a change of report or booked."""
         report, booked = self.report, self.booked
-        self.flying = report.running + report.waiting + booked.slots
+        batch = max(report.running - booked.left, 0) + booked.slots
+        context = max(report.context_tokens - booked.left_tokens, 0) + booked.context_tokens
+        self.flying = batch + report.waiting
         self.queue_until = report.at + self._queue_s() + report.others_s
         self.rest_s = self.rates.all_s(booked.coming) + self._slot_s()
         _, sequence, token = self.rates.step.coefficients
-        batch, context = report.running + booked.slots, report.context_tokens + booked.context_tokens
         self.crowd_s = batch * sequence + context * token
 
     def wait_s(self, now: float) -> float:
@@ -215,6 +218,7 @@ class Fleet:
             return False
         worker.epoch = epoch
         worker.report = Report()
+        worker.booked.left = worker.booked.left_tokens = 0
         worker.sending_until = 0.0
         worker.hits.begin_epoch()
         worker.agreement = Agreement()
@@ -262,6 +266,7 @@ class Fleet:
             late_hits=load.late_hits_total,
             step_age_s=load.step_age_s,
         )
+        worker.booked.left = worker.booked.left_tokens = 0
         worker.draining = load.draining
         worker.leaves_s = load.leaves_s
         worker.clock_ahead_s = load.clock_s - now

@@ -127,6 +127,26 @@ def test_a_new_epoch_owes_nothing_for_the_old_one() -> None:
     assert booked(worker) == (0, 0)
 
 
+def test_a_worker_does_not_look_busy_with_what_has_ended_since_its_report() -> None:
+    """The next turn of a conversation comes at once, before the next report."""
+    core, (worker,) = fleet_of(1)
+    known = core.roster.fleet.workers[worker.address]
+    first, second = (core.route(ask(PROMPT), 0.0).booking for _ in range(2))
+    worker.report(0.1, running=2, context_tokens=640, bookings=[first, second])
+    for booking in (first, second):
+        core.progress(rpb.ProgressRequest(booking=booking), 0.1)
+    crowd_s = known.crowd_s
+    core.finish(rpb.FinishRequest(booking=first, outcome=OK), 0.2)
+    assert known.flying == 1
+    assert known.crowd_s == pytest.approx(crowd_s / 2)
+    worker.report(0.3, running=2)
+    assert known.flying == 2, "the worker has the last word"
+    worker.restart(1.0)
+    worker.report(1.0, running=1)
+    core.finish(rpb.FinishRequest(booking=second, outcome=OK), 1.1)
+    assert known.flying == 1, "its new incarnation runs something else"
+
+
 def test_the_reported_queue_takes_what_its_prompts_do_and_not_what_the_mean_one_does() -> None:
     """Where attention weighs, a long prompt costs more a token than the short ones seen before."""
     core, (worker,) = fleet_of(1)
