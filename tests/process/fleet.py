@@ -1,5 +1,6 @@
 """Sim workers inside the test's own process: real gRPC and HTTP on loopback, internals at hand."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,3 +31,12 @@ async def sim_worker(**settings: Any) -> AsyncIterator[Worker]:
             worker.scheduler.check_integrity(worker.exchange.leases.held())
     finally:
         await worker.close()
+
+
+async def idle(worker: Worker) -> None:
+    """Nothing runs, no block is pinned."""
+    async with asyncio.timeout(60):
+        await worker.runner.drain(60)
+    worker.scheduler.draining = False
+    assert worker.scheduler.cache.pool.pinned == 0
+    assert worker.scheduler.requests == {}
