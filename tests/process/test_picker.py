@@ -124,6 +124,22 @@ async def until(there: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize(("service", "status"), [("", "SERVING"), ("another", "SERVICE_UNKNOWN")])
+async def test_whoever_watches_its_health_hears_of_the_end(bench: Bench, service: str, status: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with picker(bench) as address:
+            channel = await stack.enter_async_context(connect(address))
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.ServingStatus.Value(status)
+            more = asyncio.ensure_future(watch.read())
+            await health.Check(health_pb2.HealthCheckRequest())
+            assert not more.done()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await more
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
 async def test_what_is_not_served_is_said_to_be_so(bench: Bench) -> None:
     async with picker(bench) as address, connect(address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)

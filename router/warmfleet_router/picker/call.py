@@ -169,12 +169,26 @@ class Check(Call):
     """grpc.health.v1: whoever is asked here serves."""
 
     def _message(self, data: bytes) -> None:
-        service = health_pb2.HealthCheckRequest.FromString(data).service
-        if service not in ("", SERVICE):
-            self._end(NOT_FOUND)
-            return
-        serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-        self._say(serving.SerializeToString())
+        if health_pb2.HealthCheckRequest.FromString(data).service in ("", SERVICE):
+            self._tell(health_pb2.HealthCheckResponse.SERVING)
+        else:
+            self._unknown()
+
+    def _unknown(self) -> None:
+        self._end(NOT_FOUND)
+
+    def _tell(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        self._say(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+
+
+class Watch(Check):
+    """The same, told again if it changed: it does not, for as long as there is a connection."""
+
+    def done(self) -> None:
+        """Whoever has asked goes on listening."""
+
+    def _unknown(self) -> None:
+        self._tell(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
 class Reflection(Call):
@@ -205,6 +219,8 @@ def called(path: bytes, stream: Stream, most: int, exchange: Callable[[], Exchan
             return Process(stream, most, exchange())
         case b"/grpc.health.v1.Health/Check":
             return Check(stream, most)
+        case b"/grpc.health.v1.Health/Watch":
+            return Watch(stream, most)
         case (
             b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
             | b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
