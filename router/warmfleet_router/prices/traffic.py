@@ -4,17 +4,22 @@ from collections.abc import Iterable
 from math import exp
 
 MEMORY_S = 30.0
+FIRST_S = 5.0  # what comes at once at the beginning is no rate: it counts as having come in so long
 FULL = 0.97  # no queue is taken to be fuller than this: it would never empty
 SHORTEST_S = 0.025  # waits below this are alike
 
 
 class Traffic:
-    __slots__ = ("_at", "_requests", "_work_s")
+    """Requests count over the time that they took to come: before the first, nothing says that nobody comes.
+    Their work counts over all of the memory: what a cold fleet computes at first does not go on."""
+
+    __slots__ = ("_at", "_requests", "_seconds", "_work_s")
 
     def __init__(self) -> None:
-        self._at = 0.0
-        self._requests = 0.0  # both fade by 1/e every MEMORY_S
+        self._at: float | None = None  # of the newest request
+        self._requests = 0.0  # all three fade by 1/e every MEMORY_S
         self._work_s = 0.0
+        self._seconds = FIRST_S
 
     def placed(self, work_s: float, now: float) -> None:
         """One more request, with its seconds of prefill."""
@@ -35,16 +40,26 @@ class Traffic:
         return self._work_s / self._requests if self._requests else 0.0
 
     def _fade(self, now: float) -> None:
-        keep = exp(-max(now - self._at, 0.0) / MEMORY_S)
+        if self._at is not None:
+            keep = self._kept(now)
+            self._requests *= keep
+            self._work_s *= keep
+            self._seconds = self._watched_s(keep)
         self._at = now
-        self._requests *= keep
-        self._work_s *= keep
+
+    def _kept(self, now: float) -> float:
+        """The share of what was remembered of the newest request's moment."""
+        return exp(-max(now - self._at, 0.0) / MEMORY_S) if self._at is not None else 1.0
+
+    def _watched_s(self, keep: float) -> float:
+        return self._seconds * keep + MEMORY_S * (1.0 - keep)
 
     def pace(self, workers: int, now: float) -> float:
         """Requests that come to a worker while it empties its queue, for each second of that queue: arrivals
         over 1 - utilisation, as in a busy period of M/G/1."""
-        keep = exp(-max(now - self._at, 0.0) / MEMORY_S) / (MEMORY_S * max(workers, 1))
-        return self._requests * keep / (1.0 - min(self._work_s * keep, FULL))
+        keep, workers = self._kept(now), max(workers, 1)
+        busy = self._work_s * keep / (MEMORY_S * workers)
+        return self._requests * keep / (self._watched_s(keep) * workers) / (1.0 - min(busy, FULL))
 
 
 def usual_wait_s(waits_s: Iterable[float]) -> float:

@@ -3,7 +3,7 @@
 import pytest
 from warmfleet_router.policy.base import Ask, Candidate
 from warmfleet_router.policy.cheapest import LEAST_FOLLOWING, MOST_FOLLOWING, Cheapest
-from warmfleet_router.prices.traffic import FULL, MEMORY_S, Traffic, usual_wait_s
+from warmfleet_router.prices.traffic import FIRST_S, FULL, MEMORY_S, Traffic, usual_wait_s
 
 from tests.unit.router.fleet_of import ask, fleet_of, tokens
 from tests.unit.router.test_policy import WORKERS
@@ -20,6 +20,21 @@ def test_a_busy_period_meets_arrivals_times_wait_over_idleness() -> None:
     traffic = steady(rate=10.0, work_s=0.1)  # two workers, half busy, five requests a second each
     assert traffic.pace(2, 200.0) == pytest.approx(5.0 / 0.5, rel=0.03)
     assert usual_wait_s([2.0, 2.0]) == pytest.approx(2.0)
+
+
+def test_the_first_requests_tell_how_fast_they_come() -> None:
+    """A young fleet is not idle: over all of the memory these would be 1.4 a second and worker, not 3.5."""
+    young = steady(rate=10.0, work_s=0.001, until=10.0)
+    assert 3.0 < young.pace(2, 10.0) < 5.0
+    at_once = Traffic()
+    for _ in range(20):
+        at_once.placed(0.001, 1e5)
+    assert at_once.pace(1, 1e5) == pytest.approx(20 / FIRST_S, rel=0.01)
+
+
+def test_what_a_cold_fleet_computes_at_first_does_not_go_on() -> None:
+    cold, warm = steady(rate=10.0, work_s=0.1, until=5.0), steady(rate=10.0, work_s=0.0, until=5.0)
+    assert warm.pace(1, 5.0) < cold.pace(1, 5.0) < 1.25 * warm.pace(1, 5.0)
 
 
 def test_an_idle_worker_relieves_the_others() -> None:
