@@ -5,8 +5,9 @@ price = (wait + bring + prefill + externality + eviction + decode + lateness) / 
 externality: lambda times the prefill, since work added here delays lambda requests that come next. For a
 prefix with too few holders lambda goes by each worker's own queue: a copy elsewhere relieves the holders.
 eviction: computing again what the request displaces. decode: what others' decoding adds to its own.
-lateness: the square of what it loses by not going where it is served soonest, over LATE_S, because one
-request that waits ten seconds is worse than ten that wait one. weight: below 1 for a worker that just came.
+lateness: the square of what it loses by not going where it is served soonest, over LATE_S and the wait that
+is usual now, because one request that waits ten seconds is worse than ten that wait one; less so where all
+wait for ten. weight: below 1 for a worker that just came.
 
 Prices that the request itself hardly feels, a small share of its time to first token, are near ties. These
 go to the prompt's ring home, so that routers agree without talking.
@@ -59,7 +60,7 @@ class Cheapest:
         near = nearest(
             candidates,
             ask.soonest_s,
-            self.late_s,
+            self.late_s + ask.usual_s,
             self._following(ask),
             self._outgrown(ask),
             ask.pace,
@@ -94,7 +95,7 @@ class Cheapest:
             ("externality", following * candidate.prefill_s),
             ("eviction", candidate.eviction_s),
             ("decode", candidate.decode_s),
-            ("lateness", late * late / self.late_s),
+            ("lateness", late * late / (self.late_s + ask.usual_s)),
         )
         if candidate.weight == 1.0:
             return terms

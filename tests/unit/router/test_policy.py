@@ -192,7 +192,7 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
 
     def price(c: Candidate) -> float:
         computing = c.prefill_s + externality * c.prefill_s
-        late = (c.wait_s + c.bring_s + c.prefill_s - soonest_s) ** 2 / LATE_S if adaptive else 0.0
+        late = (c.wait_s + c.bring_s + c.prefill_s - soonest_s) ** 2 / (LATE_S + 1.0) if adaptive else 0.0
         return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s + late) / c.weight
 
     least = min(price(c) for c in candidates)

@@ -77,6 +77,15 @@ def test_ten_seconds_for_one_are_more_than_a_second_for_ten() -> None:
         assert policy.choose(request, [holder, other]).candidate is (holder, other)[chosen]
 
 
+def test_where_all_wait_nobody_is_late() -> None:
+    policy = Cheapest(None, 1.25, pulls=True)
+    for usual_s, stays in ((1.0, False), (8.0, True)):
+        holder = Candidate(WORKERS[0], 1000, usual_s + 6.0, 0.0, 0.1, 0.0, 1.0, 0, 0.0, None)
+        other = Candidate(WORKERS[1], 0, usual_s, 0.0, 0.9, 0.0, 1.0, 0, 0.0, None)
+        request = Ask((), 16, 64, 1, 1, 0, pace=12.0 / usual_s, usual_s=usual_s, soonest_s=usual_s + 0.9)
+        assert policy.choose(request, [holder, other]).candidate is (holder if stays else other)
+
+
 def test_a_queue_that_many_will_meet_makes_recomputing_dearer() -> None:
     """The same request, the same queues: in busy traffic it stays with its holder."""
     prompt = tokens((1, 1600))
