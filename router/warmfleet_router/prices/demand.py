@@ -4,20 +4,22 @@ Prefixes are marked at a few depths. One that has outgrown its holders, asking m
 prefixes ask of the mean worker, should be computed elsewhere too: that relieves the holders instead of
 delaying others. It counts as outgrown by degrees, as the work that has come approaches what a copy costs
 (whether to rent or to buy skis), so that a short burst of siblings makes no copy. Prompts that share nothing
-are not counted: they go where there is room, and in a young fleet they would hide what is hot.
+are not counted: they go where there is room, and in a young fleet they would hide what is hot. A prefix that
+has just appeared has asked for little yet: what has come counts over the time that it took to come.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from math import exp
 
+from warmfleet_router.prices.traffic import FIRST_S
+
 MEMORY_S = 10.0
 DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
 MAX_PREFIXES = 4096  # the longest unused go first
 
 
-_Work = tuple[float, float]  # seconds, fading by 1/e every MEMORY_S, and when they were so many
-_NONE: _Work = (0.0, 0.0)
+_Work = tuple[float, float, float]  # seconds, fading by 1/e every MEMORY_S; when so many; when the first came
 
 
 class Demand:
@@ -25,7 +27,7 @@ class Demand:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._all = _NONE
+        self._all: _Work = (0.0, 0.0, 0.0)
         self._prefixes: dict[int, _Work] = {}  # by key of their last block
 
     def __len__(self) -> int:
@@ -35,10 +37,10 @@ class Demand:
         """A request whose first ``shared`` tokens some worker holds; ``work_s`` is left to do there."""
         marked, prefixes = marks(self._block_size, keys, shared), self._prefixes
         if marked:
-            self._all = _then(self._all, now) + work_s, now
+            self._all = _then(self._all, now) + work_s, now, self._all[2]
         for key in marked:
-            seconds, at = prefixes.pop(key, _NONE)
-            prefixes[key] = seconds * exp((at - now if now > at else 0.0) / MEMORY_S) + work_s, now
+            seconds, at, since = prefixes.pop(key, (0.0, now, now))
+            prefixes[key] = seconds * exp((at - now if now > at else 0.0) / MEMORY_S) + work_s, now, since
         while len(prefixes) > MAX_PREFIXES:
             del prefixes[next(iter(prefixes))]
 
@@ -52,9 +54,9 @@ class Demand:
         own_s: float,
         now: float,
     ) -> float:
-        """How much of what a copy takes the deepest marked prefix within ``shared`` tokens has asked of each
-        of its ``holders``, 0 to 1, with ``own_s`` of the request at hand; 0 while it asks no more of them
-        than all marked ones ask of each of the ``workers``."""
+        """How much of what a copy takes the deepest marked prefix within ``shared`` tokens asks of each of
+        its ``holders`` in MEMORY_S, 0 to 1, with ``own_s`` of the request at hand; 0 while it has asked no
+        more of them than all marked ones of each of the ``workers``."""
         within = depths(self._block_size, shared)
         work = self._prefixes.get(keys[within[-1] // self._block_size - 1]) if within else None
         if work is None:
@@ -62,6 +64,7 @@ class Demand:
         each = (_then(work, now) + own_s) / max(holders, 1)
         if each <= (_then(self._all, now) + own_s) / workers:
             return 0.0
+        each /= 1.0 - exp(-(max(now - work[2], 0.0) + FIRST_S) / MEMORY_S)
         return 1.0 if each >= copy_s else each / copy_s
 
     def depth(self, shared: int) -> int:
@@ -81,5 +84,5 @@ def marks(block_size: int, keys: Sequence[int], shared: int) -> list[int]:
 
 
 def _then(work: _Work, now: float) -> float:
-    seconds, at = work
+    seconds, at, _ = work
     return seconds * exp(-max(now - at, 0.0) / MEMORY_S)

@@ -1,7 +1,9 @@
 """Which prefixes are too hot for their holders."""
 
+from math import exp
+
 import pytest
-from warmfleet_router.prices.demand import MAX_PREFIXES, MEMORY_S, Demand
+from warmfleet_router.prices.demand import FIRST_S, MAX_PREFIXES, MEMORY_S, Demand
 
 from tests.unit.router.fleet_of import ask, fleet_of, tokens
 
@@ -49,13 +51,29 @@ def test_demand_is_counted_at_every_marked_depth_that_is_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("copy_s", "holders", "own_s", "expected"),
-    [(2.9, 1, 0.0, 1.0), (6.0, 1, 0.0, 0.5), (6.0, 2, 0.0, 0.25), (6.0, 1, 1.5, 0.75), (6.0, 1, 9.0, 1.0)],
+    ("copy_s", "holders", "own_s", "share"),
+    [
+        (2.9, 1, 0.0, 1.0),
+        (20.0, 1, 0.0, 3 / 20),
+        (20.0, 2, 0.0, 3 / 40),
+        (20.0, 1, 1.0, 4 / 20),
+        (6.0, 1, 9.0, 1.0),
+    ],
 )
 def test_what_was_asked_counts_against_the_price_of_a_copy(
-    copy_s: float, holders: int, own_s: float, expected: float
+    copy_s: float, holders: int, own_s: float, share: float
 ) -> None:
-    assert asked(3.0, 1.0).outgrown(HOT, SHARED, holders, 4, copy_s, own_s, 0.0) == expected
+    """All of it came in the first instant: as if in FIRST_S."""
+    young = 1.0 - exp(-FIRST_S / MEMORY_S)
+    outgrown = asked(3.0, 1.0).outgrown(HOT, SHARED, holders, 4, copy_s, own_s, 0.0)
+    assert outgrown == pytest.approx(min(share / young, 1.0))
+
+
+def test_what_an_old_prefix_asks_counts_as_it_is() -> None:
+    demand = asked(1e-6, 1e-6)
+    later = 10 * MEMORY_S
+    demand.placed(HOT, SHARED, 3.0, later)
+    assert demand.outgrown(HOT, SHARED, 1, 4, 6.0, 0.0, later) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_demand_fades() -> None:
