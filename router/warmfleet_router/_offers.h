@@ -2,10 +2,10 @@
 // order, so the results are equal to the last bit. What is rare is asked of Python.
 
 enum { GUESS, CONFIDENCE, QUEUE_UNTIL, REST, CROWD, FULL_AT, WEIGHT, REPORT, FREE_BLOCKS, RATES, COMPLETION,
-       PREFILL, COEFFICIENTS, SPAN, NAMES };
+       PREFILL, COEFFICIENTS, SPAN, ROOM, FREEING, NAMES };
 static const char *const spelled[NAMES] = {
     "guess", "confidence", "queue_until", "rest_s", "crowd_s", "full_at", "weight", "report", "free_blocks",
-    "rates", "completion", "prefill", "coefficients", "span"};
+    "rates", "completion", "prefill", "coefficients", "span", "room", "freeing_s"};
 enum { WORKER, OVERLAP, WAIT, BRING, PREFILL_S, DECODE, SLOW, NOMINATED, EVICTION, PULL, FIELDS };
 
 static PyObject *names[NAMES];  // interned
@@ -124,6 +124,8 @@ static bool offer_of(PyObject *worker, Wanted *w, Offer *o) {
     if (o->overlap >= w->prompt) o->overlap = w->prompt - 1;
     double queue = figure(worker, QUEUE_UNTIL) - w->now, rest = figure(worker, REST);
     o->wait = queue > 0.0 ? rest + queue : rest;
+    double lacking = (double)(w->prompt - o->overlap) - figure(worker, ROOM);
+    if (lacking > 0.0) o->wait += lacking * figure(worker, FREEING);
     o->eviction = w->reuse != 0.0 ? evicting(worker, w, o, &p) : 0.0;
     if (PyErr_Occurred() || !brought(worker, w, o)) return false;
     double uncached = (double)(w->prompt - o->overlap);

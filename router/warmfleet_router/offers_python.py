@@ -60,6 +60,9 @@ def offers(
             overlap = prompt - 1  # the last token is always computed
         queue = worker.queue_until - now
         wait = worker.rest_s + queue if queue > 0 else worker.rest_s
+        lacking = prompt - overlap - worker.room
+        if lacking > 0:
+            wait += lacking * worker.freeing_s
         rates, eviction = worker.rates, 0.0
         if reuse:
             displaced = prompt - overlap - worker.report.free_blocks * block_size

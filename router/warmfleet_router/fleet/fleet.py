@@ -7,6 +7,7 @@ monotonic seconds.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt
@@ -123,6 +124,8 @@ class Worker:
     sending_until: float = 0.0  # when what its peers have been told to pull should be sent
     agreement: Agreement = field(default_factory=Agreement)  # of an anonymous one's answers with the index
     crowd_s: float = 0.0  # what its sequences add to each decode step of one more
+    room: float = inf  # tokens that it has memory for; more have to wait ...
+    freeing_s: float = 0.0  # ... so long each
 
     connected: bool = False
     draining: bool = False
@@ -170,6 +173,7 @@ class Worker:
         self.rest_s = self.rates.all_s(booked.coming) + self._slot_s()
         _, sequence, token = self.rates.step.coefficients
         self.crowd_s = batch * sequence + context * token
+        self.room, self.freeing_s = self._memory()
 
     def wait_s(self, now: float) -> float:
         return max(self.queue_until - now, 0.0) + self.rest_s
@@ -196,6 +200,21 @@ class Worker:
         return (
             over * step_s * max(self.rates.completion - 1.0, 0.0) / slots
         )  # the first comes with the prefill
+
+    def _memory(self) -> tuple[float, float]:
+        """Tokens that there is memory for beside what is on its way, and the seconds in which one more is
+        freed: all that is used goes while one completion decodes. What waits already is not counted: that
+        price spread prefixes over the workers, and then more memory was short (LOG.md)."""
+        report, identity = self.report, self.identity
+        if identity is None or identity.anonymous or not report.running:
+            return inf, 0.0
+        available = report.free_blocks + report.cached_blocks
+        used = (identity.total_blocks - available) * identity.block_size
+        if used <= 0:
+            return inf, 0.0
+        step_s = self.rates.step_s(report.running, report.context_tokens)
+        decode_s = step_s * max(self.rates.completion - 1.0, 0.0)
+        return float(available * identity.block_size - self.booked.coming.tokens), decode_s / used
 
 
 class Fleet:

@@ -10,6 +10,7 @@ from warmfleet_router.routing import Routing
 
 FINGERPRINT = b"f" * 32
 BLOCK = 16
+BLOCKS = 1000  # of each worker
 
 
 def tokens(*runs: tuple[int, int]) -> bytes:
@@ -78,7 +79,9 @@ class FakeWorker:
         assert self.say(pb.WatchKvResponse(epoch=self.epoch, batch=batch), now) == []
 
     def report(self, now: float, **load: object) -> None:
-        self.say(pb.WatchKvResponse(epoch=self.epoch, load=pb.WorkerLoad(**load)), now)  # type: ignore[arg-type]
+        """With all of its memory free, unless ``load`` says otherwise."""
+        told = pb.WorkerLoad(**({"free_blocks": BLOCKS} | load))  # type: ignore[arg-type]
+        self.say(pb.WatchKvResponse(epoch=self.epoch, load=told), now)
 
     def _status(self) -> pb.StatusResponse:
         fields: dict[str, object] = {
@@ -86,7 +89,7 @@ class FakeWorker:
             "model": "m",
             "model_fingerprint": FINGERPRINT,
             "block_size": BLOCK,
-            "total_blocks": 1000,
+            "total_blocks": BLOCKS,
             "max_context": 100_000,
             "max_running": 64,
             "vocab_size": 1000,

@@ -36,6 +36,7 @@ def workers(draw: st.DrawFn, slot: int) -> Worker:
     worker = Worker(f"w{slot}", rates, slot=slot)
     worker.queue_until, worker.rest_s = draw(seconds), draw(seconds)
     worker.crowd_s, worker.full_at = draw(few), draw(st.sampled_from([0.0, 12.5, 40.0]))
+    worker.room, worker.freeing_s = draw(st.just(inf) | st.floats(-2000.0, 2000.0)), draw(few)
     worker.report = Report(free_blocks=draw(st.integers(0, 60)))
     if draw(st.booleans()):
         worker.guess = Approximate(100)
