@@ -4,6 +4,8 @@ A block is *free* (no content), *pinned* (somebody uses it) or *cached* (readabl
 uses right now): free + pinned + cached is the total, always.
 """
 
+from collections.abc import Iterable
+
 
 class BlockPool:
     def __init__(self, total: int) -> None:
@@ -36,24 +38,28 @@ class BlockPool:
         self._generations[block] += 1
         return block
 
-    def pin(self, block: int) -> None:
-        """One more user of a pinned or cached block."""
-        if not self._pins[block]:
-            assert self._kept[block], f"block {block} is free"
-            self.cached -= 1
-        self._pins[block] += 1
+    def pin(self, blocks: Iterable[int]) -> None:
+        """One more user of each of these pinned or cached blocks."""
+        pins, kept = self._pins, self._kept
+        for block in blocks:
+            if not pins[block]:
+                assert kept[block], f"block {block} is free"
+                self.cached -= 1
+            pins[block] += 1
 
-    def unpin(self, block: int) -> bool:
-        """One user less; true when it was the last. The block is then cached if kept, else free."""
-        assert self._pins[block], f"block {block} is not pinned"
-        self._pins[block] -= 1
-        if self._pins[block]:
-            return False
-        if self._kept[block]:
-            self.cached += 1
-        else:
-            self._free.append(block)
-        return True
+    def unpin(self, blocks: Iterable[int]) -> list[int]:
+        """One user less of each; those of which it was the last. They are then cached if kept, else free."""
+        pins, kept, loose = self._pins, self._kept, []
+        for block in blocks:
+            assert pins[block], f"block {block} is not pinned"
+            pins[block] -= 1
+            if not pins[block]:
+                loose.append(block)
+                if kept[block]:
+                    self.cached += 1
+                else:
+                    self._free.append(block)
+        return loose
 
     def keep(self, block: int) -> None:
         """The pinned block's content is readable: at rest it stays cached."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from msgspec import Struct
 from warmfleet_proto.hashing import digest_bytes, presence
 from warmfleet_proto.limits import EVENT_RING_BATCHES, HASHES_PER_MESSAGE
 
@@ -20,8 +21,10 @@ class Tier(IntEnum):
     HOST = 2
     DISK = 3
 
+    __hash__ = int.__hash__  # an enumeration's own is Python, and every block is looked up by it
 
-class Appeared(NamedTuple):
+
+class Appeared(Struct, frozen=True, gc=False):
     """A BlockHash became readable: its first copy in the tier was filled."""
 
     hash: bytes
@@ -30,7 +33,7 @@ class Appeared(NamedTuple):
     tier: Tier = Tier.DEVICE
 
 
-class Vanished(NamedTuple):
+class Vanished(Struct, frozen=True, gc=False):
     """The last readable copy of a BlockHash in the tier is gone."""
 
     hash: bytes

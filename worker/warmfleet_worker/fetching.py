@@ -210,6 +210,14 @@ class Fetching:
         flight.waiters.append(sequence)
         sequence.waits = sequence.looked = sequence.tried = True
 
+    def _forget(self, flight: Flight, until: int) -> None:
+        """Pieces before ``until`` are not on their way any more."""
+        coming = self._coming
+        for piece in flight.fetch.pieces[flight.forgotten : until]:
+            if coming.get(piece.hash) is flight:
+                del coming[piece.hash]
+        flight.forgotten = max(flight.forgotten, until)
+
     def _abandon(self, flight: Flight) -> None:
         """Its blocks stay pinned until the carrier has let go of them."""
         self._orders.append(Abandon(flight.fetch.id))
@@ -223,9 +231,7 @@ class Fetching:
             sequence.waits, sequence.looked = False, not again
             sequence.request.uncached += missing  # after all
         flight.waiters = []
-        for piece in flight.fetch.pieces:
-            if self._coming.get(piece.hash) is flight:
-                del self._coming[piece.hash]
+        self._forget(flight, flight.pieces)
 
     # ---- computing the front of what is on its way ----------------------------------------------
 
@@ -289,6 +295,7 @@ class Fetching:
         before, source = flight.there, flight.fetch.source
         flight.front, flight.back, flight.came_at = arrival.arrived, arrival.back, now
         collided = not flight.settle(self._cache)
+        self._forget(flight, flight.settled)
         came = flight.there - before
         self.totals.arrived[source] += came
         if flight.waiters:

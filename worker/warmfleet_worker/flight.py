@@ -26,6 +26,7 @@ class Flight:
     back: int = 0  # trailing pieces that have come
     settled: int = 0  # leading pieces that can be read, brought or computed
     used: int = 0  # of those, brought
+    forgotten: int = 0  # of the leading pieces: nobody joins for them any more
     passed: list[int] = field(default_factory=list)  # blocks of pieces that were computed before they came
     came_at: float = 0.0  # when the last ones did
     over: str | None = None  # how the carrier ended while a racer had use for it: its failure, or empty
@@ -63,9 +64,8 @@ class Flight:
         tokens. What was computed meanwhile is gone on from; its own block may still be written to."""
         pieces, root, tail = self.fetch.pieces, self.fetch.root, self.pieces - self.back
         parent = self.chain[-1] if self.chain else None
-        while self.settled < len(pieces):
-            piece = pieces[self.settled]
-            here = self.settled < self.front or self.settled >= tail
+        for place in range(self.settled, len(pieces)):
+            piece, here = pieces[place], place < self.front or place >= tail
             if here:
                 node = cache.seal(piece.block, piece.hash, root, parent, piece.token_ids)
             else:
@@ -74,18 +74,19 @@ class Flight:
                     return True
             if node is None or not (here or node.continues(root, parent, piece.token_ids)):
                 return False
-            self._go_on(node, piece.block, here, cache)
+            if node.block == piece.block:
+                self.used += 1
+            else:
+                self._pass(node, piece.block, here, cache)
+            self.chain.append(node)
+            self.settled += 1
             parent = node
         return True
 
-    def _go_on(self, node: Node, block: int, here: bool, cache: PrefixCache) -> None:
-        if node.block == block:
-            self.used += 1
+    def _pass(self, node: Node, block: int, here: bool, cache: PrefixCache) -> None:
+        """The chain goes on in another block than the piece's."""
+        cache.pin([node.block])
+        if here:
+            cache.release([block])
         else:
-            cache.pin([node.block])
-            if here:
-                cache.release([block])
-            else:
-                self.passed.append(block)
-        self.chain.append(node)
-        self.settled += 1
+            self.passed.append(block)

@@ -9,29 +9,25 @@ free + cached blocks are what ``allocate`` can give.
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 
+from msgspec import Struct
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
 
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Appeared, Change, Tier, Vanished, Wiped
 
 
-class Node:
+class Node(Struct, eq=False):
     """A readable block: one with a BlockHash, filled by a finished step."""
 
-    __slots__ = ("block", "children", "depth", "hash", "parent", "rank", "root", "stamp", "token_ids")
-
-    def __init__(
-        self, block: int, block_hash: bytes, root: bytes, parent: "Node | None", token_ids: bytes
-    ) -> None:
-        self.block = block
-        self.hash = block_hash
-        self.root = root
-        self.parent = parent
-        self.depth: int = parent.depth + 1 if parent else 0
-        self.token_ids = token_ids  # packed u32
-        self.children = 0
-        self.stamp = 0  # when it was last used
-        self.rank = 0.0  # of those that may be evicted the lowest goes first
+    block: int
+    hash: bytes
+    root: bytes
+    parent: "Node | None"
+    depth: int
+    token_ids: bytes  # packed u32
+    children: int = 0
+    stamp: int = 0  # when it was last used
+    rank: float = 0.0  # of those that may be evicted the lowest goes first
 
     def continues(self, root: bytes, parent: "Node | None", token_ids: bytes) -> bool:
         return self.parent is parent and self.token_ids == token_ids and self.root == root
@@ -111,31 +107,37 @@ class PrefixCache:
         node = self._nodes.get(block_hash)
         if node is not None:
             return node if node.continues(root, parent, token_ids) else None
-        node = Node(block, block_hash, root, parent, token_ids)
+        before, depth = root, 0
         if parent is not None:
             parent.children += 1
+            before, depth = parent.hash, parent.depth + 1
+        node = Node(block, block_hash, root, parent, depth, token_ids)
         self._nodes[block_hash] = self._by_block[block] = self._named[block_hash[:KEY_BYTES]] = node
         self.pool.keep(block)
-        self._changes.append(Appeared(block_hash, parent.hash if parent else root, node.depth, self.tier))
+        self._changes.append(Appeared(block_hash, before, depth, self.tier))
         return node
 
     def pin(self, blocks: Sequence[int]) -> None:
         if self.evictions:
             self._count_late(blocks)
-        for block in blocks:
-            self.pool.pin(block)
+        self.pool.pin(blocks)
 
-    def release(self, blocks: Iterable[int], used: bool = True) -> None:
+    def release(self, blocks: Sequence[int], used: bool = True) -> None:
         """One pin less on each; readable blocks stay cached, the others are free. Not ``used``: they have
         been copied elsewhere, will be used there, and are evicted here as soon as they would have been."""
         self._clock += 1
-        for block in blocks:
+        if used:
+            self._stamp([node for node in map(self._by_block.__getitem__, blocks) if node])
+        for block in self.pool.unpin(blocks):
             node = self._by_block[block]
-            if node and used:
-                node.stamp = self._clock
-                node.rank = self._floor + self.cost(node.depth) if self.cost else self._clock
-            if self.pool.unpin(block) and node:
+            if node and not node.children:
                 self._offer(node)
+
+    def _stamp(self, nodes: Iterable[Node]) -> None:
+        clock, cost = self._clock, self.cost
+        for node in nodes:
+            node.stamp = clock
+            node.rank = self._floor + cost(node.depth) if cost else clock
 
     def take_changes(self) -> list[Change]:
         """What became readable or ceased to be since the last call, in order."""

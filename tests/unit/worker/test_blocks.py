@@ -33,20 +33,20 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(block=blocks)
     def pin(self, block: int) -> None:
         if self.pins[block] or block in self.kept:
-            self.pool.pin(block)
+            self.pool.pin([block])
             self.pins[block] += 1
         else:
             with pytest.raises(AssertionError):
-                self.pool.pin(block)
+                self.pool.pin([block])
 
     @rule(block=blocks)
     def unpin(self, block: int) -> None:
         if not self.pins[block]:
             with pytest.raises(AssertionError):
-                self.pool.unpin(block)
+                self.pool.unpin([block])
             return
         self.pins[block] -= 1
-        assert self.pool.unpin(block) == (not self.pins[block])
+        assert self.pool.unpin([block]) == ([] if self.pins[block] else [block])
 
     @rule(block=blocks)
     def keep(self, block: int) -> None:
