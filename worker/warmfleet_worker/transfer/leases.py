@@ -10,11 +10,13 @@ send a copy only if the lease still holds after the copy was made.
 import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
+from msgspec import Struct
 from warmfleet_proto.limits import KEY_BYTES, LEASE_TTL_S
 
+from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Tier
 from warmfleet_worker.prefix import Node, PrefixCache, chain_to
 from warmfleet_worker.tiers.host import HostTier
@@ -40,7 +42,7 @@ class Record(Protocol):
         """Its bytes, proven. Raises OSError, and Corrupt."""
 
 
-class Lent(NamedTuple):
+class Lent(Struct, frozen=True, gc=False):
     """One block. In a pool, its number and generation together name its content."""
 
     tier: Tier
@@ -48,7 +50,13 @@ class Lent(NamedTuple):
     token_ids: bytes
     block: int = -1
     generation: int = -1
+    pool: BlockPool | None = None
     record: Record | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its place still holds it; a record always does."""
+        return self.pool is None or self.pool.generation(self.block) == self.generation
 
 
 @dataclass(slots=True, eq=False)
@@ -59,12 +67,9 @@ class Lease:
     until: float  # nothing is kept longer
     lent: tuple[Lent, ...]
     pinned: dict[Tier, list[int]]  # the lent blocks and those before them in their chain
+    on_device: bool  # all that is lent
     live: bool = True
     foretold: int = 0  # of the lent blocks on disk: the system has been told to read them
-    on_device: bool = field(init=False)  # all of it
-
-    def __post_init__(self) -> None:
-        self.on_device = all(each.tier == Tier.DEVICE for each in self.lent)
 
 
 class Leases:
@@ -111,7 +116,10 @@ class Leases:
         for tier, blocks in pinned.items():
             self.caches[tier].pin(blocks)
             self._pins[tier].update(blocks)
-        lease = self._leases[id] = Lease(id, secret, target, now + LEASE_TTL_S, tuple(lent), pinned)
+        device = Tier.DEVICE
+        on_device = all(each.tier == device for each in lent)
+        lease = Lease(id, secret, target, now + LEASE_TTL_S, tuple(lent), pinned, on_device)
+        self._leases[id] = lease
         return lease
 
     def named(self, allowed: Allowed, first: int) -> list[bytes]:
@@ -133,10 +141,7 @@ class Leases:
         """Whether blocks ``first`` and on are still what was lent."""
         if not lease.live or now >= lease.until:
             return False
-        return all(
-            each.record is not None or self.caches[each.tier].pool.generation(each.block) == each.generation
-            for each in lease.lent[first : first + count]
-        )
+        return all(each.is_there for each in lease.lent[first : first + count])
 
     def release(self, id: int, secret: bytes) -> bool:
         """False when it has ended already."""
@@ -175,7 +180,7 @@ class Leases:
 
     def _has_room(self, tier: Tier, blocks: list[int]) -> bool:
         pins = self._pins[tier]
-        more = sum(block not in pins for block in blocks)
+        more = len(blocks) - sum(map(pins.__contains__, blocks))
         return not more or _SHARE * (len(pins) + more) <= self.caches[tier].pool.total
 
     def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
@@ -201,12 +206,12 @@ class Leases:
         lent: list[Lent] = []
         before: Node | None = None
         cache, tier = self.caches[Tier.DEVICE], Tier.DEVICE
-        get, generation = cache.get, cache.pool.generation
+        get, pool, generation = cache.get, cache.pool, cache.pool.generation
         for block_hash in hashes:
             node = get(block_hash)
             if node is None or node.root != root or (before is not None and node.parent is not before):
                 break
-            lent.append(Lent(tier, block_hash, node.token_ids, node.block, generation(node.block)))
+            lent.append(Lent(tier, block_hash, node.token_ids, node.block, generation(node.block), pool))
             before = node
         return lent
 
@@ -219,7 +224,8 @@ class Leases:
                 raise Refused(Refusal.OTHER_TENANT, "the grant is on another root than the block's")
             if tier == Tier.HOST and self._host and not self._host.sums[node.block]:
                 continue  # found to be wrong
-            return Lent(tier, block_hash, node.token_ids, node.block, cache.pool.generation(node.block))
+            pool = cache.pool
+            return Lent(tier, block_hash, node.token_ids, node.block, pool.generation(node.block), pool)
         return None
 
 

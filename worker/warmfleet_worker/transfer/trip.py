@@ -29,6 +29,10 @@ class Trip:
         self.began = began
         self.abandoned = self.turned = False
         self.told = 0
+        # Made before the source is asked: then nothing is left to do but to move.
+        self._token_ids = b"".join([piece.token_ids for piece in fetch.pieces])
+        self._targets = [piece.block for piece in fetch.pieces]
+        self._seeds = seeds([piece.hash for piece in fetch.pieces])
         self._bytes_before = 0
         self._before = 0  # arrived in earlier attempts
         self._haul: PoolHaul | None = None
@@ -70,17 +74,17 @@ class Trip:
 
     def check(self, lease: LeaseResponse) -> None:
         """Raises Failed unless the source means the same tokens by the blocks that it lends."""
-        wanted = b"".join([p.token_ids for p in self.fetch.pieces[self.arrived :][: lease.blocks]])
+        size = len(self._token_ids) // len(self.fetch.pieces)
+        wanted = self._token_ids[self.arrived * size : (self.arrived + lease.blocks) * size]
         if lease.blocks > len(self.fetch.pieces) - self.arrived or lease.token_ids != wanted:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
 
     def begin(self, engine: Engine, slabs: Slabs | None, blocks: int, tell: Callable[[], None]) -> PoolHaul:
         """Of the ``blocks`` that were lent; ``slabs`` where they pass through some. Raises Failed."""
         self._before, self._bytes_before, self._haul = self.arrived, self.received_bytes, None
-        pieces = self.fetch.pieces[self._before : self._before + blocks]
-        targets = [piece.block for piece in pieces]
+        lent = slice(self._before, self._before + blocks)
         try:
-            haul = PoolHaul(engine, slabs, targets, seeds([piece.hash for piece in pieces]), tell)
+            haul = PoolHaul(engine, slabs, self._targets[lent], self._seeds[lent], tell)
         except BlockingIOError as error:
             raise Failed(Failure.FULL, str(error)) from None
         self._haul, self._whole = haul, self._before + blocks == len(self.fetch.pieces)
