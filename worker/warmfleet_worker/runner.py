@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _REST_S = 1.0  # the longest wait in which nothing is looked at
 _PACE_S = 0.005  # between batches of presence events while steps follow one another
+_BROUGHT_PACE_S = 0.25  # while blocks come and nothing else happens: telling of them would slow them down
 
 Sink = Callable[[int, list[Output]], None]
 """Takes the step's number and what it made for one gateway."""
@@ -119,7 +120,6 @@ class Runner:
             del self._carried[arrival.id]
             if awaited := self._awaited.pop(arrival.id, None):
                 awaited.set()
-        self._publish_in_turn()
         self._wake.set()
 
     async def bring(self, sequence: Sequence, within_s: float) -> bool:
@@ -195,13 +195,14 @@ class Runner:
         self._deliver(self.scheduler.take_outputs())
         under_way = self.scheduler.under_way
         if not under_way:
-            self._publish_in_turn()
+            self._publish_in_turn(_BROUGHT_PACE_S if self._carried else 0.0)
             await self._wait()
             return
         if self._step_began is None:
             self._step_began = now
         if plan is not None and under_way < self.engine.depth:
             await self._in_thread(plan, False)
+            self._publish_in_turn(_PACE_S)
             return
         await self._finish(plan)
         now = self.now()
@@ -211,8 +212,7 @@ class Runner:
         outputs = self.scheduler.take_outputs()
         # Who has had an answer asks again at once, and must find what it made announced.
         answered = any(output.started or output.ending for output in outputs)
-        if answered or self.scheduler.idle or now - self._published >= _PACE_S:
-            self.publish()
+        self._publish_in_turn(0.0 if answered or self.scheduler.idle else _PACE_S)
         self._deliver(outputs)
 
     async def _wait(self) -> None:
@@ -285,9 +285,9 @@ class Runner:
             self.presence.publish(changes)
             self._tell_change()
 
-    def _publish_in_turn(self) -> None:
-        """While blocks come, part after part, as between steps: each batch costs time that commits them."""
-        if not self._carried or self.now() - self._published >= _PACE_S:
+    def _publish_in_turn(self, pace_s: float) -> None:
+        """Unless the last batch is younger than ``pace_s``: each costs its readers a message."""
+        if self.now() - self._published >= pace_s:
             self.publish()
 
     def _deliver(self, outputs: list[Output]) -> None:
