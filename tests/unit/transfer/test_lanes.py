@@ -14,12 +14,12 @@ from warmfleet_worker.engine.mover import Mover
 from warmfleet_worker.transfer import frames, lane
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
 from warmfleet_worker.transfer.here import here
-from warmfleet_worker.transfer.lane import Lanes
+from warmfleet_worker.transfer.lane import Landing, Lanes, Window
 from warmfleet_worker.transfer.lane_source import LaneSource
 from warmfleet_worker.transfer.lane_target import LaneTarget
 from warmfleet_worker.transfer.shared_memory import SharedLane
 from warmfleet_worker.transfer.tcp_stream import TcpStream
-from warmfleet_worker.transfer.transport import Filling, Lot
+from warmfleet_worker.transfer.transport import Filling, Lot, Piece
 
 from tests.unit.transfer.hauls import LEASE, SECRET, Blocks
 from tests.unit.transfer.lanes import KINDS, HostMemory, Pool, haul_of, leased, opened, pull, shape_of
@@ -203,6 +203,33 @@ def test_all_that_is_asked_for_is_begun_before_the_first_is_waited_for() -> None
             stream.receive(2 * frames.SUM_BYTES)
     source.close()
     assert order == ["begin 2", "begin 0", "begin 1", "wait 2", "wait 0", "wait 1"]
+
+
+def test_what_has_landed_is_told_of_when_more_has_been_begun(serve: Serve) -> None:
+    """Who hears of it takes the interpreter's lock, and a device that has nothing to do waits for that."""
+    source, order = Pool.random(12, 64), []
+    target, shape = Pool.empty(source), shape_of(source, 2)
+    taking, haul = KINDS["shm"](target, shape), haul_of(target, range(12))
+    open_window, landed = taking.open, haul.landed
+
+    class Watched:
+        def __init__(self, window: Window) -> None:
+            self._window, self.close = window, window.close
+
+        def start(self, slab: int, targets: Sequence[int], seeds: Sequence[int]) -> Landing:
+            order.append(("begun", targets[0]))
+            return self._window.start(slab, targets, seeds)
+
+    def told(piece: Piece, good: int, slab: memoryview | None = None) -> None:
+        order.append(("told", piece.first))
+        landed(piece, good, slab)
+
+    taking.open = lambda stream, shape: Watched(open_window(stream, shape))  # type: ignore[method-assign]
+    haul.landed = told  # type: ignore[method-assign]
+    assert pull(LaneTarget(taking), serve(KINDS["shm"](source, shape), leased(source)), haul) == []
+    assert haul.arrived == 12
+    for first in range(0, 12, 2):
+        assert order.index(("told", first)) > order.index(("begun", min(first + 4, 10)))
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])

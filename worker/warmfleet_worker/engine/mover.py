@@ -4,8 +4,9 @@ The sums are ``warmfleet_proto.checksum``'s, so they cover every byte between th
 the other end of the move makes them again: over a link to the host, or to another device.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -63,12 +64,10 @@ class Mover:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """What is launched within goes to this stream. Where it raises, nothing of it is under way any more:
-        nobody is left to wait for it, and its blocks may be another's next."""
-        with ExitStack() as stack:
-            if self.stream is not None:
-                stack.enter_context(torch.cuda.device(self.pool.device))  # Triton's: the thread's own
-                stack.enter_context(torch.cuda.stream(self.stream))
+        """What is launched within goes to this stream, and its device is the thread's own. Where it raises,
+        nothing of it is under way any more: nobody is left to wait for it, and its blocks may be another's
+        next."""
+        with torch.cuda.stream(self.stream):  # of None: nothing
             try:
                 yield
             except BaseException:
@@ -90,10 +89,9 @@ class Mover:
             self.stream.synchronize()
 
     def _table(self, blocks: Sequence[int]) -> Tensor:
-        if self.stream is None:
-            return torch.tensor(blocks, dtype=torch.int32)
-        pinned = torch.tensor(blocks, dtype=torch.int32, pin_memory=True)
-        return pinned.to(self.pool.device, non_blocking=True)
+        """Not from pinned memory: so the driver has its own copy when this returns."""
+        table = torch.frombuffer(array("i", blocks), dtype=torch.int32)
+        return table.to(self.pool.device, non_blocking=True)
 
     def _moving(self, count: int, sums: Tensor | None) -> Moving:
         told = torch.zeros((count, 2), dtype=torch.int64) if sums is None else fetch(sums)

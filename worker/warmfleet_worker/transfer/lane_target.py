@@ -14,6 +14,9 @@ from warmfleet_worker.transfer.lane import Landing, Lanes, Window
 from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream, connect
 from warmfleet_worker.transfer.transport import Address, Haul, Piece
 
+_FIRST = 2  # slabs asked for at once: the source begins to fill all of them before it answers the first
+_ALL = 1 << 30
+
 
 class LaneTarget:
     """See ``transport.Transport``."""
@@ -59,7 +62,11 @@ class _Landing(NamedTuple):
 
 
 class _Drain:
-    """One stream's loop: slabs are asked for, landing, or free, and one lands while the next is filled."""
+    """One stream's loop: slabs are asked for, landing, or free, and one lands while the next is filled.
+
+    What has landed is told of when the next one is waited for: whoever hears of it needs the interpreter's
+    lock too, and that what lands has been begun first.
+    """
 
     def __init__(self, stream: TcpStream, window: Window, haul: Haul, shape: lane.Shape) -> None:
         self._stream = stream
@@ -69,22 +76,29 @@ class _Drain:
         self._free = deque(range(shape.slabs))
         self._asked: deque[_Asked] = deque()
         self._landing: deque[_Landing] = deque()
+        self._landed: list[tuple[Piece, int]] = []
 
     def run(self) -> None:
         try:
+            self._ask(_FIRST)
             while not self._haul.over:
-                self._ask()
                 if self._asked:
                     self._start()
+                    self._ask()
                 if len(self._landing) > bool(self._asked):
                     self._land()
+                    self._ask()
                 if not self._asked and not self._landing:
                     return
         finally:
             self._give_up()
 
-    def _ask(self) -> None:
-        while self._free and (piece := self._haul.take(self._most)) is not None:
+    def _ask(self, most: int = _ALL) -> None:
+        """With so many slabs at most."""
+        while self._free and len(self._asked) < most:
+            piece = self._haul.take(self._most)
+            if piece is None:
+                return
             slab = self._free.popleft()
             self._asked.append(_Asked(piece, slab))
             self._stream.send([lane.ask(piece.first, piece.blocks, slab)])
@@ -101,6 +115,7 @@ class _Drain:
 
     def _land(self) -> None:
         piece, slab, wanted, landed = self._landing.popleft()
+        self._tell()
         try:
             sums = landed()
         except WorkerLost:
@@ -108,16 +123,20 @@ class _Drain:
             raise
         self._free.append(slab)
         self._haul.received(piece.blocks * self._haul.block_bytes)
-        good = 0
-        while good < piece.blocks and sums[good] == wanted[good]:
-            good += 1
-        self._haul.landed(piece, good)
+        pairs = enumerate(zip(sums, wanted, strict=True))
+        good = piece.blocks if sums == wanted else next(n for n, (its, ours) in pairs if its != ours)
+        self._landed.append((piece, good))
+
+    def _tell(self) -> None:
+        while self._landed:
+            self._haul.landed(*self._landed.pop())
 
     def _give_up(self) -> None:
         """What has begun to land ends before anybody else may have its blocks."""
         while self._landing:
             with suppress(WorkerLost):
                 self._land()
+        self._tell()
         for piece, _ in self._asked:
             self._haul.lost(piece)
 
