@@ -61,6 +61,20 @@ def test_blocks_larger_than_a_piece_come_one_by_one(serve: Serve) -> None:
     assert [haul.got[i] for i in range(3)] == made
 
 
+@pytest.mark.parametrize(("slab", "most"), [(frames.PIECE_BYTES, 4), (frames.DEVICE_PIECE_BYTES, 8)])
+def test_a_target_asks_for_as_much_as_its_slabs_hold(serve: Serve, slab: int, most: int) -> None:
+    counts = []
+
+    class Watched(Blocks):
+        def fetch(self, first: int, count: int, slab: memoryview) -> Parcel | None:
+            counts.append(count)
+            return super().fetch(first, count, slab)
+
+    haul = Collected(20, 1 << 20, Slabs(1, slab))
+    assert pull(serve(Watched(random_blocks(20, 1 << 20))), haul) == []
+    assert (max(counts), sum(counts), haul.good) == (most, 20, 20)
+
+
 class Damaged(Blocks):
     """Does something to every block, after its sum was made."""
 

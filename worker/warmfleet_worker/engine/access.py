@@ -64,27 +64,27 @@ class HostAccess:
 
 
 class CudaAccess:
-    """On a stream of each thread's own. Readable blocks were finished before they became readable, and nobody
-    waits for written ones before this returns: so no event is needed."""
+    """A copy a block, on a stream of each thread's own. Readable blocks were finished before they became
+    readable, and nobody waits for written ones before this returns: so no event is needed."""
 
     def __init__(self, words: Tensor) -> None:
-        self._words = words.view(torch.int32)  # bytes would be moved one by one
+        self._words = words
         self._own = local()
 
     @torch.inference_mode()
     def read(self, blocks: Sequence[int], copy: memoryview) -> None:
         stream = self._stream()
         with torch.cuda.stream(stream):
-            gathered = self._words.index_select(0, self._index(blocks))
-            self._host(blocks, copy).copy_(gathered, non_blocking=True)
+            for target, block in zip(self._host(blocks, copy), blocks, strict=True):
+                target.copy_(self._words[block], non_blocking=True)
             stream.synchronize()
 
     @torch.inference_mode()
     def write(self, blocks: Sequence[int], copy: memoryview) -> None:
         stream = self._stream()
         with torch.cuda.stream(stream):
-            arrived = self._host(blocks, copy).to(self._words.device, non_blocking=True)
-            self._words.index_copy_(0, self._index(blocks), arrived)
+            for source, block in zip(self._host(blocks, copy), blocks, strict=True):
+                self._words[block].copy_(source, non_blocking=True)
             stream.synchronize()
 
     def _stream(self) -> torch.cuda.Stream:
@@ -93,9 +93,6 @@ class CudaAccess:
         stream: torch.cuda.Stream = self._own.stream
         return stream
 
-    def _index(self, blocks: Sequence[int]) -> Tensor:
-        return torch.tensor(blocks, device=self._words.device)
-
-    def _host(self, blocks: Sequence[int], copy: memoryview) -> Tensor:
+    def _host(self, blocks: Sequence[int], copy: memoryview) -> tuple[Tensor, ...]:
         size = self._words.shape[1]
-        return torch.frombuffer(copy, dtype=torch.int32, count=len(blocks) * size).view(-1, size)
+        return torch.frombuffer(copy, dtype=torch.uint8, count=len(blocks) * size).view(-1, size).unbind()

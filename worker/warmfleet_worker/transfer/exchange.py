@@ -19,7 +19,7 @@ from warmfleet_worker.runner import Runner
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.transfer.bringer import Bringer
-from warmfleet_worker.transfer.frames import PIECE_BYTES
+from warmfleet_worker.transfer.frames import DEVICE_PIECE_BYTES, PIECE_BYTES
 from warmfleet_worker.transfer.grant import Gatekeeper
 from warmfleet_worker.transfer.here import here
 from warmfleet_worker.transfer.lane import Lanes
@@ -84,7 +84,7 @@ class Exchange:
         self._runner = runner
         engine = runner.engine
         streams = config.streams or min(os.cpu_count() or 1, _MOST_STREAMS)
-        size = max(PIECE_BYTES, engine.block_bytes)
+        size = max(PIECE_BYTES if engine.cuda_pool is None else DEVICE_PIECE_BYTES, engine.block_bytes)
         slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size, engine.host_memory)
         self._lanes = _lanes(config, engine, streams, tls is not None)
         targets: list[Transport] = [LaneTarget(each) for each in self._lanes]

@@ -20,6 +20,7 @@ from warmfleet_proto.limits import SECRET_BYTES
 SUM_BYTES = 16
 PIECE_BYTES = 4 << 20  # of consecutive blocks in one answer, at most (or one block): the slabs of all streams
 # are to fit into the processor's cache, from which they are summed and go on (LOG.md)
+DEVICE_PIECE_BYTES = 8 << 20  # the same at a GPU, where each piece is waited for at both ends
 PIECE_BLOCKS = 64  # where blocks are small: what is computed meanwhile meets the transfer between two pieces
 
 _MAGIC = b"WFT1"
@@ -53,9 +54,9 @@ def block_sums(slab: memoryview, size: int, seeds: Sequence[int]) -> list[bytes]
     return [block_sum(slab[i * size : (i + 1) * size], each) for i, each in enumerate(seeds)]
 
 
-def piece_blocks(block_bytes: int) -> int:
+def piece_blocks(block_bytes: int, piece_bytes: int = PIECE_BYTES) -> int:
     """Blocks of one answer, at most."""
-    return max(1, min(PIECE_BYTES // block_bytes, PIECE_BLOCKS))
+    return max(1, min(piece_bytes // block_bytes, PIECE_BLOCKS))
 
 
 def hello(lease: int, secret: bytes) -> bytes:

@@ -29,7 +29,7 @@ class TcpSource(DataPort):
     def _answer(self, stream: TcpStream) -> None:
         lot = self._opened(stream)
         stream.send([frames.welcome(lot.block_bytes, lot.blocks)])
-        most = frames.piece_blocks(lot.block_bytes)
+        most = frames.piece_blocks(lot.block_bytes, frames.DEVICE_PIECE_BYTES)  # as the target likes
         slab = self._allocate(min(most, lot.blocks) * lot.block_bytes)
         while True:
             stream.patience(LEASE_TTL_S)  # a target that is out of slabs asks again when it has landed some

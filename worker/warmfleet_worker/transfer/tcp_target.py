@@ -47,7 +47,7 @@ def _receive_all(stream: TcpStream, haul: Haul) -> None:
 def _receive_through(slab: memoryview, stream: TcpStream, haul: Haul) -> None:
     """Until nothing is left, or the slab is wanted elsewhere. One piece after the other lies in it."""
     asked: deque[Piece] = deque()
-    most = frames.piece_blocks(haul.block_bytes)
+    most = frames.piece_blocks(haul.block_bytes, len(slab))
     try:
         while True:
             while len(asked) < _UNDER_WAY and (piece := haul.take(most)) is not None:
