@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from warmfleet_kernels.movement import SumConstants
 
@@ -66,7 +67,17 @@ class DeviceLanes:
 
     @classmethod
     def of_cuda(cls, pool: Tensor) -> "DeviceLanes":
-        return cls(pool, CudaMemory(pool.device.index or 0))
+        made = cls(pool, CudaMemory(pool.device.index or 0))
+        made.warm_up()
+        return made
+
+    def warm_up(self) -> None:
+        """Compiles what moves blocks. The first pull would wait for it, and seem slower than over other
+        transports, which would be taken for the next minute then."""
+        mover, slab = self.take_mover(), torch.empty_like(self.pool[:1])
+        mover.gather([0], slab.data_ptr())()
+        mover.scatter(slab.data_ptr(), [0])()
+        self.give_back(mover)
 
     def make(self) -> "DeviceLane":
         return DeviceLane(self, self.memory, self._shape)
