@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _CPU_TOKENS = 256  # one size for CPUs: there is little to make, and a step takes long
 _GREEDY = Sampling()
 _DECODED = 4  # rows of the smallest decode step that is met
+_APART = 64  # rows, where steps are small
 _MANY = 20  # short prompts that no graph holds
 _SAMPLED = Sampling(0.5, top_p=0.9, top_k=20, min_p=0.01, logprobs=2)
 
@@ -35,12 +36,9 @@ def warm_up(engine: "TorchEngine", chunk_tokens: int) -> None:
 
 
 def _plans(total_blocks: int, block_size: int, shortest: int, longest: int) -> Iterator[Plan]:
-    """Prompts of doubling sizes, a few decode steps, and prompts beside them."""
-    count = shortest
-    while count < longest:
+    """Prompts of many sizes, a few decode steps, and prompts beside them."""
+    for count in sizes(shortest, longest):
         yield Plan((_work(count, 0, total_blocks, block_size),))
-        count *= 2
-    yield Plan((_work(longest, 0, total_blocks, block_size),))
     short = _work(min(longest, 32), 0, total_blocks, block_size)
     for sampling in (_GREEDY, _SAMPLED):
         rows = tuple(_work(1, at, total_blocks, block_size, sampling) for at in range(min(_DECODED, longest)))
@@ -49,6 +47,16 @@ def _plans(total_blocks: int, block_size: int, shortest: int, longest: int) -> I
     if longest >= _MANY * len(short.token_ids):
         yield Plan((*rows, *[short] * _MANY))
     yield Plan((Work(short.token_ids, 0, short.runs, b"", _GREEDY, prompt_logprobs=1),))
+
+
+def sizes(shortest: int, longest: int) -> Iterator[int]:
+    """Rows of steps, no further apart than an eighth: a BLAS has other kernels for other numbers of rows, and
+    the first use of each loads it (some 20 ms of a step)."""
+    count = shortest
+    while count < longest:
+        yield count
+        count += max(count // 8, _APART)
+    yield longest
 
 
 def _work(count: int, start: int, total_blocks: int, block_size: int, sampling: Sampling = _GREEDY) -> Work:
