@@ -1,6 +1,7 @@
 """The other process of the moving bars: a source of blocks on a device of its own, led by a pipe."""
 
 import asyncio
+import gc
 import os
 import time
 import traceback
@@ -13,6 +14,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
+import uvloop
 from torch import Tensor
 from warmfleet_worker.engine.access import access, host_memory
 from warmfleet_worker.transfer.cuda_memory import CudaMemory
@@ -84,6 +86,12 @@ def memory_of(device: torch.device) -> DeviceMemory:
     from tests.unit.transfer.lanes import HostMemory
 
     return HostMemory()
+
+
+def settle() -> None:
+    """As the worker's program does when it has started: what is loaded is not looked through any more."""
+    gc.collect()
+    gc.freeze()
 
 
 class Place(NamedTuple):
@@ -206,7 +214,7 @@ class _Source:
         key = Path(mkdtemp()) / "source.key"
         key.write_text(source_key(FLEET_KEY, "source").hex())
         settings = {**settings, "name": "source", "transfer": {"key_file": str(key)}}
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop()
         Thread(target=loop.run_forever, daemon=True).start()
         return asyncio.run_coroutine_threadsafe(_start(make(self._device), settings), loop).result(PATIENCE_S)
 
@@ -218,4 +226,5 @@ async def _start(engine: Any, settings: dict[str, Any]) -> Place:
 
     worker = Worker(msgspec.convert(settings, Config), engine)
     await worker.start()
+    settle()
     return Place("source", worker.grpc_address, worker.presence.epoch)

@@ -26,7 +26,7 @@ from warmfleet_worker.engine.access import host_memory
 from warmfleet_worker.engine.mover import Mover, sum_constants
 from warmfleet_worker.tiers.device_copies import DeviceCopies
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
-from warmfleet_worker.transfer.frames import PIECE_BYTES
+from warmfleet_worker.transfer.frames import DEVICE_PIECE_BYTES
 from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.lane import Shape
 from warmfleet_worker.transfer.lane_target import LaneTarget
@@ -288,7 +288,7 @@ def carried(copies: DeviceCopies, slots: Sequence[int], blocks: Sequence[int], s
 
 def over_tcp(target: Target) -> None:
     port = target.giver.ask("tcp")
-    slabs = Slabs(32, max(PIECE_BYTES, BLOCK_BYTES), partial(host_memory, pinned=ON_GPU))
+    slabs = Slabs(32, max(DEVICE_PIECE_BYTES, BLOCK_BYTES), partial(host_memory, pinned=ON_GPU))
     offer = Offer(transport="tcp", port=port)
     for streams in STREAMS:
 

@@ -4,7 +4,6 @@ The target worker is in this process, its source in another on another GPU, with
 blocks that were pulled lead to the same token, or they are not what they should be.
 """
 
-import asyncio
 import os
 import statistics
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
+import uvloop
 from warmfleet_proto.channel import connect
 from warmfleet_proto.hashing import chain, keys, root_hash
 from warmfleet_proto.transfer_pb2 import Claims, LeaseResponse, Pull
@@ -35,7 +35,7 @@ from warmfleet_worker.transfer.trip import Trip
 from warmfleet_worker.worker import Worker
 
 from tests.bars.gpu import model
-from tests.bars.gpu.giver import FLEET_KEY, Giver, Place
+from tests.bars.gpu.giver import FLEET_KEY, Giver, Place, settle
 from tests.bars.gpu.spans import Spans
 from tests.bars.rows import Row
 from tests.process.gateway import Stream, packed
@@ -81,7 +81,7 @@ def run(giver: Giver, note: Note, say: Say) -> None:
     place = giver.result()
     say("the source's worker serves")
     with TemporaryDirectory() as folder:
-        asyncio.run(_measure(_Case(engine, settings, place, Path(folder), note, say)))
+        uvloop.run(_measure(_Case(engine, settings, place, Path(folder), note, say)))
 
 
 class _Case(NamedTuple):
@@ -314,6 +314,7 @@ async def serving(engine: TorchEngine, settings: dict[str, Any]):  # type: ignor
     """A new worker around the engine, which remembers nothing of the last one's blocks."""
     worker = Worker(msgspec.convert(settings | {"name": "target"}, Config), engine)
     await worker.start()
+    settle()
     end = await opened(worker.grpc_address)
     try:
         yield worker, end
