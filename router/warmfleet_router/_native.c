@@ -310,7 +310,7 @@ PyMODINIT_FUNC PyInit__native(void) {
     overlap = (PyTypeObject *)attribute("warmfleet_router.index.index_python", "Overlap");
     doubles = attribute("array", "array");
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
-    bool done = overlap && doubles && offers_init() && made && chain_init(made) && type &&
+    bool done = overlap && doubles && made && chain_init(made) && type &&
                 !PyModule_AddObjectRef(made, "Presence", type);
     Py_XDECREF(type);
     if (!done) Py_CLEAR(made);

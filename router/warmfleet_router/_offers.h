@@ -221,9 +221,12 @@ static bool offered(Offers *made, PyObject *slot, PyObject *held, PyObject *work
     return !member;
 }
 
+static bool offers_init(void);
+
 static PyObject *native_offers(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *workers, *members, *blocks, *ranks, *slot, *held;
     Wanted w = {.line = NULL};
+    if (!sequence_type && !offers_init()) return NULL;
     if (!PyArg_ParseTuple(args, "O!OO!O!OLLLLdd:offers", &PyDict_Type, &workers, &members, &PyDict_Type, &blocks,
                           &PyDict_Type, &ranks, &w.bring, &w.prompt, &w.block_size, &w.longest, &w.shared,
                           &w.reuse, &w.now))
@@ -310,12 +313,13 @@ static PyType_Spec sequence_spec = {
     .slots = sequence_slots,
 };
 
+// When offers are first asked for: who has the index alone need not have what placements import.
 static bool offers_init(void) {
     for (int i = 0; i < NAMES; i++)
         if (!(names[i] = PyUnicode_InternFromString(spelled[i]))) return false;
     candidate_type = (PyTypeObject *)attribute("warmfleet_router.policy.base", "Candidate");
-    offers_type = (PyTypeObject *)attribute("warmfleet_router.offers_python", "Offers");
-    sequence_type = (PyTypeObject *)PyType_FromSpec(&sequence_spec);
-    shortest_wait = double_of(attribute("warmfleet_router.prices.traffic", "SHORTEST_S"));
-    return candidate_type && offers_type && sequence_type && !PyErr_Occurred();
+    offers_type = candidate_type ? (PyTypeObject *)attribute("warmfleet_router.offers_python", "Offers") : NULL;
+    shortest_wait = offers_type ? double_of(attribute("warmfleet_router.prices.traffic", "SHORTEST_S")) : 0.0;
+    if (!PyErr_Occurred()) sequence_type = (PyTypeObject *)PyType_FromSpec(&sequence_spec);
+    return sequence_type;
 }

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tracemalloc
@@ -27,6 +28,14 @@ def test_the_native_index_is_built_where_it_can_be() -> None:
     if not os.environ.get("CI") and not (shutil.which("cc") and header.exists()):
         pytest.skip("no compiler")
     assert index.native
+
+
+def test_the_index_needs_nothing_that_placements_import() -> None:
+    """The bar beside Dynamo's tree runs where no protobuf is installed: it measured the twin there."""
+    hidden = "import sys; sys.modules['google'] = sys.modules['xxhash'] = None"
+    asked = "from warmfleet_router.index.index import native; print(native)"
+    shown = subprocess.run([sys.executable, "-c", f"{hidden}; {asked}"], capture_output=True, check=True)
+    assert shown.stdout.decode().strip() == str(index.native)
 
 
 def filled(make: Any, workers: int = 2, blocks: int = 100, cap: int = 1000) -> Any:
