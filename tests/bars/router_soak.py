@@ -84,6 +84,7 @@ class Worker:
 
     def report(self, now: float, booked: list[int]) -> None:
         load = pb.WorkerLoad(running=len(booked) % 9, context_tokens=300, bookings=booked)
+        load.cached_blocks = CAPACITY  # nothing that it holds is in use: nobody waits for memory
         self.say(pb.WatchKvResponse(epoch=self.epoch, load=load), now)
 
     def compute(self, chain: bytes, now: float) -> None:
