@@ -344,7 +344,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent", "anonymous_load", "silence_s", "models", "adapters")
+    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent", "depth", "anonymous_load", "silence_s", "models", "adapters")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +361,7 @@ class StatusResponse(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     GIVES_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
     ANONYMOUS_LOAD_FIELD_NUMBER: _ClassVar[int]
     SILENCE_S_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -381,11 +382,12 @@ class StatusResponse(_message.Message):
     vocab_size: int
     gives_blocks: bool
     silent: bool
+    depth: int
     anonymous_load: bool
     silence_s: float
     models: _containers.RepeatedScalarFieldContainer[str]
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ..., anonymous_load: bool = ..., silence_s: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ..., depth: _Optional[int] = ..., anonymous_load: bool = ..., silence_s: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("deadline_s",)

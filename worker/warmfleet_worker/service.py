@@ -108,6 +108,7 @@ class WorkerService(WorkerServicer):
             load=load_of(self._runner),
             vocab_size=engine.vocab_size,
             gives_blocks=self._gives_blocks,
+            depth=engine.depth,
         )
 
     async def Bring(self, request: BringRequest, context: Any) -> BringResponse:  # noqa: N802

@@ -73,6 +73,7 @@ def _described(path: str, start: Profile, worker: str) -> Profile:
             return msgspec.structs.replace(
                 start,
                 max_running=told.get("max_running") or start.max_running,
+                depth=told.get("depth") or start.depth,
                 kv_bytes_per_token=size // width or start.kv_bytes_per_token,
             )
     return start

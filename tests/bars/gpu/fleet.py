@@ -61,8 +61,7 @@ def main() -> int:
         with _router(starter, "cheapest", places, model, log) as (url, name):
             for turns in _calibration(args.longest):
                 asyncio.run(play(url, turns, model=name))
-        depth = 2 if args.devices[0].startswith("cuda") else 1  # as the engine plans its steps
-        profile, steps = fit.of_log(str(log), Profile(name="fitted", chunk_tokens=args.chunk, depth=depth))
+        profile, steps = fit.of_log(str(log), Profile(name="fitted", chunk_tokens=args.chunk))
         rows = [
             Row(
                 "8",

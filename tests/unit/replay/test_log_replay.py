@@ -89,6 +89,16 @@ def test_the_engine_is_fitted_to_the_log(
     assert "median error" in said.err
 
 
+def test_how_far_steps_are_planned_ahead_is_what_the_workers_tell(log: Path, tmp_path: Path) -> None:
+    for path in log.parent.glob("decisions.jsonl*"):
+        text = path.read_bytes().splitlines(keepends=True)
+        told = [s.replace(b'"depth":1', b'"depth":2') if b'"joined"' in s else s for s in text]
+        (tmp_path / path.name).write_bytes(b"".join(told))
+    for folder, depth in ((log.parent, 1), (tmp_path, 2)):
+        found, _ = fit.of_log(str(folder / log.name), Profile(chunk_tokens=2048))
+        assert found.depth == depth
+
+
 def test_steps_are_read_from_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [{"seconds": 0.01 * n, "chunks": [[100 * n, 0]]} for n in range(1, 6)]
     path = tmp_path / "steps.json"
