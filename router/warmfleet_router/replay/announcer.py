@@ -96,7 +96,7 @@ class Announcer:
             waiting=len(worker.waiting),
             prefill_tokens=worker.prefill_tokens,
             context_tokens=worker.context_tokens,
-            free_blocks=worker.cache.free,
+            free_blocks=max(worker.cache.free, 0),
             cached_blocks=worker.cache.cached,
             bookings=bookings,
             prompt_tokens_total=worker.prompt_tokens,

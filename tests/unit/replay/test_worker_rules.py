@@ -116,6 +116,27 @@ def test_a_hundred_random_requests_a_seed(seed: int, depth: int, by_cost: bool) 
     assert pair.modelled.cache.available == pair.modelled.cache.total
 
 
+def test_a_run_of_steps_whose_room_a_peer_pins_goes_on() -> None:
+    """A pull pins what it reads at its source, in the middle of steps that are taken in one go."""
+    worker = Worker(Profile(max_running=1, decode_base=0.01), BLOCK, 6)
+
+    worker.submit(Job(1, array("Q", [1, 2]), 2 * BLOCK, 1, 0.0))
+    worker.schedule(0.0)
+    worker.commit(0.0)
+    worker.submit(Job(2, array("Q", [3]), BLOCK, 4 * BLOCK, 0.0))
+    worker.schedule(0.0)
+    worker.commit(0.0)
+    run = worker.schedule(0.0)
+    assert run is not None
+    assert run.repeats > BLOCK
+    read = worker.cache.match([1, 2])
+    worker.cache.pin(read)
+    worker.commit(0.0)
+    assert not worker.running
+    worker.cache.unpin(read)
+    assert worker.cache.available == 6
+
+
 def test_a_long_prompt_that_began_meanwhile_makes_way_for_who_came_first() -> None:
     """As in tests/unit/worker/test_fetching.py: a prefix of ten blocks is brought, and three tokens left."""
     modelled = Worker(Profile(chunk_tokens=8), BLOCK, 64)
