@@ -85,5 +85,5 @@ def attention(pool: Tensor, layer: int, batch: Batch, query: Tensor) -> Tensor:
         decode(pages, queries, splits, out, tiles)
     for part in parts:
         assert slab is not None
-        prefill(pages, query, part, slab, out)
+        out = prefill(pages, query, part, slab, out)
     return out

@@ -89,12 +89,15 @@ def fused(dtype: torch.dtype, head_dim: int) -> bool:
     return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
 
 
-def prefill(pages: Tensor, query: Tensor, group: Group, slab: Tensor, out: Tensor) -> None:
-    """Causal attention of the group's rows of ``query[rows, heads, head_dim]`` into those of ``out``.
+def prefill(pages: Tensor, query: Tensor, group: Group, slab: Tensor, out: Tensor) -> Tensor:
+    """Causal attention of the group's rows of ``query[rows, heads, head_dim]`` into those of ``out``, which
+    is returned. Where one call attends to all rows, its result instead: copying it would take half a norm.
 
     ``pages`` is one layer of a pool, ``slab[2, kv_heads, tokens, head_dim]`` is scratch.
     """
     gather_pages(pages, group, slab)
+    if _at_once(group.chunks, query):
+        return _cudnn(query, slab[:, :, : len(query)], causal=True).out
     for ragged in group.ragged:
         rows = slice(ragged.first, ragged.first + ragged.rows)
         out[rows] = _flash_ragged(query[rows], slab, ragged)
@@ -102,6 +105,15 @@ def prefill(pages: Tensor, query: Tensor, group: Group, slab: Tensor, out: Tenso
         keys = slab[:, :, chunk.base :]
         rows = slice(chunk.first, chunk.first + chunk.rows)
         _attend(query[rows], keys, chunk.start, out[rows])
+    return out
+
+
+def _at_once(chunks: tuple[Chunk, ...], query: Tensor) -> bool:
+    """Whether all rows are a prompt's first ones, and one piece."""
+    rows, _, head_dim = query.shape
+    if len(chunks) != 1 or chunks[0].rows != rows or chunks[0].start or rows < _ROWS:
+        return False
+    return fused(query.dtype, head_dim) and list(_row_pieces(rows, 0)) == [rows]
 
 
 def gather_pages(pages: Tensor, group: Group, slab: Tensor) -> None:

@@ -152,6 +152,26 @@ def test_long_chunks_are_cut_and_merged(shapes, slabs, monkeypatch: pytest.Monke
     check(Scene(shapes, deltas, heads=heads, kv_heads=kv_heads, block=block, dim=dim, dtype=dtypes[-1]))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "pieces"), [([(0, 64)], 0), ([(0, 65)], 1), ([(64, 64)], 1), ([(0, 64), (0, 1)], 1)]
+)
+def test_what_one_call_attends_to_is_not_copied(
+    shapes, pieces, slabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's first chunk, alone and of one piece: nothing writes into the rows of a result of ours."""
+    scale = 1 if DEVICE == "cpu" else 32
+    for name, value in {"_ROWS": 8 * scale, "_KEYS": 16 * scale, "_MANY": 16}.items():
+        monkeypatch.setattr(slab_attention, name, value)
+    written = []
+    attend = slab_attention._attend
+    monkeypatch.setattr(slab_attention, "_attend", lambda *args: written.append(attend(*args)))
+    heads, kv_heads, block, dim = SIZES[-1] if DEVICE == "cuda" else SIZES[0]
+    shapes = [(start * scale, count * scale if count > 1 else 1) for start, count in shapes]
+    deltas = [(0,)] * len(shapes)
+    check(Scene(shapes, deltas, heads=heads, kv_heads=kv_heads, block=block, dim=dim, dtype=dtypes[-1]))
+    assert len(written) == pieces
+
+
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=300), st.sampled_from([1, 16, 24, 64]))
 @settings(max_examples=60, deadline=None)
 def test_cuts_cover_every_token_within_the_grid(lengths, block) -> None:
