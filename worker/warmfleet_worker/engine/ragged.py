@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from warmfleet_kernels import Segment
 from warmfleet_kernels import Sequence as Rows
+from warmfleet_kernels.batch import Ints
 
 from warmfleet_worker.engine.base import Run, Work
 from warmfleet_worker.models.rope import Rope
@@ -39,23 +41,26 @@ class _Piece(NamedTuple):
 
 def flatten(works: Sequence[Work], block_size: int, rope: Rope) -> Ragged:
     """The rows of ``works``. A work that writes into runs of different deltas becomes a sequence for each."""
-    token_ids: list[int] = []
-    homes: list[int] = []
+    token_ids: list[Ints] = []  # arrays: a device waits while a long prompt is copied into one list
+    homes: list[Ints] = []
     sequences: list[Rows] = []
     follows: list[tuple[int, int]] = []
+    first = 0
     for work in works:
+        if work.follows is not None:
+            follows.append((first, work.follows))
+        token_ids.append(np.fromiter(work.token_ids, np.int32, len(work.token_ids)))
+        end = first + len(work.token_ids)
         for piece in _pieces(work, block_size):
             segments = _segments(work.runs, piece, block_size, rope)
-            sequences.append(Rows(len(homes), piece.length, piece.start, segments))
+            sequences.append(Rows(first, piece.length, piece.start, segments))
             home = piece.start - piece.delta
-            homes.extend(range(home, home + piece.length))
-        if work.follows is not None:
-            follows.append((len(token_ids), work.follows))
-        token_ids.extend(work.token_ids)
-        assert len(homes) == len(token_ids), "the runs do not cover the work"
+            homes.append(np.arange(home, home + piece.length, dtype=np.int32))
+            first += piece.length
+        assert first == end, "the runs do not cover the work"
     return Ragged(
-        torch.tensor(token_ids, dtype=torch.int32),
-        torch.tensor(homes, dtype=torch.int32),
+        torch.from_numpy(np.concatenate(token_ids)),
+        torch.from_numpy(np.concatenate(homes)),
         tuple(sequences),
         Follows(*torch.tensor(follows, dtype=torch.int32).T) if follows else None,
     )
