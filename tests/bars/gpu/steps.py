@@ -42,17 +42,17 @@ def prefill(engine: TorchEngine, ceilings: Ceilings, peers: Rates) -> Iterator[R
 def _beside_ceilings(
     engine: TorchEngine, plans: list[Plan], count: int, took: float, ceilings: Ceilings
 ) -> Iterator[Row]:
-    """Like beside like: a card that has rested multiplies at a clock that no prompt after another keeps."""
+    """Like beside like: the product for as long as the prompt, in the same state of the card. What it does
+    for a millisecond after a rest, its clock does not allow for longer."""
     what = f"prefill {count}: ceilings' time over ours"
     rested = wall_s(partial(run, engine, plans), repeats=3, warm=1, rest=REST_S)
-    share = _prefill_floor(count, ceilings) / rested
-    figure = f"{share:.3f}, {count / rested:,.0f} tok/s"
-    yield Row("1", f"{what}, both after a rest", figure, ">= .85", share >= SHARE)
-    loaded = ceilings._replace(matmul=matmul_rate(took))
-    share = _prefill_floor(count, loaded) / took
-    yield Row("1", f"{what}, both one after another", f"{share:.3f}", ">= .85", share >= SHARE)
-    share = _prefill_floor(count, ceilings) / took
-    yield Row("1", f"{what}, ours one after another, the product after a rest", f"{share:.3f}")
+    for state, seconds, rest in (("one after another", took, 0.0), ("after a rest", rested, REST_S)):
+        floor = _prefill_floor(count, ceilings._replace(matmul=matmul_rate(seconds, rest)))
+        figure = f"{floor / seconds:.3f}, {count / seconds:,.0f} tok/s"
+        yield Row("1", f"{what}, both {state}", figure, ">= .85", floor / seconds >= SHARE)
+    floor = _prefill_floor(count, ceilings)
+    figure = f"{floor / took:.3f}, {floor / rested:.3f}"
+    yield Row("1", f"{what}, beside one product after a rest: one after another, after a rest", figure)
 
 
 def run(engine: TorchEngine, plans: list[Plan]) -> None:

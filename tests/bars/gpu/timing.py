@@ -70,11 +70,12 @@ def measure_ceilings() -> Ceilings:
     return Ceilings(copy, matmul, 400 * 2 * 8192**3 / took, attention_rate(8192))
 
 
-def matmul_rate(seconds: float) -> float:
-    """FLOP/s of products of 8192^3 one after another for about so long, a few times like whole prompts."""
+def matmul_rate(seconds: float, rest: float = 0.0) -> float:
+    """FLOP/s of products of 8192^3 one after another for about so long, a few times like whole prompts, with
+    so much rest before each."""
     a, b = torch.randn((2, 8192, 8192), dtype=torch.bfloat16, device="cuda")
     many = max(1, round(seconds / 1.6e-3))
-    return many * 2 * 8192**3 / wall_s(_products(a, b, many), repeats=3, warm=1)
+    return many * 2 * 8192**3 / wall_s(_products(a, b, many), repeats=3, warm=1, rest=rest)
 
 
 def _products(a: Tensor, b: Tensor, many: int) -> Callable[[], None]:
