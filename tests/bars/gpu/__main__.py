@@ -44,7 +44,7 @@ class Bench:
         gc.freeze()
         took = time.perf_counter() - loaded
         print(
-            f"made in {loaded - began:.1f} s; warm-up for chunks of 8k, compiling included: {took:.1f} s, "
+            f"made in {loaded - began:.1f} s; warm-up for chunks of 16k, compiling included: {took:.1f} s, "
             f"{made.total_blocks} blocks",
             flush=True,
         )

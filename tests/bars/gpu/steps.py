@@ -19,7 +19,7 @@ from tests.bars.rows import Row
 PREFILL = {2048: 41_500, 8192: 38_400, 32768: 27_100}  # vLLM's tokens/s
 DECODE = {(1, 512): 4.80e-3, (64, 512): 6.50e-3, (256, 2048): 25.1e-3}  # vLLM's seconds
 HIT_S = 22e-3
-CHUNK = 8192
+CHUNK = 16_384  # vLLM's own, for prompts in a batch on such a card
 STEPS = 30
 SHARE = 0.85
 REST_S = 0.3
@@ -67,7 +67,7 @@ def run(engine: TorchEngine, plans: list[Plan]) -> None:
 
 
 def prefill_plans(engine: TorchEngine, count: int) -> list[Plan]:
-    """A prompt in chunks of 8k, as a worker for prompts of that length is set up."""
+    """A prompt in chunks of 16k, as a worker for prompts of that length is set up."""
     blocks = Run(tuple(pick(1, engine.total_blocks, count // 16)))
     token_ids = tuple(Random(2).choices(range(128_000), k=count))
     plans = []
