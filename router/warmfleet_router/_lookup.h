@@ -2,14 +2,16 @@
 //
 // Blocks that were stored together lie together and share a set: where they do, a row of them is
 // compared at once. A match that leaps over such rows answers the same as one that goes block by block.
+// It writes down who drops out where, a word of columns at a time, and not what each worker holds: that is
+// told of the few who are picked, by the runs.
 
 #include "_presence.h"
 
-typedef struct { double load; uint32_t blocks, worker; } Claim;
+typedef struct { double load; uint32_t worker; } Claim;
 typedef uint64_t Wide __attribute__((vector_size(sizeof(Block))));
 
 typedef struct {
-    uint32_t set, runs, words;
+    uint32_t set, runs, words, drops, end;
     uint64_t alive[WORDS];  // the columns that hold all so far: not empty, of these words of a set
     uint16_t word[WORDS];
 } Match;
@@ -22,13 +24,13 @@ static inline uint32_t touch(Presence *x, uint32_t id) {
 
 // Whether anybody who holds all blocks below `at` holds that one too, which is in slot id.
 static inline bool advance(Presence *x, Match *m, size_t at, uint32_t id) {
-    uint32_t set = touch(x, id), column, left = 0;
+    uint32_t set = touch(x, id), left = 0;
     if (set && set == m->set) return true;
     const Set *s = x->sets[set].set;
     for (uint32_t i = 0; i < m->words; i++) {
         uint32_t w = m->word[i];
-        uint64_t still = m->alive[i] & any_tier(s, w);
-        EACH_COLUMN(column, w, at ? m->alive[i] & ~still : 0) x->blocks_of[column] = (uint32_t)at;
+        uint64_t still = m->alive[i] & any_tier(s, w), gone = m->alive[i] & ~still;
+        if (gone) x->drops[m->drops++] = (Drop){(uint32_t)at, w, gone};
         m->alive[left] = still, m->word[left] = (uint16_t)w;
         left += still != 0;
     }
@@ -65,79 +67,107 @@ static uint32_t alike(Presence *x, const uint8_t *keys, size_t count, uint32_t i
     return n;
 }
 
-// Fills blocks_of and runs: what was seen from where on. Returns how many runs.
-static uint32_t match(Presence *x, const uint8_t *keys, size_t count, bool leap) {
+// Fills the drops and the runs: who holds how much of the keys, and what was seen from where on.
+static Match match(Presence *x, const uint8_t *keys, size_t count, bool leap) {
     Cursor c = {.keys = keys, .count = count, .last = NONE, .by = 1, .batch = 1};
     Match m = {0};
-    uint32_t column, more;
-    bool any = true;
+    size_t at = 0, more;
     for (uint32_t w = 0; w < x->words; w++)
         if (x->live[w]) m.alive[m.words] = x->live[w], m.word[m.words++] = (uint16_t)w;
-    memset(x->blocks_of, 0, x->words * 64 * sizeof *x->blocks_of);
-    for (size_t at = 0; at < count && (any = advance(x, &m, at, locate(x, &c, at))); at += 1 + more) {
+    for (; at < count && advance(x, &m, at, locate(x, &c, at)); at += 1 + more) {
         const uint8_t *rest = keys + (at + 1) * sizeof(uint64_t);
         more = leap ? alike(x, rest, count - at - 1, c.last + 1, m.set) : 0;
-        if (more) c.last += more, c.by = 1;
+        if (more) c.last += (uint32_t)more, c.by = 1;
     }
-    for (uint32_t i = 0; any && i < m.words; i++)
-        EACH_COLUMN(column, m.word[i], m.alive[i]) x->blocks_of[column] = (uint32_t)count;
-    return m.runs;
+    m.end = (uint32_t)at;
+    for (uint32_t i = 0; i < m.words; i++) x->drops[m.drops++] = (Drop){m.end, m.word[i], m.alive[i]};
+    return m;
 }
 
-static inline bool before(Claim a, Claim b) {
-    if (a.blocks != b.blocks) return a.blocks > b.blocks;
-    return a.load != b.load ? a.load < b.load : a.worker < b.worker;
+// What a worker holds of the keys.
+static Pick weigh(const Presence *x, const Match *m, uint32_t worker) {
+    Pick p = {.worker = worker};
+    uint32_t tier, column = (uint32_t)x->column[worker];
+    for (uint32_t i = 0; i < m->runs; i++) {
+        if ((tier = best_tier(x->sets[x->runs[i].set].set, column)) == TIERS) break;
+        p.blocks = i + 1 < m->runs ? x->runs[i + 1].start : m->end;
+        p.tier[tier] += p.blocks - x->runs[i].start;
+    }
+    return p;
 }
 
-// Keeps the best in order; the rest of the places hold what any claim comes before.
-static void insert_claim(Claim *best, uint32_t top, Claim claim) {
-    uint32_t i = top - 1;
-    for (; i && before(claim, best[i - 1]); i--) best[i] = best[i - 1];
-    best[i] = claim;
+static inline bool before(Claim a, Claim b) { return a.load != b.load ? a.load < b.load : a.worker < b.worker; }
+
+// Adds a worker to the n least booked, which are in order and at most `top`. Returns how many they are.
+static uint32_t claim(Claim *least, uint32_t n, uint32_t top, double load, uint32_t worker) {
+    Claim made = {isnan(load) ? INFINITY : load, worker};
+    if (n == top && !before(made, least[top - 1])) return n;
+    uint32_t i = n < top ? n++ : top - 1;
+    for (; i && before(made, least[i - 1]); i--) least[i] = least[i - 1];
+    least[i] = made;
+    return n;
 }
 
-static Pick pick(const Presence *x, uint32_t worker) {
-    uint32_t column = (uint32_t)x->column[worker];
-    return (Pick){.column = column, .worker = worker, .blocks = x->blocks_of[column]};
+// The top least booked of all workers.
+static uint32_t idlest(const Presence *x, const double *booked, uint32_t top, Claim *least) {
+    uint32_t n = 0;
+    for (uint32_t worker = 0; worker < x->workers; worker++) {
+        if (n == top && booked[worker] >= least[top - 1].load) continue;  // most of a large fleet
+        if (x->column[worker] >= 0) n = claim(least, n, top, booked[worker], worker);
+    }
+    return n;
 }
 
-// The top with most blocks and after them the top least booked; loads are by worker. Returns how many.
-static uint32_t choose(const Presence *x, const double *booked, size_t loads, uint32_t top, Pick *picks) {
-    Claim most[MAX_TOP], idle[MAX_TOP], last = {INFINITY, 0, NONE}, last_idle = last;
-    uint32_t column, found = 0, j;
-    for (uint32_t i = 0; i < top; i++) most[i] = idle[i] = last;
-    for (uint32_t w = 0; w < x->words; w++)
-        EACH_COLUMN(column, w, x->live[w]) {
-            Claim claim = {0, x->blocks_of[column], (uint32_t)x->worker[column]};
-            if (claim.worker >= loads) return NONE;
-            claim.load = booked[claim.worker];
-            bool fewer = claim.blocks < last.blocks || (claim.blocks == last.blocks && claim.load > last.load);
-            if (fewer && claim.load > last_idle.load) continue;  // most of a large fleet
-            if (isnan(claim.load)) claim.load = INFINITY;
-            if (claim.blocks && before(claim, last)) insert_claim(most, top, claim);
-            claim.blocks = 0;
-            if (before(claim, last_idle)) insert_claim(idle, top, claim);
-            last = most[top - 1], last_idle = idle[top - 1];
+// The picks of the least booked in the drops from `from` to `until`, who hold equally many blocks.
+static void pick_equals(const Presence *x, const Match *m, const double *booked, uint32_t from, uint32_t until,
+                        uint32_t top, Pick *picks) {
+    Claim least[MAX_TOP];
+    uint32_t column, n = 0;
+    for (; from < until; from++)
+        EACH_COLUMN(column, x->drops[from].word, x->drops[from].bits) {
+            uint32_t worker = (uint32_t)x->worker[column];
+            n = claim(least, n, top, booked[worker], worker);
         }
-    for (; found < top && most[found].worker != NONE; found++) picks[found] = pick(x, most[found].worker);
-    uint32_t holders = found;
-    for (uint32_t i = 0; i < top && idle[i].worker != NONE; i++) {
-        for (j = 0; j < holders && most[j].worker != idle[i].worker;) j++;
-        if (j == holders) picks[found++] = pick(x, idle[i].worker);
+    for (uint32_t i = 0; i < n; i++) picks[i] = weigh(x, m, least[i].worker);
+}
+
+// The top with most blocks, given the idlest of all. Returns how many.
+static uint32_t pick_most(const Presence *x, const Match *m, const double *booked, uint32_t top, const Pick *idle,
+                          uint32_t idles, Pick *picks) {
+    uint32_t found = 0;
+    for (uint32_t until = m->drops, from = until; until && found < top; until = from) {
+        uint32_t blocks = x->drops[until - 1].at, size = 0, seen = 0;
+        for (; from && x->drops[from - 1].at == blocks; from--)
+            size += (uint32_t)__builtin_popcountll(x->drops[from - 1].bits);
+        uint32_t wanted = size < top - found ? size : top - found;
+        // The idlest of all are the idlest of these too. Most have just the root that everybody holds: there
+        // are enough of them among those, and nobody else is asked.
+        for (uint32_t i = 0; i < idles && seen < wanted; i++)
+            if (idle[i].blocks == blocks) picks[found + seen++] = idle[i];
+        if (seen < wanted) pick_equals(x, m, booked, from, until, wanted, picks + found);
+        found += wanted;
     }
     return found;
 }
 
-static void count_tiers(const Presence *x, uint32_t runs, Pick *p) {
-    for (uint32_t i = 0; i < runs && x->runs[i].start < p->blocks; i++) {
-        uint32_t end = i + 1 < runs && x->runs[i + 1].start < p->blocks ? x->runs[i + 1].start : p->blocks;
-        p->tier[best_tier(x->sets[x->runs[i].set].set, p->column)] += end - x->runs[i].start;
+// The top with most blocks and after them the top least booked; loads are by worker. Returns how many.
+static uint32_t choose(const Presence *x, const Match *m, const double *booked, uint32_t top, Pick *picks) {
+    Claim least[MAX_TOP];
+    Pick idle[MAX_TOP];
+    uint32_t idles = idlest(x, booked, top, least), j;
+    for (uint32_t i = 0; i < idles; i++) idle[i] = weigh(x, m, least[i].worker);
+    uint32_t holders = pick_most(x, m, booked, top, idle, idles, picks), found = holders;
+    for (uint32_t i = 0; i < idles; i++) {
+        for (j = 0; j < holders && picks[j].worker != idle[i].worker;) j++;
+        if (j == holders) picks[found++] = idle[i];
     }
+    return found;
 }
 
 // The picks have room for twice the top. Returns how many they are; NONE with an error set.
 static uint32_t look(Presence *x, const uint8_t *keys, size_t count, const double *booked, size_t loads,
                      uint32_t top, bool leap, Pick *picks) {
+    if (loads < x->workers) return PyErr_SetString(PyExc_ValueError, "booked needs a load for every worker"), NONE;
     if (count > x->runs_size) {
         Run *grown = PyMem_Realloc(x->runs, count * sizeof *grown);
         if (!grown) return PyErr_NoMemory(), NONE;
@@ -145,8 +175,6 @@ static uint32_t look(Presence *x, const uint8_t *keys, size_t count, const doubl
         x->runs = grown;
         x->runs_size = count;
     }
-    uint32_t runs = match(x, keys, count, leap), found = choose(x, booked, loads, top, picks);
-    if (found == NONE) return PyErr_SetString(PyExc_ValueError, "booked needs a load for every worker"), NONE;
-    for (uint32_t i = 0; i < found; i++) count_tiers(x, runs, &picks[i]);
-    return found;
+    Match m = match(x, keys, count, leap);
+    return choose(x, &m, booked, top, picks);
 }

@@ -179,6 +179,7 @@ static PyObject *index_seat(Object *self, PyObject *args) {
     x->worker[column] = worker;
     x->held[column] = 0;
     x->live[column / 64] |= 1ull << column % 64;
+    if (x->workers <= (uint32_t)worker) x->workers = (uint32_t)worker + 1;
     if (x->words <= (uint32_t)column / 64) x->words = (uint32_t)column / 64 + 1;
     Py_RETURN_NONE;
 }
@@ -189,6 +190,7 @@ static PyObject *index_unseat(Object *self, PyObject *worker) {
     if (column < 0) return NULL;
     x->column[x->worker[column]] = -1;
     x->live[column / 64] &= ~(1ull << column % 64);
+    while (x->workers && x->column[x->workers - 1] < 0) x->workers--;
     return PyLong_FromLong(column);
 }
 

@@ -35,10 +35,12 @@ typedef union { Set *set; uintptr_t free; } SetSlot;  // free: twice the next fr
 typedef struct { uint64_t *slots; uint32_t size, count; } Segment;  // low half: the hash's; high: id + 1
 typedef struct { Segment *segments; uint64_t mask; } Table;
 typedef struct { uint32_t start, set; } Run;
-typedef struct { uint32_t column, worker, blocks, tier[TIERS]; } Pick;
+typedef struct { uint32_t at, word; uint64_t bits; } Drop;  // columns of a word that hold just `at` blocks
+typedef struct { uint32_t worker, blocks, tier[TIERS]; } Pick;
 
 typedef struct {
-    uint32_t cap, count, used, free, hand, sets_used, sets_free, words;  // words: of a bit a column
+    uint32_t cap, count, used, free, hand, sets_used, sets_free;
+    uint32_t words, workers;  // of a bit a column; one more than the highest worker
     unsigned long long gaps;
     size_t bytes, runs_size;
     uint64_t seed, live[WORDS], draft[TIERS * WORDS];  // draft: planes of a set being made
@@ -47,7 +49,8 @@ typedef struct {
     Table by_key, by_bits;
     Run *runs;
     int32_t column[MAX_WORKERS], worker[MAX_COLUMNS];  // -1: none
-    uint32_t held[MAX_COLUMNS], blocks_of[MAX_COLUMNS];
+    uint32_t held[MAX_COLUMNS];
+    Drop drops[MAX_COLUMNS];  // of a match, in order
 } Presence;
 
 static void *take(Presence *x, size_t bytes) {

@@ -20,7 +20,7 @@ from warmfleet_router.index.index import Overlap
 from warmfleet_router.index.index_python import MAX_DEPTH, WINDOW
 from warmfleet_router.index.seats import MAX_COLUMNS, MAX_WORKERS
 
-from tests.index_model import DEVICE, DISK, HOST, LONGEST, both, keys
+from tests.index_model import DEVICE, DISK, HOST, LONGEST, Model, both, keys
 
 
 def test_the_native_index_is_built_where_it_can_be() -> None:
@@ -200,6 +200,33 @@ def test_leaps_answer_as_blocks_one_by_one_do() -> None:
         for asked in range(4):
             packed = keys(asked, 0, chance.choice([9, 700, LONGEST]))
             assert full.lookup(packed, booked, 16, True) == full.lookup(packed, booked, 16, False)
+
+
+@both
+@pytest.mark.parametrize("kinds", [1, 3, 1000])
+@pytest.mark.parametrize("idle_hold", [False, True])
+def test_the_choice_among_many_who_hold_equally_much(make: Any, kinds: int, idle_hold: bool) -> None:
+    """Of whom the idlest of all are some, or enough, or none; some workers have left."""
+    chance, full, model = random.Random(kinds), make(20_000), Model()
+    holds = [keys(0, 0, chance.choice([0, 16, 16, 16, 300, 305, 700])) for _ in range(300)]
+    for worker, packed in enumerate(holds):
+        assert full.add_worker() == worker
+        full.store(worker, DEVICE, 0, packed)
+        model.held[worker] = {}
+        model.store(worker, DEVICE, packed)
+    for worker in range(297, -1, -3):  # their columns are not in the order of their numbers
+        full.clear(worker)
+        full.store(worker, DEVICE, 0, holds[worker])
+    for worker in (0, 5, 150, 298, 299):
+        full.remove_worker(worker)
+        del model.held[worker]
+    for top in (1, 3, 16, 64):
+        booked = [float(chance.randrange(kinds)) for _ in range(298)]
+        for worker in [] if idle_hold else [w for w, held in model.held.items() if not held]:
+            booked[worker] = -1.0
+        for count in (8, 16, 303, LONGEST):
+            packed = keys(0, 0, count)
+            assert full.lookup(packed, booked, top) == model.lookup(packed, booked, top)
 
 
 @both
