@@ -8,7 +8,8 @@
 #include "_presence.h"
 
 typedef struct { double load; uint32_t worker; } Claim;
-typedef uint64_t Wide __attribute__((vector_size(sizeof(Block))));
+
+typedef uint64_t Wide __attribute__((vector_size(16)));
 
 typedef struct {
     uint32_t set, runs, words, drops, end;
@@ -18,8 +19,8 @@ typedef struct {
 
 static inline uint32_t touch(Presence *x, uint32_t id) {
     if (id == NONE) return 0;
-    if (x->blocks[id].age != TOUCHED) x->blocks[id].age = TOUCHED;  // what is not written stays clean
-    return x->blocks[id].set;
+    if (x->status[id].age != TOUCHED) x->status[id].age = TOUCHED;  // what is not written stays clean
+    return x->status[id].set;
 }
 
 // Whether anybody who holds all blocks below `at` holds that one too, which is in slot id.
@@ -40,31 +41,33 @@ static inline bool advance(Presence *x, Match *m, size_t at, uint32_t id) {
     return left;
 }
 
-static inline Wide wide(Block block) {
+static inline Wide wide(const void *memory) {
     Wide made;
-    memcpy(&made, &block, sizeof made);
+    memcpy(&made, memory, sizeof made);
     return made;
 }
 
-// How many of the keys, in whole rows, lie in the slots from id on and in this set. Each is compared,
-// and touched.
+static inline Wide four(Status status) { return wide((Status[]){status, status, status, status}); }
+
+// How many of the keys lie one after the other in the slots from id on and in this set. Each is compared, and
+// touched: a row at once while all is as expected, then one by one. Beyond the last slot there is no set.
 static uint32_t alike(Presence *x, const uint8_t *keys, size_t count, uint32_t id, uint32_t set) {
-    const Wide same = wide((Block){.key = UINT64_MAX, .set = UINT32_MAX}), touched = wide((Block){.age = TOUCHED});
-    const uint64_t high = wide((Block){.set = set})[1];
-    uint32_t n = 0;
-    for (; n + ROW <= count && id + n + ROW <= x->used; n += ROW) {
-        Block *b = &x->blocks[id + n];
-        Wide odd = {0, 0}, all = touched;
-        __builtin_prefetch(b + AHEAD), __builtin_prefetch(b + AHEAD + ROW / 2);  // each a cache line
-        for (uint32_t j = 0; j < ROW; j++) {
-            odd |= wide(b[j]) ^ (Wide){key_at(keys, n + j), high};
-            all &= wide(b[j]);
-        }
-        odd &= same, all ^= touched;
-        if (odd[0] | odd[1]) break;
-        for (uint32_t j = 0; (all[0] | all[1]) && j < ROW; j++) b[j].age = TOUCHED;
+    const Wide expected = four((Status){set, TOUCHED}), sets = four((Status){.set = NONE >> 2});
+    const uint64_t *key = x->keys + id;
+    Status *status = x->status + id;
+    size_t n = 0;
+    for (; n + ROW <= count; n += ROW) {
+        Wide other_keys = {0, 0}, others = {0, 0};
+        __builtin_prefetch(key + n + AHEAD), __builtin_prefetch(key + n + AHEAD + ROW / 2);
+        __builtin_prefetch(status + n + AHEAD);  // three cache lines
+        for (size_t j = n; j < n + ROW; j += 2) other_keys |= wide(key + j) ^ wide(keys + j * sizeof *key);
+        for (size_t j = n; j < n + ROW; j += 4) others |= wide(status + j) ^ expected;
+        other_keys |= others & sets;
+        if (other_keys[0] | other_keys[1]) break;
+        for (size_t j = n; (others[0] | others[1]) && j < n + ROW; j++) status[j].age = TOUCHED;
     }
-    return n;
+    for (; n < count && key[n] == key_at(keys, n) && status[n].set == set; n++) touch(x, id + (uint32_t)n);
+    return (uint32_t)n;
 }
 
 // Fills the drops and the runs: who holds how much of the keys, and what was seen from where on.
@@ -132,8 +135,8 @@ static void pick_equals(const Presence *x, const Match *m, const double *booked,
 }
 
 // The top with most blocks, given the idlest of all. Returns how many.
-static uint32_t pick_most(const Presence *x, const Match *m, const double *booked, uint32_t top, const Pick *idle,
-                          uint32_t idles, Pick *picks) {
+static uint32_t pick_most(const Presence *x, const Match *m, const double *booked, uint32_t top,
+                          const Pick *idle, uint32_t idles, Pick *picks) {
     uint32_t found = 0;
     for (uint32_t until = m->drops, from = until; until && found < top; until = from) {
         uint32_t blocks = x->drops[until - 1].at, size = 0, seen = 0;
@@ -167,7 +170,10 @@ static uint32_t choose(const Presence *x, const Match *m, const double *booked, 
 // The picks have room for twice the top. Returns how many they are; NONE with an error set.
 static uint32_t look(Presence *x, const uint8_t *keys, size_t count, const double *booked, size_t loads,
                      uint32_t top, bool leap, Pick *picks) {
-    if (loads < x->workers) return PyErr_SetString(PyExc_ValueError, "booked needs a load for every worker"), NONE;
+    if (loads < x->workers) {
+        PyErr_SetString(PyExc_ValueError, "booked needs a load for every worker");
+        return NONE;
+    }
     if (count > x->runs_size) {
         Run *grown = PyMem_Realloc(x->runs, count * sizeof *grown);
         if (!grown) return PyErr_NoMemory(), NONE;

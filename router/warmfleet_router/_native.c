@@ -206,14 +206,14 @@ static PyObject *index_withdraw(Object *self, PyObject *args) {
     PyBuffer_Release(&columns);
     Change c = {.kind = SWEEP, .departed = departed};
     for (; done && id < stop && id < x->used; id++)
-        if (x->blocks[id].set) done = change(x, &c, id);
+        if (x->status[id].set) done = change(x, &c, id);
     change_end(x, &c);
     return done ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
 static PyObject *index_memory(Object *self, PyObject *Py_UNUSED(none)) {
     const Presence *x = &self->presence;
-    return PyLong_FromSize_t(x->bytes + x->used * sizeof(Block) + x->sets_used * sizeof(SetSlot));
+    return PyLong_FromSize_t(x->bytes + x->used * (sizeof *x->keys + sizeof *x->status + sizeof *x->depths) + x->sets_used * sizeof(SetSlot));
 }
 
 static Py_ssize_t index_len(Object *self) { return self->presence.count; }
@@ -230,10 +230,13 @@ static bool presence_init(Presence *x, uint32_t cap) {
     x->free = NONE;
     x->sets_used = 1;
     memset(x->column, -1, sizeof x->column);
-    x->blocks = PyMem_Calloc((size_t)cap + AHEAD + 2 * ROW, sizeof *x->blocks);  // a prefetch stays inside
+    size_t slots = (size_t)cap + AHEAD + 2 * ROW;  // rows and prefetches stay inside
+    x->keys = PyMem_Calloc(slots, sizeof *x->keys);
+    x->status = PyMem_Calloc(slots, sizeof *x->status);
+    x->depths = PyMem_Calloc(cap, sizeof *x->depths);
     x->sets = PyMem_Calloc((size_t)cap + 3 * MEMOS, sizeof *x->sets);  // a change may hold 2 * MEMOS more
     if (x->sets) x->sets[0].set = (Set *)&empty;
-    return salt && x->blocks && x->sets && table_init(x, &x->by_key) && table_init(x, &x->by_bits);
+    return salt && x->keys && x->status && x->depths && x->sets && table_init(x, &x->by_key) && table_init(x, &x->by_bits);
 }
 
 static PyObject *index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -259,7 +262,9 @@ static void index_dealloc(Object *self) {
         if (!(x->sets[id].free & 1)) PyMem_Free(x->sets[id].set);
     table_free(&x->by_key);
     table_free(&x->by_bits);
-    PyMem_Free(x->blocks);
+    PyMem_Free(x->keys);
+    PyMem_Free(x->status);
+    PyMem_Free(x->depths);
     PyMem_Free(x->sets);
     PyMem_Free(x->runs);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);

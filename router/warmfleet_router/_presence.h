@@ -1,9 +1,10 @@
 // The index's blocks in C: the same answers as index_python.py, which defines them. Read that first.
 //
-// What differs is how they are held. A block is 16 bytes in an array by slot; a table of 8-byte
-// entries leads from its key to its slot. What is held of a block is a *set*: a bit a column in one
-// plane when all of it is in device memory, else in three. Equal sets exist once and are counted:
-// the blocks of a chain share one, and a scan compares numbers.
+// What differs is how they are held. A block is 16 bytes in three arrays by slot, of which a scan reads
+// only its key and four bytes more; a table of 8-byte entries leads from its key to its slot. What is
+// held of a block is a *set*: a bit a column in one plane when all of it is in device memory, else in
+// three. Equal sets exist once and are counted: the blocks of a chain share one, and a scan compares
+// numbers.
 //
 // - The table is split into segments of about a thousand blocks, each growing by itself: nothing
 //   waits for more than the move of one segment (some microseconds).
@@ -20,16 +21,16 @@
 #include <string.h>
 
 // As in seats.py and index_python.py.
-enum { MAX_WORKERS = 4096, MAX_COLUMNS = 2 * MAX_WORKERS, TIERS = 3, MAX_CAP = 1 << 30, MAX_TOP = 64 };
+enum { MAX_WORKERS = 4096, MAX_COLUMNS = 2 * MAX_WORKERS, TIERS = 3, MAX_CAP = 1 << 29, MAX_TOP = 64 };
 enum { WINDOW = 16, NEW = 1, TOUCHED = 3, MAX_DEPTH = (1 << 24) - 1 };
 
-enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, NEAR = 64, ROW = 8, AHEAD = 256, MEMOS = 16 };
+enum { WORDS = MAX_COLUMNS / 64, SEGMENT = 1024, BATCH = 16, NEAR = 64, ROW = 16, AHEAD = 256, MEMOS = 16 };
 #define NONE UINT32_MAX
 // For every bit that is set: c is its column.
 #define EACH_COLUMN(c, word, bits) \
     for (uint64_t b_ = (bits); b_ && (c = (word) * 64 + (uint32_t)__builtin_ctzll(b_), true); b_ &= b_ - 1)
 
-typedef struct { uint64_t key; uint32_t set, age : 2, depth : 24; } Block;  // free: no set, key the next free
+typedef struct { uint32_t set : 30, age : 2; } Status;
 typedef struct { uint64_t hash; uint32_t refs; uint16_t words, planes; uint64_t bits[]; } Set;
 typedef union { Set *set; uintptr_t free; } SetSlot;  // free: twice the next free one, plus 1
 typedef struct { uint64_t *slots; uint32_t size, count; } Segment;  // low half: the hash's; high: id + 1
@@ -44,7 +45,9 @@ typedef struct {
     unsigned long long gaps;
     size_t bytes, runs_size;
     uint64_t seed, live[WORDS], draft[TIERS * WORDS];  // draft: planes of a set being made
-    Block *blocks;
+    uint64_t *keys;  // by slot, as the next two; of a free one, which has no set, the next free slot
+    Status *status;
+    uint32_t *depths;
     SetSlot *sets;  // number 0 is the empty set
     Table by_key, by_bits;
     Run *runs;
@@ -233,21 +236,22 @@ static const Memo *step(Presence *x, Change *c, uint32_t from) {
 }
 
 static void discard(Presence *x, uint32_t id) {
-    table_remove(&x->by_key, mix(x->blocks[id].key ^ x->seed), id);
-    x->blocks[id] = (Block){.key = x->free};
+    table_remove(&x->by_key, mix(x->keys[id] ^ x->seed), id);
+    x->keys[id] = x->free;
+    x->status[id] = (Status){0};
     x->free = id;
     x->count--;
 }
 
 static bool change(Presence *x, Change *c, uint32_t id) {
-    uint32_t from = x->blocks[id].set;
+    uint32_t from = x->status[id].set;
     const Memo *m = step(x, c, from);
     if (m && m->to != from) {
         retain(x, m->to), release(x, from);
-        x->blocks[id].set = m->to;
+        x->status[id].set = m->to;
         x->held[c->column] += m->held;
     }
-    if (!x->blocks[id].set) discard(x, id);
+    if (!x->status[id].set) discard(x, id);
     return m;
 }
 
@@ -264,7 +268,7 @@ static uint32_t find(const Presence *x, uint64_t key) {
     uint64_t hash = mix(key ^ x->seed);
     const Segment *s = segment_of(&x->by_key, hash);
     for (uint32_t id, at = home(s, hash); (id = candidate(s, hash, &at)) != NONE; at = after(s, at))
-        if (x->blocks[id].key == key) return id;
+        if (x->keys[id] == key) return id;
     return NONE;
 }
 
@@ -279,11 +283,12 @@ static void find_batch(const Presence *x, Cursor *c, size_t i) {
     for (size_t j = 0; j < n; j++) {
         const Segment *s = segment_of(&x->by_key, hash[j]);
         uint32_t at = home(s, hash[j]);
-        if ((c->ids[j] = candidate(s, hash[j], &at)) != NONE) __builtin_prefetch(&x->blocks[c->ids[j]]);
+        if ((c->ids[j] = candidate(s, hash[j], &at)) == NONE) continue;
+        __builtin_prefetch(&x->keys[c->ids[j]]), __builtin_prefetch(&x->status[c->ids[j]]);
     }
     for (size_t j = 0; j < n; j++) {
         uint64_t key = key_at(c->keys, i + j);
-        if (c->ids[j] != NONE && x->blocks[c->ids[j]].key != key) c->ids[j] = find(x, key);
+        if (c->ids[j] != NONE && x->keys[c->ids[j]] != key) c->ids[j] = find(x, key);
     }
     c->from = i;
     c->until = i + n;
@@ -291,7 +296,7 @@ static void find_batch(const Presence *x, Cursor *c, size_t i) {
 }
 
 static inline bool is(const Presence *x, uint32_t id, uint64_t key) {
-    return id < x->used && x->blocks[id].key == key && x->blocks[id].set;
+    return id < x->used && x->keys[id] == key && x->status[id].set;
 }
 
 // The slot of keys[i], or NONE; i rises one by one.
@@ -310,16 +315,16 @@ static inline uint32_t locate(const Presence *x, Cursor *c, size_t i) {
 static void evict(Presence *x) {  // at the cap no slot is free: the window is full of blocks
     uint32_t victim = 0, worst = 0, slot = x->hand, column, window = x->cap < WINDOW ? x->cap : WINDOW;
     for (uint32_t i = 0; i < window; i++, slot = slot + 1 == x->cap ? 0 : slot + 1) {
-        Block *b = &x->blocks[slot];
+        Status *b = &x->status[slot];
         uint64_t live = 0;
         for (uint32_t w = 0; w < x->words; w++) live |= any_tier(x->sets[b->set].set, w) & x->live[w];
-        uint32_t claim = (uint32_t)!live << 26 | (uint32_t)(TOUCHED - b->age) << 24 | b->depth;
+        uint32_t claim = (uint32_t)!live << 26 | (uint32_t)(TOUCHED - b->age) << 24 | x->depths[slot];
         if (!i || claim > worst) victim = slot, worst = claim;
         if (b->age) b->age--;
     }
     x->hand = (uint32_t)(((uint64_t)x->hand + WINDOW) % x->cap);
     x->gaps += !(worst >> 26);
-    uint32_t set = x->blocks[victim].set;
+    uint32_t set = x->status[victim].set;
     for (uint32_t w = 0; w < x->words; w++)
         EACH_COLUMN(column, w, any_tier(x->sets[set].set, w) & x->live[w]) x->held[column]--;
     discard(x, victim);
@@ -330,11 +335,12 @@ static uint32_t insert(Presence *x, uint64_t key, uint64_t depth) {
     if (x->count >= x->cap) evict(x);
     uint32_t id = x->free != NONE ? x->free : x->used;
     if (!table_insert(x, &x->by_key, mix(key ^ x->seed), id)) return NONE;
-    if (x->free != NONE) x->free = (uint32_t)x->blocks[id].key;
+    if (x->free != NONE) x->free = (uint32_t)x->keys[id];
     else x->used++;
     x->count++;
-    if (depth > MAX_DEPTH) depth = MAX_DEPTH;
-    x->blocks[id] = (Block){.key = key, .depth = depth & MAX_DEPTH, .age = NEW};
+    x->keys[id] = key;
+    x->status[id] = (Status){.age = NEW};
+    x->depths[id] = depth < MAX_DEPTH ? (uint32_t)depth : MAX_DEPTH;
     return id;
 }
 
@@ -347,7 +353,7 @@ static bool update(Presence *x, Change *c, const uint8_t *keys, size_t count, ui
         if (!is(x, id, key)) id = find(x, key);
         if (id == NONE && c->kind == DROP) continue;
         if (id == NONE) id = insert(x, key, depth);
-        else if (c->kind == ADD) x->blocks[id].age = TOUCHED;
+        else if (c->kind == ADD) x->status[id].age = TOUCHED;
         done = id != NONE && change(x, c, at.last = id);
     }
     return done;

@@ -43,7 +43,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # dynamo_cost: of blocks to compute over blocks in use. Dynamo's default.
     overlap_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     # Blocks that the index of each model holds at most.
-    index_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 1_000_000
+    index_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 29)] = 1_000_000
 
 
 def make_policy(routing: Routing, seed: int) -> Policy:

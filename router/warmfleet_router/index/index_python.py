@@ -17,7 +17,7 @@ from warmfleet_proto.limits import KEY_BYTES
 
 from warmfleet_router.index.seats import MAX_COLUMNS
 
-MAX_CAP: Final = 1 << 30  # blocks
+MAX_CAP: Final = 1 << 29  # blocks
 MAX_TOP: Final = 64
 MAX_DEPTH: Final = (1 << 24) - 1  # deeper blocks count as this deep
 TIERS: Final = 3  # device, host, disk: 1, 2, 3 as in worker.proto

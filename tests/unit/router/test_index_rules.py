@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from warmfleet_router.index import index
 from warmfleet_router.index.index import Overlap
-from warmfleet_router.index.index_python import MAX_DEPTH, WINDOW
+from warmfleet_router.index.index_python import MAX_CAP, MAX_DEPTH, WINDOW
 from warmfleet_router.index.seats import MAX_COLUMNS, MAX_WORKERS
 
 from tests.index_model import DEVICE, DISK, HOST, LONGEST, Model, both, keys
@@ -71,7 +71,7 @@ def test_bad_arguments_are_named_and_change_nothing(make: Any) -> None:
         with pytest.raises(error, match=message):
             getattr(full, method)(*arguments)
     assert [full.held(0), full.held(1), len(full), full.gaps] == [100, 100, 100, 0]
-    for cap in (0, -1, (1 << 30) + 1):
+    for cap in (0, -1, MAX_CAP + 1):
         with pytest.raises(ValueError, match="cap"):
             make(cap)
 
@@ -154,6 +154,18 @@ def test_blocks_looked_up_count_as_touched(make: Any, leap: bool) -> None:
 
 
 @both
+@pytest.mark.parametrize("leap", [False, True])
+def test_whole_rows_looked_up_count_as_touched(make: Any, leap: bool) -> None:
+    full = make(4 * WINDOW)
+    full.add_worker()
+    full.store(0, DEVICE, 0, keys(1, 20, 24))  # not touched, and not as deep
+    full.store(0, DEVICE, 0, keys(0, 0, 4 * WINDOW - 4))
+    full.lookup(keys(0, 0, LONGEST), [0.0], 16, leap)
+    full.store(0, DEVICE, 0, keys(2, 30, 31))
+    assert full.lookup(keys(0, 0, LONGEST), [0.0])[0].blocks == 4 * WINDOW - 4
+
+
+@both
 def test_what_departed_workers_left_goes_first_and_is_no_gap(make: Any) -> None:
     full = filled(make, workers=2, blocks=10, cap=WINDOW)
     full.store(1, DEVICE, 10, keys(0, 10, WINDOW))
@@ -227,6 +239,18 @@ def test_the_choice_among_many_who_hold_equally_much(make: Any, kinds: int, idle
         for count in (8, 16, 303, LONGEST):
             packed = keys(0, 0, count)
             assert full.lookup(packed, booked, top) == model.lookup(packed, booked, top)
+
+
+@both
+@pytest.mark.parametrize("leap", [False, True])
+def test_every_block_of_a_row_is_compared(make: Any, leap: bool) -> None:
+    full, packed, booked = filled(make), keys(0, 0, 100), [0.0, 0.0]
+    for at in range(100):
+        other = packed[: 8 * at] + keys(1, 300, 301) + packed[8 * at + 8 :]
+        assert [o.blocks for o in full.lookup(other, booked, 16, leap)] == [at, at]
+        full.remove(1, DEVICE, packed[8 * at : 8 * at + 8])
+        assert [o.blocks for o in full.lookup(packed, booked, 16, leap)] == [100, at]
+        full.store(1, DEVICE, at, packed[8 * at : 8 * at + 8])
 
 
 @both
