@@ -1,6 +1,7 @@
 """Workers whose KV means the same: one model fingerprint and block size, one index."""
 
 from array import array
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from math import exp, inf
 
@@ -46,7 +47,7 @@ class Group:
         self._faded_at = 0.0
         self._measurements = 0
         self._lend_at = 0.0
-        self._further: frozenset[str] = frozenset()  # names of which not every worker may know
+        self._partial: frozenset[str] = frozenset()  # names that not every worker answers to
         self.pool = Pool((), frozenset(), Ring(), 0)
         self.least_context = 0  # of the pool's workers
         self.most_context = 0  # of all workers
@@ -81,7 +82,7 @@ class Group:
             worker.settle()
             self.loads[worker.slot] = _load_s(worker)
         self.pool = Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
-        self._further = frozenset().union(*(w.models for w in self.workers.values()))
+        self._partial = _partial(self.workers.values())
         self.least_context = min((_context(w) for w in workers), default=0)
         self.most_context = max((_context(w) for w in self.workers.values()), default=0)
         self.gives_blocks = any(w.identity and w.identity.gives_blocks for w in self.workers.values())
@@ -121,17 +122,28 @@ class Group:
 
     def pool_for(self, context: int, exclude: AbstractSet[str], model: str) -> Pool:
         """Those of the pool that serve ``model``, take ``context`` tokens and have not been tried."""
-        if context <= self.least_context and not exclude and model not in self._further:
+        if context <= self.least_context and not exclude and model not in self._partial:
             return self.pool
         workers = [w for w in self.pool.workers if _context(w) >= context and w.name not in exclude]
-        if model in self._further:
-            workers = [w for w in workers if model in w.models]
+        if model in self._partial:
+            workers = [w for w in workers if model == _model(w) or model in w.models]
         return Pool(workers, frozenset(workers), self.pool.ring, sum(w.flying for w in workers))
 
 
 def _context(worker: Worker) -> int:
     assert worker.identity is not None  # or it would not be in a group
     return worker.identity.max_context
+
+
+def _model(worker: Worker) -> str:
+    assert worker.identity is not None
+    return worker.identity.model
+
+
+def _partial(workers: Collection[Worker]) -> frozenset[str]:
+    """Further names, which may come and go, and the models' own where equal weights go by several."""
+    further, own = frozenset().union(*(w.models for w in workers)), frozenset(map(_model, workers))
+    return further | own if len(own) > 1 else further - own
 
 
 def _load_s(worker: Worker) -> float:

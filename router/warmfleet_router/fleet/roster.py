@@ -69,7 +69,8 @@ class Roster:
         del self._cursors[address]
 
     def joined(self, address: str, status: pb.StatusResponse, now: float) -> None:
-        """It has told who it is. Raises Corrupt for nonsense, Rejected for a name that is taken."""
+        """It has told who it is. Raises Corrupt for nonsense, Rejected for a name that is taken and where the
+        index is full."""
         identity = _identity(status, address)
         worker = self.fleet.workers[address]
         other = self.fleet.named(identity.name)
@@ -116,7 +117,11 @@ class Roster:
             )
         worker.identity = identity
         worker.rates = starting_rates((w.rates for w in group.workers.values()), group.prefill)
-        group.add(worker)
+        try:
+            group.add(worker)
+        except Rejected:
+            self._retire(worker, now)  # one with a name and no seat would spoil every look at the fleet
+            raise
         worker.guess = Approximate(identity.total_blocks) if identity.silent else None
         self._cursors[worker.address] = Cursor(self.counters)
         self._name_models()

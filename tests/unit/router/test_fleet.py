@@ -5,6 +5,7 @@ from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_router.core import RouterCore
+from warmfleet_router.index import seats
 from warmfleet_router.index.index import Overlap
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
@@ -277,3 +278,35 @@ def test_the_tiers_of_events_reach_the_answer_of_a_lookup() -> None:
         Overlap(0, blocks=8, device=3, host=3, disk=2),
         Overlap(1, blocks=4, device=0, host=4, disk=0),
     ]
+
+
+def test_equal_weights_under_two_names_are_two_models() -> None:
+    """They share what is known of their KV; a request goes to who answers to the name that it gives."""
+    core, _ = fleet_of(0)
+    workers = [FakeWorker(core, f"w{i}", status={"model": f"m{i}"}) for i in range(2)]
+    for worker in workers:
+        worker.join(-60.0)
+        worker.report(0.0)
+    core.tick(0.0)
+    assert len(core.roster.groups) == 1
+    for model, name in (("m0", "w0"), ("m1", "w1")):
+        assert {core.route(ask(PROMPT, model=model), 0.0).worker for _ in range(4)} == {name}
+    with pytest.raises(Rejected):
+        core.route(ask(PROMPT, model="m0", exclude=["w0"]), 0.0)
+
+
+def test_a_worker_beyond_what_the_index_takes_is_refused_and_spoils_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seats, "MAX_WORKERS", 2)
+    core, workers = fleet_of(2)
+    third = FakeWorker(core, "w2")
+    for _ in range(3):  # it is tried again and again
+        with pytest.raises(Rejected, match="more than 2 workers"):
+            third.join(0.0)
+    assert states(core, 0.0) == ["healthy", "healthy", "joining"]
+    core.roster.remove(workers[0].address, 0.0)
+    while not core.roster.sweep(1024):
+        pass
+    third.join(0.0)
+    assert states(core, 0.0) == ["healthy", "healthy"]
