@@ -1,5 +1,6 @@
 """What a server tells of itself over HTTP: its model, its cache, its load."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -16,6 +17,7 @@ TIMEOUT_S = 2.0
 MAX_ANSWER_BYTES = 4 << 20
 UNTOLD_CONTEXT = 1 << 20  # of a server that does not tell: it refuses by itself
 _MOST = 1 << 30
+_NAME_BYTES = 48  # of a model, in a fingerprint
 
 
 class Names(NamedTuple):
@@ -39,6 +41,7 @@ class Probe:
 
     async def status(self, epoch: int) -> pb.StatusResponse:
         """Who it is. Without events it is keyed on text, where nothing better is known."""
+        self._has_metrics = self._has_health = True  # another one may answer there by now
         names = await self.names()
         figures = await self.figures()
         info = await self._info() if self._backend.kind == "sglang" else {}
@@ -51,7 +54,7 @@ class Probe:
             worker=self._backend.address.partition("//")[2],
             epoch=epoch,
             model=names.model,
-            model_fingerprint=b"served as " + names.model.encode()[:48],
+            model_fingerprint=b"served as " + _short(names.model.encode()),
             models=names.others,
             adapters=names.adapters,
             block_size=block_size,
@@ -137,6 +140,11 @@ def _object(answer: bytes | None) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _short(name: bytes) -> bytes:
+    """Itself where it fits: names that are paths begin alike."""
+    return name if len(name) <= _NAME_BYTES else hashlib.sha256(name).digest()
 
 
 def _whole(value: Any) -> int:

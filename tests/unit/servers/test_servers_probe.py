@@ -5,6 +5,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_proto.errors import WorkerLost
+from warmfleet_router.fleet.roster import MAX_FINGERPRINT_BYTES
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.discovery import Probe
 
@@ -42,3 +43,47 @@ async def test_pages_of_one_token_are_for_those_whose_events_name_them(events: s
         backend = Backend(url=str(server.make_url("")), kind="sglang", events=events)
         status = await Probe(backend, session).status(1)
     assert (status.block_size, status.total_blocks) == (block_size, 3200 // block_size)
+
+
+async def test_models_whose_long_names_begin_alike_are_told_apart() -> None:
+    """As names that are paths do. Their KV would count as one, and requests would go to the wrong one."""
+    name = ""
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    fingerprints = set()
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        for name in ("/srv/models/huggingface/meta-llama/Meta-Llama-3-8B", "short"):
+            for end in ("", "-Instruct", "-Instruct-with-a-name-that-goes-on"):
+                name += end
+                fingerprints.add((await _probe(server, session).status(1)).model_fingerprint)
+    assert len(fingerprints) == 6
+    assert max(map(len, fingerprints)) <= MAX_FINGERPRINT_BYTES
+
+
+async def test_a_server_that_is_back_is_asked_for_its_load_again() -> None:
+    """What stood there before had no metrics: a proxy without its server, or another server."""
+    ready = False
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(text="vllm:num_requests_running 3.0\n", status=200 if ready else 404)
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.get("/metrics", metrics)])
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        probe = _probe(server, session)
+        await probe.status(1)
+        assert (await probe.figures()).running == 0
+        ready = True
+        await probe.status(2)
+        assert (await probe.figures()).running == 3
+
+
+def _probe(server: TestServer, session: aiohttp.ClientSession) -> Probe:
+    return Probe(Backend(url=str(server.make_url("")), kind="vllm"), session)
