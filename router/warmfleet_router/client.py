@@ -169,7 +169,8 @@ def _kinds(answer: pb.ListWorkersResponse) -> dict[str, set[tuple[bytes, int]]]:
     kinds: dict[str, set[tuple[bytes, int]]] = {}
     for worker in answer.workers:
         if worker.block_size:  # it has told who it is
-            kinds.setdefault(worker.model, set()).add((worker.model_fingerprint, worker.block_size))
+            for model in (worker.model, *worker.models):
+                kinds.setdefault(model, set()).add((worker.model_fingerprint, worker.block_size))
     return kinds
 
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import pytest
+from warmfleet_router.core import RouterCore
 
 from tests.process.fleet import sim_worker
 from tests.process.gateways import SIM, healthy, one_tokenizer, router
@@ -141,12 +143,19 @@ async def test_what_only_a_server_can_do_is_never_placed_on_our_own_worker() -> 
             assert not is_own(worker)
 
 
-async def test_tenants_share_nothing_on_either_kind() -> None:
-    tenants = [
+def tenants_of(*names: str) -> list[dict[str, Any]]:
+    """Whose keys are their names."""
+    return [
         {"name": name, "salt": name, "key_sha256": [hashlib.sha256(name.encode()).hexdigest()]}
-        for name in "ab"
+        for name in names
     ]
-    async with side_by_side("sglang", tenants=tenants) as base, aiohttp.ClientSession() as session:
+
+
+async def test_tenants_share_nothing_on_either_kind() -> None:
+    async with (
+        side_by_side("sglang", tenants=tenants_of("a", "b")) as base,
+        aiohttp.ClientSession() as session,
+    ):
 
         async def cached(text: str, key: str) -> int:
             body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
@@ -159,3 +168,53 @@ async def test_tenants_share_nothing_on_either_kind() -> None:
         assert max([await cached(text, "a") for text in texts]) < 20
         assert min([await cached(text, "a") for text in texts]) > 100
         assert max([await cached(text, "b") for text in texts]) < 20
+
+
+async def test_a_server_answers_where_our_own_workers_tokens_are_not_known() -> None:
+    """Their vocabulary is another than that of the gateway's tokenizer."""
+    small = {"instant": True, "model": "tiny", "vocab_size": 256}
+    async with (
+        sim_worker(name="own", sim=small) as own,
+        sim_worker(name="server", served_name="tiny", sim=SIM) as server,
+        router(
+            [own.grpc_address], backends=[{"url": f"http://{server.http_address}", "kind": "openai"}]
+        ) as addresses,
+    ):
+        base = f"http://{addresses['http']}"
+        await joined(base, 2)
+        status, worker, _ = await chat(base, "tiny", "hello", max_tokens=2)
+        assert (status, is_own(worker)) == (200, False)
+
+
+async def test_what_is_supposed_goes_where_what_was_made_went() -> None:
+    """Of a model that servers have alone or beside our own workers; under the salt of a tenant."""
+    async with (
+        side_by_side("sglang", tenants=tenants_of("a")) as base,
+        aiohttp.ClientSession(headers={"Authorization": "Bearer a"}) as session,
+    ):
+        for n in range(4):
+            messages = [{"role": "user", "content": f"{n} " + "many words of a talk " * 40}]
+            body = {"model": "tiny", "messages": messages, "max_tokens": 4}
+            only_servers = {"guided_choice": ["a"]} if n % 2 else {}
+            async with session.post(f"{base}/v1/chat/completions", json=body | only_servers) as response:
+                made = response.headers["X-Warmfleet-Worker"]
+                assert response.status == 200
+            async with session.post(f"{base}/admin/explain?tenant=a", json=body | only_servers) as response:
+                (supposed,) = (await response.json())["explanations"]
+            assert supposed["worker"] == made
+            assert supposed["expected_tokens"] > 100
+            assert len(supposed["candidates"]) == (1 if only_servers else 2)
+
+
+async def test_an_unforeseen_failure_does_not_end_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it all bookings would expire, and no worker that comes would be known."""
+    listed, failures = RouterCore.list_workers, iter([ValueError("unforeseen")])
+
+    def failing(core: RouterCore, *asked: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return listed(core, *asked)
+
+    monkeypatch.setattr(RouterCore, "list_workers", failing)
+    async with sim_worker(sim=SIM) as worker, router([worker.grpc_address]) as addresses:
+        await healthy(f"http://{addresses['http']}")

@@ -149,7 +149,9 @@ class Api:
             failure = None
 
     async def _single(self, body: bytes, parse: Parse, tenant: intake.Tenant) -> Job | None:
-        """For our own workers; nothing for what only other servers can do."""
+        """For our own workers; nothing for what only other servers can do, or whose tokens we do not know."""
+        if not self._catalogue.ready:
+            return None
         try:
             job = await parse(body, tenant)
         except BadRequest:

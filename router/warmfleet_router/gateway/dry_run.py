@@ -1,5 +1,6 @@
 """What a request would ask of the router, without asking: for explanations of what has not happened."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -12,9 +13,11 @@ from warmfleet_proto.router_pb2 import RouteRequest
 from warmfleet_router.gateway import body as _body
 from warmfleet_router.gateway import intake, schema
 from warmfleet_router.gateway.aliases import Aliases
+from warmfleet_router.gateway.catalogue import Catalogue
 from warmfleet_router.gateway.generation import Wanted
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.relaying import Relays
 
 GATEWAY = "dry run"
 _Tokens = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -40,8 +43,18 @@ _KIND = msgspec.json.Decoder(_Kind)
 
 
 class DryRun:
-    def __init__(self, preparer: Preparer, tenants: intake.Tenants, limits: Limits, aliases: Aliases) -> None:
+    def __init__(
+        self,
+        preparer: Preparer,
+        tenants: intake.Tenants,
+        limits: Limits,
+        aliases: Aliases,
+        catalogue: Catalogue,
+        relays: Relays,
+    ) -> None:
         self._aliases = aliases
+        self._catalogue = catalogue
+        self._relays = relays
         self._preparer = preparer
         self._tenants = tenants
         self._limits = limits
@@ -56,13 +69,28 @@ class DryRun:
         kind = _body.decode(text, _KIND)
         if kind.keys is not UNSET:
             return [_of_keys(_body.decode(text, _KEYS), tenant)]
-        if kind.messages is not UNSET:
-            job = await self._preparer.chat(await self._preparer.parsed(schema.parse_chat, text), tenant.salt)
-        else:
-            job = await self._preparer.completion(
-                await self._preparer.parsed(schema.parse_completion, text), tenant.salt
-            )
-        return _of_job(job, tenant)
+        chat = kind.messages is not UNSET
+        if self._relays.serves(text):
+            return [await self._relayed(text, chat, tenant)]
+        return _of_job(await self._job(text, chat, tenant), tenant)
+
+    async def _job(self, body: bytes, chat: bool, tenant: intake.Tenant) -> Job:
+        prepare = self._preparer
+        if chat:
+            return await prepare.chat(await prepare.parsed(schema.parse_chat, body), tenant.salt)
+        return await prepare.completion(await prepare.parsed(schema.parse_completion, body), tenant.salt)
+
+    async def _relayed(self, body: bytes, chat: bool, tenant: intake.Tenant) -> RouteRequest:
+        """Of a model that servers have, as ``Api`` has it placed: among our own workers too, where these can
+        do what is asked."""
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        if self._catalogue.ready and self._relays.mixes(body):
+            with suppress(BadRequest):
+                job = await self._job(body, chat, tenant)
+                if len(job.prompts) == 1:
+                    theirs = await self._relays.supposed(body, tenant, path, job.prompts[0].token_ids)
+                    return _of_job(job, tenant._replace(salt=theirs.salt))[0]
+        return await self._relays.supposed(body, tenant, path)
 
 
 def _of_keys(keys: Keys, tenant: intake.Tenant) -> RouteRequest:

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 
 from aiohttp import web
 from warmfleet_proto.errors import Rejected, WarmfleetError
-from warmfleet_proto.router_pb2 import ListWorkersResponse
+from warmfleet_proto.router_pb2 import ListWorkersResponse, RouteRequest
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.aliases import Aliases
@@ -121,6 +121,13 @@ class Relays:
         outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
         endpoints = [chosen.endpoint, *others[:fallbacks]]
         return Pick(self._fleet, placement.booking, endpoints, chosen.rank, outgoing)
+
+    async def supposed(
+        self, body: bytes, tenant: intake.Tenant, path: str, token_ids: bytes | None = None
+    ) -> RouteRequest:
+        """What a request that is not made would ask of the router. Raises BadRequest and Rejected."""
+        wanted = await self._wanted("", body, tenant, 0.0, path, token_ids)
+        return routed(wanted, self._servers, self._fleet.gateway_id)
 
     async def _wanted(
         self,

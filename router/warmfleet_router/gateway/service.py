@@ -73,7 +73,7 @@ class Gateway:
             self.relays,
             self._aliases,
         )
-        self.dry_run = DryRun(preparer, tenants, limits, self._aliases)
+        self.dry_run = DryRun(preparer, tenants, limits, self._aliases, self._catalogue, self.relays)
         self._heart: asyncio.Task[None] | None = None
         self._beaten = asyncio.Event()
 
@@ -116,6 +116,8 @@ class Gateway:
                 if reachable:
                     log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
                 reachable = False
+            except Exception:
+                _log.exception("a heartbeat failed")  # ours to mend; without the next one all bookings end
             finally:
                 self._beaten.set()
             ready = self._catalogue.ready or self.relays.models()

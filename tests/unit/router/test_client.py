@@ -83,6 +83,19 @@ async def test_a_model_whose_workers_hash_differently_is_hashed_by_the_router() 
     assert wire.sent.pop().token_ids == PROMPT
 
 
+async def test_a_further_name_of_workers_that_hash_differently_counts_too() -> None:
+    """A server's adapter or second name, which is the name of our own workers' model."""
+    core, (_, server) = fleet_of(2)
+    server.status = {"model": "base", "models": ["m", "also"], "block_size": 2 * BLOCK}
+    server.restart(1.0)
+    router, wire = remote(core)
+    await router.list_workers(rpb.ListWorkersRequest())
+    await router.route(ask(PROMPT))
+    assert wire.sent.pop().token_ids == PROMPT
+    await router.route(ask(PROMPT, model="also"))
+    assert wire.sent.pop().keys, "there is one way only"
+
+
 async def test_what_the_router_must_refuse_reaches_it_as_it_is() -> None:
     core, _ = fleet_of(1)
     router, _ = remote(core)
