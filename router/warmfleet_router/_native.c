@@ -89,27 +89,22 @@ static PyObject *index_remove(Object *self, PyObject *args) {
     return result;
 }
 
-// Sets a field that is not shared yet, or the argument of a call that has ended.
-static bool set_figure(PyObject *fields, Py_ssize_t i, uint32_t figure) {
-    PyObject *number = PyLong_FromUnsignedLong(figure);
-    return number && !PyTuple_SetItem(fields, i, number);
+static PyObject *overlap_of(const Pick *p) {
+    PyObject *made = new_of(overlap, 2 + TIERS);
+    bool done = made && set_item(made, 0, PyLong_FromUnsignedLong(p->worker)) &&
+                set_item(made, 1, PyLong_FromUnsignedLong(p->blocks));
+    for (Py_ssize_t t = 0; done && t < TIERS; t++)
+        done = set_item(made, 2 + t, PyLong_FromUnsignedLong(p->tier[t]));
+    if (!done) Py_CLEAR(made);
+    return made;
 }
 
-// An Overlap is made from a tuple; one serves for all of them.
 static PyObject *listed(const Pick *picks, uint32_t found) {
-    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    PyObject *list = PyList_New(found), *args = PyTuple_New(1), *fields = PyTuple_New(5);
-    bool done = args && fields && !PyTuple_SetItem(args, 0, fields) && list;  // fields: borrowed from args
-    for (uint32_t i = 0; done && i < found; i++) {
-        const Pick *p = &picks[i];
-        done = set_figure(fields, 0, p->worker) && set_figure(fields, 1, p->blocks);
-        for (Py_ssize_t t = 0; done && t < TIERS; t++) done = set_figure(fields, 2 + t, p->tier[t]);
-        PyObject *item = done ? new_tuple(overlap, args, NULL) : NULL;
-        done = item && !PyList_SetItem(list, i, item);
+    PyObject *list = PyList_New(found);
+    for (uint32_t i = 0; list && i < found; i++) {
+        PyObject *made = overlap_of(&picks[i]);
+        if (!made || PyList_SetItem(list, i, made)) Py_CLEAR(list);
     }
-    if (!args) Py_XDECREF(fields);
-    Py_XDECREF(args);
-    if (!done) Py_CLEAR(list);
     return list;
 }
 
