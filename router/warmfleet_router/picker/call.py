@@ -99,6 +99,7 @@ class Process(Call):
         super().__init__(stream, most)
         self._exchange = exchange
         self._picking: asyncio.Task[None] | None = None
+        self._unread: bytes | None = None  # a message that has its answer
         self._waiting: deque[bytes] = deque()
         self._heard_all = False
 
@@ -116,6 +117,7 @@ class Process(Call):
         super()._end(status)
 
     def _let_go(self, error: Exception | None = None) -> None:
+        self._read()
         self._exchange.ended(error)
         self._waiting.clear()
         if self._picking is not None:
@@ -130,17 +132,32 @@ class Process(Call):
             self._end(RESOURCE_EXHAUSTED)
 
     def _take(self, data: bytes) -> None:
+        self._read()
+        answer = replies.foreseen(data)
+        if answer is not None:  # Envoy goes on while the message is read
+            self._answer((answer,))
+            self._unread = data
+            self._stream.later(self._read)
+            return
+        taken = self._taken(data)
+        if isinstance(taken, Sequence):
+            self._answer(taken)
+        else:
+            self._picking = asyncio.create_task(self._picked(taken))
+
+    def _read(self) -> None:
+        data, self._unread = self._unread, None
+        if data is not None:
+            self._taken(data)
+
+    def _taken(self, data: bytes) -> Sequence[replies.Reply] | Picking:
         try:
-            taken = self._exchange.take(ext.ProcessingRequest.FromString(data))
+            return self._exchange.take(ext.ProcessingRequest.FromString(data))
         except DecodeError:
             self._end(INTERNAL)
         except Exception as error:
             self._failed(error)
-        else:
-            if isinstance(taken, Sequence):
-                self._answer(taken)
-            else:
-                self._picking = asyncio.create_task(self._picked(taken))
+        return ()
 
     async def _picked(self, picking: Picking) -> None:
         try:
@@ -150,11 +167,12 @@ class Process(Call):
             return
         finally:
             self._picking = None
-        self._answer(answers)
-        while self._waiting and self._picking is None and not self._over:
-            self._take(self._waiting.popleft())
-        if self._heard_all and self._picking is None:
-            self._end(OK)
+        with self._stream.together():
+            self._answer(answers)
+            while self._waiting and self._picking is None and not self._over:
+                self._take(self._waiting.popleft())
+            if self._heard_all and self._picking is None:
+                self._end(OK)
 
     def _answer(self, answers: Sequence[replies.Reply]) -> None:
         for answer in answers:

@@ -5,7 +5,7 @@ message; here a message is answered within the callback that read it.
 """
 
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -71,6 +71,14 @@ class Stream:
         self._last_words: bytes | None = None
         self._connection = connection
 
+    def together(self) -> "Connection":
+        """What is said within a ``with`` of it goes out in one write: each wakes the peer."""
+        return self._connection
+
+    def later(self, rest: Callable[[], None]) -> None:
+        """Of what is done ``together``: it holds up no answer."""
+        self._connection.later(rest)
+
     def head(self, block: bytes) -> None:
         if not self.over:
             self._connection.send(frame(HEADERS, END_HEADERS, self.number, block))
@@ -119,11 +127,14 @@ class Connection:
     """``send`` takes bytes for the peer; ``accept`` makes the call of a new stream from its headers."""
 
     def __init__(self, send: Callable[[bytes], None], accept: Callable[[Stream, list[Header]], Call]) -> None:
-        self.send = send
         self.window = 65_535
         self.streams: dict[int, Stream] = {}
         self.stuck: OrderedDict[int, Stream] = OrderedDict()  # those of them that wait for ``window``
         self.first_window = 65_535  # of each stream
+        self._send = send
+        self._gathered: list[bytes] = []  # what was said within ``with``, however deep
+        self._later: deque[Callable[[], None]] = deque()
+        self._depth = 0
         self._accept = accept
         self._hpack = Decoder()
         self._rest = b""
@@ -150,11 +161,44 @@ class Connection:
             (_INITIAL_WINDOW_SIZE, WINDOW_BYTES),
             (_MAX_HEADER_LIST_SIZE, MAX_BLOCK_BYTES),
         )
-        send(frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings)))
-        self.read(0, ALL_BYTES - self.window)
+        with self:
+            self.send(frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings)))
+            self.read(0, ALL_BYTES - self.window)
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._depth == 1:
+                self._flush()
+                while self._later:
+                    self._later.popleft()()
+                self._flush()
+        finally:
+            self._depth -= 1
+
+    def later(self, rest: Callable[[], None]) -> None:
+        """Within ``with``: done once all that was said has been sent."""
+        self._later.append(rest)
+
+    def _flush(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._send(b"".join(gathered))
+
+    def send(self, frames: bytes) -> None:
+        if self._depth:
+            self._gathered.append(frames)
+        else:
+            self._send(frames)
 
     def receive(self, data: bytes) -> None:
-        """Raises Broken."""
+        """What came together is answered together. Raises Broken."""
+        with self:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         if self._rest:
             data = self._rest + data
         at = 0

@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
@@ -25,6 +26,13 @@ SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 CHUNK_BYTES = 60_000  # of a body on its way through: Envoy's own buffers take 64 KiB
 
 Reply = Any  # ext.ProcessingResponse: the stubs have no types
+# Envoy writes fields in their order: a message begins with what it is, and the first one of a request ends
+# with how bodies are sent.
+_REQUEST_HEADERS = ext.ProcessingRequest(request_headers=ext.HttpHeaders()).SerializeToString()[:1]
+_RESPONSE_HEADERS = ext.ProcessingRequest(response_headers=ext.HttpHeaders()).SerializeToString()[:1]
+_BUFFERED = ext.ProcessingRequest(
+    protocol_config=ext.ProtocolConfiguration(request_body_mode=ProcessingMode.BodySendMode.BUFFERED)
+).SerializeToString()
 _REPLACE = HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -35,6 +43,15 @@ def goes_on(kind: str) -> Reply:
         return ext.ProcessingResponse(**{kind: ext.TrailersResponse()})
     make = ext.HeadersResponse if kind.endswith("headers") else ext.BodyResponse
     return ext.ProcessingResponse(**{kind: make()})
+
+
+def foreseen(message: bytes) -> Reply | None:
+    """What a message of Envoy's is answered whatever else is in it; None where that has to be read first."""
+    if message.startswith(_RESPONSE_HEADERS):
+        return goes_on("response_headers")
+    if message.startswith(_REQUEST_HEADERS) and message.endswith(_BUFFERED):
+        return goes_on("request_headers")
+    return None
 
 
 def picked(endpoints: Sequence[str], rank: str, body: bytes | None) -> Reply:

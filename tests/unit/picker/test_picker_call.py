@@ -3,12 +3,12 @@
 import asyncio
 import gc
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
-from warmfleet_router.picker import call, http2
+from warmfleet_router.picker import call, http2, replies
 from warmfleet_router.picker.call import Process
 from warmfleet_router.picker.exchange import Exchange, Picking
 from warmfleet_router.picker.hpack import Header
@@ -24,16 +24,20 @@ SENT: list[Any] = [ext.ProcessingResponse(request_body=ext.BodyResponse())]
 class Pick:
     """An exchange whose pick takes until ``free`` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[], int]) -> None:
         self.free = asyncio.Event()
-        self.taken = self.given_up = self.ends = 0
+        self.written = written
+        self.heard: list[tuple[str | None, int]] = []  # and how many bytes had gone to Envoy by then
+        self.taken = self.given_up = self.ends = self.taken_at_end = 0
 
     def take(self, message: Any) -> Sequence[Any] | Picking:
         self.taken += 1
+        self.heard.append((message.WhichOneof("request"), self.written()))
         return self._picked if message.HasField("request_body") else []
 
     def ended(self, error: BaseException | None = None) -> None:
         self.ends += 1
+        self.taken_at_end = self.taken
 
     async def _picked(self) -> Sequence[Any]:
         try:
@@ -46,7 +50,8 @@ class Pick:
 
 class Envoy:
     def __init__(self, *messages: Any) -> None:
-        self.pick, self.sent = Pick(), bytearray()
+        self.sent = bytearray()
+        self.pick = Pick(lambda: len(self.sent))
         self.connection = Connection(self._sent, self._accept)
         self.connection.receive(OPENED + b"".join(map(said, messages)))
 
@@ -74,6 +79,31 @@ def said(message: Any) -> bytes:
 
 def data_of(part: bytes) -> bytes:
     return http2.frame(http2.DATA, 0, 1, part)
+
+
+async def test_envoy_goes_on_while_headers_are_read() -> None:
+    begun = ext.ProcessingRequest(request_headers=ext.HttpHeaders())
+    begun.protocol_config.request_body_mode = 2  # buffered
+    answered = ext.ProcessingRequest(response_headers=ext.HttpHeaders())
+    for message, kind in ((begun, "request_headers"), (answered, "response_headers")):
+        envoy = Envoy()
+        before = len(envoy.sent)
+        envoy.connection.receive(said(message))
+        ((heard, written),) = envoy.pick.heard
+        assert heard == kind
+        assert envoy.sent[before:written].endswith(replies.goes_on(kind).SerializeToString())
+
+
+async def test_headers_are_read_before_what_comes_with_them() -> None:
+    begun = ext.ProcessingRequest(request_headers=ext.HttpHeaders())
+    begun.protocol_config.request_body_mode = 2
+    answered = ext.ProcessingRequest(response_headers=ext.HttpHeaders())
+    envoy = Envoy(begun, answered, begun)
+    assert [kind for kind, _ in envoy.pick.heard] == ["request_headers", "response_headers", "request_headers"]
+    envoy = Envoy()
+    envoy.connection.receive(said(answered) + http2.frame(http2.RST_STREAM, 0, 1, bytes(4)))
+    assert (envoy.pick.taken, envoy.pick.ends) == (1, 1)
+    assert envoy.pick.taken_at_end == 1
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,22 @@ class Peer:
 
     def __init__(self, *parts: bytes) -> None:
         self.sent: list[bytes] = []
+        self.writes = 0
         self.said: list[object] = []
         self.calls: list[Heard] = []
-        self.connection = Connection(self.sent.append, self.accept)
+        self.connection = Connection(self.send, self.accept)
         for part in (GREETING, *parts):
             self.connection.receive(part)
         self.sent.clear()
+
+    def send(self, written: bytes) -> None:
+        """Kept a frame at a time."""
+        self.writes += 1
+        at = 0
+        while at < len(written):
+            end = at + 9 + int.from_bytes(written[at : at + 3])
+            self.sent.append(written[at:end])
+            at = end
 
     def accept(self, stream: Stream, headers: list[Header]) -> Heard:
         self.calls.append(Heard(stream, headers, self.said))
@@ -83,7 +93,7 @@ def test_frames_are_the_same_however_they_are_cut(seed: int) -> None:
     frames = [OPENED, frame(http2.DATA, 0, 1, b"one"), padded, headers, rest]
     frames += [frame(0xFA, 0, 1, b"unknown"), frame(http2.DATA, END_STREAM, 1), frame(http2.PRIORITY, 0, 1)]
     data, peer, at = GREETING + b"".join(frames), Peer(), 0
-    peer.connection = Connection(peer.sent.append, peer.accept)
+    peer.connection = Connection(peer.send, peer.accept)
     while at < len(data):
         size = chance.randrange(1, 40)
         peer.connection.receive(data[at : at + size])
@@ -97,6 +107,32 @@ def test_pings_and_settings_are_answered() -> None:
     assert peer.answers(frame(http2.PING, ACK, 0, b"12345678")) == []
     assert peer.answers(setting(2, 0)) == [frame(http2.SETTINGS, ACK, 0)]
     assert peer.answers(frame(http2.SETTINGS, ACK, 0)) == []
+
+
+def test_what_comes_together_is_answered_in_one_write() -> None:
+    peer, ping = Peer(), frame(http2.PING, 0, 0, b"12345678")
+    before = peer.writes
+    assert len(peer.answers(setting(2, 0) + ping * 3)) == 4
+    assert peer.writes == before + 1
+
+
+def test_what_a_call_does_later_comes_after_its_answer() -> None:
+    peer, seen = Peer(OPENED), list[int]()
+    (call,) = peer.calls
+    before = peer.writes
+
+    def later() -> None:
+        seen.append(peer.writes)
+        call.stream.say(b"more")
+
+    with call.stream.together():
+        call.stream.later(later)
+        call.stream.say(b"said")
+        with call.stream.together():
+            call.stream.say(b"within")
+    assert seen == [before + 1]
+    assert peer.writes == before + 2
+    assert [piece[9:] for piece in peer.sent] == [b"said", b"within", b"more"]
 
 
 def test_what_is_said_waits_for_the_peers_windows() -> None:
