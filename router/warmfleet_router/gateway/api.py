@@ -11,7 +11,7 @@ from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.either import Either
 from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
-from warmfleet_router.gateway.http import REQUEST_ID, error_response
+from warmfleet_router.gateway.http import REQUEST_ID, Events, error_response
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.record import Record
@@ -217,7 +217,7 @@ class Api:
         if not job.stream:
             body = await answer.whole()
             return web.Response(body=body, content_type="application/json", headers=headers), None
-        response = web.StreamResponse(headers=_EVENTS | headers)
+        response = Events(headers=_EVENTS | headers)
         await response.prepare(request)
         failure = await answer.stream(response)
         await response.write_eof()

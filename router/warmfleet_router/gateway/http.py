@@ -24,6 +24,12 @@ _LINGER_S = 1.0  # for the rest of a body that was refused
 _SEND_BUFFER_BYTES = 256 << 10  # the kernel's share of what a client may be behind
 
 
+class Events(web.StreamResponse):
+    """A stream of events. Its headers go out with the first of them: each write wakes the client."""
+
+    _send_headers_immediately = False  # aiohttp's; it offers no setting
+
+
 def application() -> web.Application:
     """Without routes; errors of every handler become OpenAI bodies, every response names its request."""
     made = web.Application(middlewares=[_errors])

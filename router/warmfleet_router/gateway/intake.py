@@ -97,6 +97,8 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     try:
+        if request.content.is_eof():  # all of it came with the headers: no timer is needed
+            return await _read(request, limit)
         async with asyncio.timeout(BODY_READ_S):
             return await _read(request, limit)
     except TimeoutError:

@@ -30,8 +30,14 @@ class Outlet:
         self._record = record
         self._clock = clock
 
+    async def begin(self, piece: bytes) -> None:
+        """The first events, with the headers. Raises ConnectionError when the client has left."""
+        await self._writer.write(piece)
+        if piece:
+            self._record.tokens(piece.count(b"data:"), self._clock())
+
     def take(self, piece: bytes) -> None:
-        """Whole events. Raises ConnectionError when the client has left."""
+        """More of whole events. Raises ConnectionError when the client has left."""
         if self._transport.is_closing():
             raise ConnectionError("the client has left")
         if piece:

@@ -203,7 +203,7 @@ class Relay(Placed):
                 outlet.take(piece)
             return not (stream.done or stream.failed or outlet.behind)
 
-        outlet.take(self._first)
+        await outlet.begin(self._first)
         self._progressed()  # what is learned of a first token does not hold it up
         async with self._in_time():
             while not stream.done and not stream.failed:

@@ -11,7 +11,7 @@ from warmfleet_proto.router_pb2 import ListWorkersResponse, RouteRequest
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import error_event
-from warmfleet_router.gateway.http import REQUEST_ID
+from warmfleet_router.gateway.http import REQUEST_ID, Events
 from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.pick import Pick
 from warmfleet_router.gateway.placing import Fleet
@@ -155,7 +155,7 @@ class Relays:
         answer = relay.answer
         headers = {"X-Warmfleet-Worker": relay.placement.worker}
         if relay.streaming:
-            response = web.StreamResponse(headers=_EVENTS | headers)
+            response = Events(headers=_EVENTS | headers)
             writer = await response.prepare(request)
             assert writer is not None
             outlet = Outlet(request, writer, record, self._fleet.clock)

@@ -3,11 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from aiohttp import web
 from warmfleet_proto.errors import WorkerLost
-from warmfleet_router.gateway.http import Site, application
+from warmfleet_router.gateway.http import Events, Site, application
+from warmfleet_router.gateway.outlet import Outlet
+from warmfleet_router.gateway.record import Record
+from warmfleet_router.metrics import Metrics
 
 FAILURES = [RuntimeError("broken"), WorkerLost("gone"), web.HTTPNotFound()]
 
@@ -59,3 +63,43 @@ async def test_one_that_has_not_is_answered(failure: Exception, status: int) -> 
     received = await said(handler)
     assert received.startswith(b"HTTP/1.1 %d " % status)
     assert b'{"error":' in received
+
+
+class Counted:
+    """A transport that keeps what is written to it, write by write."""
+
+    def __init__(self, transport: Any) -> None:
+        self.written: list[bytes] = []
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        self.written.append(bytes(data))
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.mark.parametrize("first", [b"data: 1\n\n", b""])
+async def test_a_streams_headers_go_out_with_its_first_event(first: bytes) -> None:
+    kept: list[bytes] = []
+    record = Record(Metrics(), "r", 0.0)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        counted = Counted(request.transport)
+        request.protocol.transport = counted  # type: ignore[assignment]
+        response = Events()
+        writer = await response.prepare(request)
+        assert writer is not None
+        outlet = Outlet(request, writer, record, lambda: 1.0)
+        await outlet.begin(first)
+        kept.extend(counted.written)
+        outlet.take(b"data: 2\n\n")
+        return response
+
+    received = await said(handler)
+    (written,) = kept
+    assert written.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert written.endswith(b"\r\n9\r\n" + first + b"\r\n" if first else b"\r\n\r\n")
+    assert received.endswith(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+    assert record.completion_tokens == 1 + bool(first)

@@ -37,6 +37,9 @@ class Slow:
         self.behind = False
         self.waited = asyncio.Event()
 
+    async def begin(self, piece: bytes) -> None:
+        self.take(piece)
+
     def take(self, piece: bytes) -> None:
         self.took.append(piece)
         self.behind = True
