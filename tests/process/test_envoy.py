@@ -242,3 +242,21 @@ async def named(channel: grpc.aio.Channel, subset: list[str]) -> list[str]:
     assert metadata == header.header.raw_value.decode()
     endpoints: list[str] = metadata.split(",")
     return endpoints
+
+
+async def test_a_client_that_stops_within_its_body_is_not_waited_for(tmp_path: Path) -> None:
+    async def hears(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hears, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    listen, picker = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    backends = [Backend(url=f"http://{host}:{port}")]
+    config = bootstrap(listen, picker, backends, Limits(request_s=1), False)
+    async with server, envoy(config, listen, tmp_path):
+        reader, writer = await asyncio.open_connection(*listen.split(":"))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        async with asyncio.timeout(60):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()

@@ -3,6 +3,10 @@
 Where the picker is gone or slow, Envoy takes the next endpoint in turn (``failure_mode_allow``): slower, but
 no request is refused. In full duplex Envoy answers 500 instead, whatever is configured. Either way answers
 under way go on, and requests are placed again once the picker is back.
+
+In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins, and so does the load that
+is counted for it. Response trailers, if they were asked for, would keep it until the end; but then answers
+under way would break off with their picker.
 """
 
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ _PICKER, _FLEET = "picker", "fleet"
 # Of requests under way, each with a stream to the picker. Envoy's own bound of 1,024 would let those beyond
 # wait for a connection, or go in turn without a pick; how much a server takes is the router's business.
 _MOST = MAX_STREAMS
+_HEADERS = (":path", ":status", "authorization", "x-request-id")  # that the picker reads
 _BREAKERS = {
     "thresholds": [{"max_connections": _MOST, "max_pending_requests": _MOST, "max_requests": _MOST}],
 }
@@ -39,11 +44,12 @@ def bootstrap(
 
 
 def _listener(listen: str, limits: Limits, duplex: bool) -> dict[str, Any]:
+    longest = f"{limits.request_s:g}s"
     route = {
         "match": {"prefix": "/"},
         "route": {
             "cluster": _FLEET,
-            "timeout": f"{limits.request_s:g}s",
+            "timeout": longest,
             "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
         },
     }
@@ -52,7 +58,9 @@ def _listener(listen: str, limits: Limits, duplex: bool) -> dict[str, Any]:
         "stat_prefix": "ingress",
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
         "http_filters": [_external(duplex), _router()],
-        "stream_idle_timeout": f"{limits.request_s:g}s",
+        "request_timeout": longest,
+        "stream_idle_timeout": "0s",  # it would be set anew for each token; the others hold as long
+        "stream_flush_timeout": longest,
     }
     filters = [{"name": "http", "typed_config": manager}]
     return {
@@ -72,7 +80,6 @@ def _external(duplex: bool) -> dict[str, Any]:
         "response_body_mode": "NONE",  # Python never touches a byte of an answer
         "response_trailer_mode": "SKIP",
     }
-    namespaces = {"untyped": [NAMESPACE]}
     config = {
         "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": {"envoy_grpc": {"cluster_name": _PICKER}, "timeout": "0s"},
@@ -80,9 +87,10 @@ def _external(duplex: bool) -> dict[str, Any]:
         "failure_mode_allow": not duplex,  # there Envoy refuses all the same
         "message_timeout": "5s",
         "metadata_options": {
-            "receiving_namespaces": namespaces,
-            "forwarding_namespaces": {"untyped": [NAMESPACE, SUBSET_NAMESPACE]},
+            "receiving_namespaces": {"untyped": [NAMESPACE]},
+            "forwarding_namespaces": {"untyped": [SUBSET_NAMESPACE]},
         },
+        "forward_rules": {"allowed_headers": {"patterns": [{"exact": name} for name in _HEADERS]}},
     }
     return {"name": "picker", "typed_config": config}
 

@@ -11,7 +11,8 @@ from warmfleet_router.config import RouterConfig, check
 _EPILOG = """\
 The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes
 to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn. With --duplex
-Envoy cannot go on without its picker: it answers 500 until the picker is back.
+Envoy cannot go on without its picker: it answers 500 until the picker is back. And it does not say when an
+answer ends: a request counts as load only until its answer begins.
 
 examples:
   warmfleet envoy-config --config router.toml > envoy.json && envoy -c envoy.json
