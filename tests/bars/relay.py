@@ -1,7 +1,7 @@
 """Bar 6.4: streams of a token every 20 ms relayed from servers that are not ours, beside sglang-router.
 
-The same servers stand behind the embedded gateway, behind Envoy with the router as its picker, and
-behind sglang-router; each way in turn relays the same streams, round after round. Chunks a second of
+The same servers stand behind the embedded gateway, behind Envoy with the router as its picker, behind
+Envoy alone, and behind sglang-router; each way in turn relays the same streams, round after round. Chunks a second of
 one core are chunks over the CPU seconds of all processes of the way. Added time to the first token is
 against the servers asked directly, all ways taking turns.
 """
@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -33,6 +34,7 @@ from tests.process.data_plane import binary
 SERVERS, STREAMS, TOKENS, ROUNDS = 2, 128, 250, 3
 TIMES_ONE, AT_ONCE, TIMES, TURNS = 200, 16, 20, 5  # first tokens one at a time; AT_ONCE at a time
 GATEWAY, ENVOY, ADDED_MS = 0.6, 1.0, 1.0
+ALONE = "Envoy, no picker"  # what it leaves for a pick
 PROMPT_WORDS = 400
 
 
@@ -73,9 +75,30 @@ def embedded(starter: Starter, urls: list[str]) -> list[Way]:
     made = starter.start("relay-envoy-config", write)
     made.process.wait(60)
     envoy_config.write_bytes(made.log.read_bytes())
-    command = [str(binary()), "-c", str(envoy_config), "--use-dynamic-base-id", "--concurrency", "1"]
-    envoy = starter.start("relay-envoy", [*command, "--log-level", "error"])
-    return [Way("gateway", url, [router]), Way("Envoy", f"http://{listen}", [envoy, router])]
+    envoy = data_plane(starter, "relay-envoy", envoy_config)
+    alone_config, alone_listen = LOGS / "relay-envoy-alone.json", f"127.0.0.1:{free_port()}"
+    alone_config.write_text(json.dumps(without_picker(json.loads(envoy_config.read_bytes()), alone_listen)))
+    alone = data_plane(starter, "relay-envoy-alone", alone_config)
+    return [
+        Way("gateway", url, [router]),
+        Way("Envoy", f"http://{listen}", [envoy, router]),
+        Way(ALONE, f"http://{alone_listen}", [alone]),
+    ]
+
+
+def data_plane(starter: Starter, name: str, config: Path) -> Program:
+    command = [str(binary()), "-c", str(config), "--use-dynamic-base-id", "--concurrency", "1"]
+    return starter.start(name, [*command, "--log-level", "error"])
+
+
+def without_picker(config: dict[str, Any], listen: str) -> dict[str, Any]:
+    """The same Envoy as a plain proxy: servers in turn, no filter but its router."""
+    (listener,), (fleet, _) = (config["static_resources"][kind] for kind in ("listeners", "clusters"))
+    listener["address"]["socket_address"]["port_value"] = int(listen.rpartition(":")[2])
+    del listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"][0]
+    del fleet["load_balancing_policy"]  # in turn, then
+    config["static_resources"]["clusters"] = [fleet]
+    return config
 
 
 async def rows(ways: list[Way]) -> list[Row]:
@@ -159,6 +182,8 @@ async def first_token(http: aiohttp.ClientSession, tokens: int) -> float:
 def relayed(rates: dict[str, list[float]]) -> Iterator[Row]:
     peer = median(rates["sglang-router"])
     yield Row("6.4", "sglang-router: chunks/s of a core", f"{peer:.0f}")
+    plain = median(rates[ALONE])
+    yield Row("6.4", f"{ALONE}: chunks/s of a core", f"{plain:.0f}, {plain / peer:.2f}x")
     for name, least in (("gateway", GATEWAY), ("Envoy", ENVOY)):
         rate = median(rates[name])
         figure = f"{rate:.0f}, {rate / peer:.2f}x"
@@ -171,6 +196,8 @@ def added(alone: dict[str, list[float]], together: dict[str, list[float]]) -> It
 
     peer_alone, peer = over(alone, "sglang-router"), over(together, "sglang-router")
     yield Row("6.4", "sglang-router: added first token p50, c = 1 and 16", f"{peer_alone:.2f}, {peer:.2f} ms")
+    plain = f"{over(alone, ALONE):.2f}, {over(together, ALONE):.2f} ms"
+    yield Row("6.4", f"{ALONE}: added first token p50, c = 1 and 16", plain)
     for name in ("gateway", "Envoy"):
         one, many = over(alone, name), over(together, name)
         what = f"{name}: added first token p50"
