@@ -1,9 +1,9 @@
 """Bar 6.4: streams of a token every 20 ms relayed from servers that are not ours, beside sglang-router.
 
 The same servers stand behind the embedded gateway, behind Envoy with the router as its picker, behind
-Envoy alone, and behind sglang-router; each way in turn relays the same streams, round after round. Chunks a second of
-one core are chunks over the CPU seconds of all processes of the way. Added time to the first token is
-against the servers asked directly, all ways taking turns.
+Envoy alone, and behind sglang-router; each way in turn relays the same streams, round after round. Chunks
+a second of one core are chunks over the CPU seconds of all processes of the way. Added time to the first
+token is against the servers asked directly, all ways taking turns.
 """
 
 import asyncio

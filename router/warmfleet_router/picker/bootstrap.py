@@ -4,9 +4,9 @@ Where the picker is gone or slow, Envoy takes the next endpoint in turn (``failu
 no request is refused. In full duplex Envoy answers 500 instead, whatever is configured. Either way answers
 under way go on, and requests are placed again once the picker is back.
 
-In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins, and so does the load that
-is counted for it. Response trailers, if they were asked for, would keep it until the end; but then answers
-under way would break off with their picker.
+In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins, and so does the load
+that is counted for it. Response trailers, if they were asked for, would keep it until the end; but then
+answers under way would break off with their picker.
 """
 
 from collections.abc import Sequence

@@ -99,7 +99,8 @@ async def test_headers_are_read_before_what_comes_with_them() -> None:
     begun.protocol_config.request_body_mode = 2
     answered = ext.ProcessingRequest(response_headers=ext.HttpHeaders())
     envoy = Envoy(begun, answered, begun)
-    assert [kind for kind, _ in envoy.pick.heard] == ["request_headers", "response_headers", "request_headers"]
+    kinds = ["request_headers", "response_headers", "request_headers"]
+    assert [kind for kind, _ in envoy.pick.heard] == kinds
     envoy = Envoy()
     envoy.connection.receive(said(answered) + http2.frame(http2.RST_STREAM, 0, 1, bytes(4)))
     assert (envoy.pick.taken, envoy.pick.ends) == (1, 1)
