@@ -271,6 +271,27 @@ async def test_later_snapshot_names_all_bookings_again() -> None:
             assert list(message.load.bookings) == [101]  # 102 has come and gone
 
 
+async def test_bookings_that_nobody_reads_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that has stopped keeps its stream open. When it reads on it hears of those that live."""
+    monkeypatch.setattr(watch, "_MOST_UNNAMED", 3)
+    async with sim_worker(**SLOW) as worker, stub_of(worker) as stub, stream(stub) as gateway:
+        follower = watch.Watch(worker.runner)
+        async with contextlib.aclosing(follower.messages(pb.WatchKvRequest())) as messages:
+            assert (await anext(messages)).snapshot.last
+            for handle in range(1, 9):
+                await gateway.submit(handle, [handle], 1, booking=100 + handle)
+                await gateway.end(handle)
+            assert follower._unnamed == [101, 102, 103]
+            await gateway.submit(9, [9], ENDLESS, booking=109)
+            await gateway.until(9, 1)
+            message = await anext(messages)
+            assert message.snapshot.last
+            assert list(message.load.bookings) == [109]
+            await gateway.submit(10, [10], 1, booking=110)
+            await gateway.end(10)
+            assert 110 in (await anext(messages)).load.bookings
+
+
 async def test_each_tier_is_told(tmp_path: Path) -> None:
     """From the first snapshot on, also what a disk held before the worker was started."""
     timing = {"prefill_token_s": 0.001, "step_s": 0.0, "prefill_pair_s": 0.0}

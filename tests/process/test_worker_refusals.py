@@ -117,16 +117,23 @@ async def test_too_many_gateways_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_prompts_that_arrive_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "_INCOMING_BYTES", 100)
+    """However short they are: the rest of one may never come. Whole ones do not count."""
+    monkeypatch.setattr(sessions, "_INCOMING_BYTES", 2 * limits.FRAME_BYTES)
     async with sim_worker() as worker, stub_of(worker) as stub, stream(stub) as gateway:
-        half = pb.Submit(handle=1, prompt_tokens=20, token_ids=packed(range(10)))
-        await gateway.send(submit=half)
-        await gateway.submit(2, range(10), 1)
-        assert (await gateway.end(2)).reason == pb.Ending.REJECTED
+        for handle in (1, 2, 3):
+            half = pb.Submit(handle=handle, prompt_tokens=20, token_ids=packed(range(10)))
+            await gateway.send(submit=half)
+        assert (await gateway.end(3)).reason == pb.Ending.REJECTED
+        await gateway.submit(4, range(10), 1)
+        assert (await gateway.end(4)).reason == pb.Ending.LENGTH
         await gateway.send(cancel=pb.Cancel(handle=1))
         assert (await gateway.end(1)).reason == pb.Ending.CANCELLED
-        await gateway.submit(3, range(10), 1)
-        assert (await gateway.end(3)).reason == pb.Ending.LENGTH
+        await gateway.send(submit=pb.Submit(handle=5, prompt_tokens=20, token_ids=packed(range(10))))
+        await gateway.send(prompt=pb.PromptFrame(handle=5, token_ids=packed(range(10))))
+        for handle in (6, 7):
+            half = pb.Submit(handle=handle, prompt_tokens=20, token_ids=packed(range(10)))
+            await gateway.send(submit=half)
+        assert (await gateway.end(7)).reason == pb.Ending.REJECTED
 
 
 async def test_half_a_prompt_dies_with_its_stream() -> None:

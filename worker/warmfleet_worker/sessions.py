@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError
-from warmfleet_proto.limits import PROMPT_BYTES, REATTACH_S
+from warmfleet_proto.limits import FRAME_BYTES, PROMPT_BYTES, REATTACH_S
 from warmfleet_proto.worker_pb2 import Open, PromptFrame, Submit
 from warmfleet_proto.worker_pb2 import Output as WireOutput
 
@@ -58,13 +58,11 @@ class Session:
                 raise BadRequest(f"handle {handle} is not above {self._last_handle}, the last one", "handle")
             self._last_handle = handle
             submission = Submission(submit, self._runner.engine, self._runner.scheduler.limits)
-            if self._incoming_bytes + submission.size > _INCOMING_BYTES:
-                raise Rejected("too many prompts are arriving at once")
+            if not submission.complete:
+                self._await_frames(handle, submission)
         except WarmfleetError as error:
             self._refuse(handle, _ending(error))
             return
-        self._incoming[handle] = submission
-        self._incoming_bytes += submission.size
         self._admit_complete(handle, submission)
 
     def add(self, frame: PromptFrame) -> None:
@@ -127,10 +125,17 @@ class Session:
             return
         self._transcripts[handle] = Transcript(handle, submission.params.choices)
 
+    def _await_frames(self, handle: int, submission: Submission) -> None:
+        """Raises Rejected."""
+        if self._incoming_bytes + _kept_bytes(submission) > _INCOMING_BYTES:
+            raise Rejected("too many prompts are arriving at once")
+        self._incoming[handle] = submission
+        self._incoming_bytes += _kept_bytes(submission)
+
     def _forget_incoming(self, handle: int) -> bool:
         submission = self._incoming.pop(handle, None)
         if submission is not None:
-            self._incoming_bytes -= submission.size
+            self._incoming_bytes -= _kept_bytes(submission)
         return submission is not None
 
     def _forget_ended(self, now: float) -> None:
@@ -182,6 +187,12 @@ class Sessions:
         session.end()
         del self._sessions[session.gateway]
         del self._runner.sinks[session.gateway]
+
+
+def _kept_bytes(submission: Submission) -> int:
+    """A Submit takes memory of its own, however short its prompt: one frame, which a gateway would have sent
+    with it."""
+    return max(submission.size, FRAME_BYTES)
 
 
 def _unknown(handle: int, positions: Sequence[int]) -> list[WireOutput]:

@@ -15,6 +15,7 @@ from warmfleet_worker import wire
 from warmfleet_worker.runner import Runner
 
 _SILENCE_S = 0.8 * HEARTBEAT_S  # leaves time for the message to arrive
+_MOST_UNNAMED = 65_536  # bookings: minutes of them, for a router that does not read
 
 
 class Watch:
@@ -22,12 +23,16 @@ class Watch:
         self._runner = runner
         self._change = asyncio.Event()
         self._unnamed = runner.bookings
+        self._behind = False  # there were too many to be remembered: a snapshot names those that live
 
     def changed(self) -> None:
         self._change.set()
 
     def booked(self, booking: int) -> None:
-        self._unnamed.append(booking)
+        if len(self._unnamed) < _MOST_UNNAMED:
+            self._unnamed.append(booking)
+        else:
+            self._behind = True
 
     async def messages(self, request: WatchKvRequest) -> AsyncGenerator[WatchKvResponse, None]:
         """Until the worker closes."""
@@ -37,12 +42,12 @@ class Watch:
         try:
             while not self._runner.closing:
                 self._change.clear()
-                batches = log.since(seq)
+                batches = None if self._behind else log.since(seq)
                 if batches is None or len(batches) > WATCH_BACKLOG_MESSAGES:
                     seq = log.seq
                     for part in wire.snapshot(log.snapshot()):
                         if part.last:
-                            self._unnamed = self._runner.bookings
+                            self._unnamed, self._behind = self._runner.bookings, False
                         yield self._message(snapshot=part)
                     continue
                 seq += len(batches)
