@@ -41,7 +41,7 @@ class WorkerView:
     waiting: int
     bookings: int  # alive on this router
     hit_minute: HitRate
-    hit_total: HitRate  # since this router first saw the worker's epochs
+    hit_total: HitRate  # since the first of its epochs that this router saw began
     ttft_p50_s: float | None  # of the last five minutes
     ttft_p95_s: float | None
     share: float  # of the fleet's placements in the last minute, 0 to 1

@@ -39,9 +39,10 @@ class Rolling:
 class HitHistory:
     """A worker's growing totals of prompt and cached tokens; they begin again with each of its epochs."""
 
-    __slots__ = ("_base", "_last", "_samples")
+    __slots__ = ("_base", "_before", "_last", "_samples")
 
     def __init__(self) -> None:
+        self._before: HitRate | None = None  # what it told first: of a time before ours
         self._base = HitRate()  # of the epochs before
         self._last = HitRate()  # as reported in this one
         self._samples: deque[tuple[float, HitRate]] = deque()
@@ -52,6 +53,8 @@ class HitHistory:
     def report(self, now: float, hit: int, asked: int) -> None:
         """Totals since the epoch began; one that shrinks is not believed."""
         self._last = HitRate(max(hit, self._last.hit), max(asked, self._last.asked))
+        if self._before is None:
+            self._before = self._last
         if not self._samples or now >= self._samples[-1][0] + 1.0:
             self._samples.append((now, self.total))
             while len(self._samples) > 1 and self._samples[1][0] <= now - MINUTE_S:
@@ -62,7 +65,7 @@ class HitHistory:
         return HitRate(self._base.hit + self._last.hit, self._base.asked + self._last.asked)
 
     def minute(self, now: float) -> HitRate:
-        before = HitRate()
+        before = self._before or HitRate()
         for at, total in self._samples:
             if at <= now - MINUTE_S:
                 before = total

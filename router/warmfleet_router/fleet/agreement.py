@@ -40,6 +40,8 @@ class Agreement:
 
     def told(self, now: float, hits: HitHistory, cached: int, prompt: int) -> None:
         """Its answers are all that tells of its hit rate."""
+        if not self._prompt:
+            hits.report(now, 0, 0)
         self._cached += cached
         self._prompt += prompt
         hits.report(now, self._cached, self._prompt)

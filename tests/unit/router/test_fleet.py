@@ -232,6 +232,17 @@ def test_hit_rates_of_the_last_minute_and_since_start_across_epochs() -> None:
     assert (view.hit_minute, view.hit_total) == ((85, 150), (95, 250))
 
 
+def test_what_a_worker_did_before_this_router_came_is_not_of_the_last_minute() -> None:
+    core, _ = fleet_of(0)
+    worker = FakeWorker(core, "w")
+    worker.join(0.0)
+    worker.report(1.0, prompt_tokens_total=1000, cached_tokens_total=900)
+    assert core.workers(2.0)[0].hit_minute == (0, 0)
+    worker.report(3.0, prompt_tokens_total=1100, cached_tokens_total=910)
+    view = core.workers(4.0)[0]
+    assert (view.hit_minute, view.hit_total) == ((10, 100), (910, 1100))
+
+
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -1.0, 1e300])
 def test_a_worker_that_reports_nonsense_spoils_no_price(nonsense: float) -> None:
     core, (liar, honest) = fleet_of(2)
