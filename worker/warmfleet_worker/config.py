@@ -64,7 +64,11 @@ def check(config: Config) -> None:
     check_exposure("http", config.http, None, config.insecure)
     if config.disk_path and not config.disk_bytes:
         raise ConfigError("disk_bytes: the disk tier needs a bound")
+    if config.disk_bytes and not config.disk_path:
+        raise ConfigError("disk_path: disk_bytes bounds the disk tier, which needs a folder")
     if config.disk_path and config.host_bytes == 0:
         raise ConfigError("host_bytes: what the disk tier gets passes through the host's: it cannot be 0")
+    if config.total_blocks and config.memory_bytes:
+        raise ConfigError("memory_bytes: either this or total_blocks says how large the pool is")
     if config.engine == "torch" and not config.model:
         raise ConfigError("model: the torch engine needs a Hugging Face folder or a GGUF file")

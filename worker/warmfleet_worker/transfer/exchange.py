@@ -69,6 +69,8 @@ def check(config: Transfer, tls: Tls | None, insecure: bool) -> None:
     if config.listen:
         split_address(config.listen)
         check_exposure("transfer.listen", config.listen, tls, insecure)
+        if not config.key_file or "tcp" not in config.transports:
+            raise ConfigError("transfer.listen: opens only with transfer.key_file, for tcp")
     if config.key_file:
         read_key("transfer.key_file", config.key_file)
 
