@@ -148,6 +148,11 @@ class Worker:
     def name(self) -> str:
         return self.identity.name if self.identity else self.address
 
+    @property
+    def gives(self) -> bool:
+        """Peers may be told to bring blocks from it; who is silent would keep them waiting."""
+        return self.connected and not self.stuck and self.identity is not None and self.identity.gives_blocks
+
     def state(self, now: float) -> State:
         if self.identity is None or self.heard_at is None:
             return State.JOINING

@@ -28,7 +28,7 @@ def giver(group: Group, held: Mapping[int, int], now: float) -> Giver | None:
         if not blocks:
             continue
         worker = group.workers[slot]
-        if not worker.connected or worker.identity is None or not worker.identity.gives_blocks:
+        if not worker.gives:
             continue
         tokens, busy_s = blocks * group.block_size, max(worker.sending_until - now, 0.0)
         saved_s = tokens * worker.rates.prefill.coefficients[1] - busy_s

@@ -101,7 +101,7 @@ class Replication:
         self._forget(now)
         self._spent = {group: self._spent.get(group, 0.0) for group in groups}
         for group in groups:
-            givers = [worker for worker in group.workers.values() if _gives(worker)]
+            givers = [worker for worker in group.workers.values() if worker.gives]
             group.copies_ahead = len(givers) > 1
             if group.copies_ahead:
                 self._replicate(group, len(givers), now)
@@ -116,7 +116,7 @@ class Replication:
         for order_id in late:
             self.brought(order_id, None, now)
         self._resting = {mark: until for mark, until in self._resting.items() if until > now}
-        here = {w: each for w, each in self._leaving.items() if w.draining and _gives(w)}
+        here = {w: each for w, each in self._leaving.items() if w.draining and w.gives}
         self._leaving = {w: each for w, each in here.items() if w.epoch == each.epoch}
 
     # ---- copies of what is in demand
@@ -162,7 +162,7 @@ class Replication:
             hottest = iter(group.wanted.hottest(now))
             leaving = self._leaving[worker] = _Leaving(worker.epoch, hottest, self._evacuate_bytes)
         for _ in range(LOOKS):
-            free = any(_gives(w) and self._brings[w] < MOST_TO for w in group.pool.workers)
+            free = any(w.gives and self._brings[w] < MOST_TO for w in group.pool.workers)
             if not free or self._sends[worker] >= MOST_FROM_DRAINING or leaving.bytes_left <= 0:
                 return
             prefix = next(leaving.prefixes, None)
@@ -191,7 +191,7 @@ class Replication:
         home = group.pool.ring.home(prefix.mark, group.pool.members, inf)
         if home is not None:
             held.setdefault(home.slot, 0)
-        givers = {slot: group.workers[slot] for slot in held if _gives(group.workers[slot])}
+        givers = {slot: group.workers[slot] for slot in held if group.workers[slot].gives}
         most = max((held[slot] for slot in givers), default=0)
         holders = [w for slot, w in givers.items() if most and held[slot] == most]
         others = [w for slot, w in givers.items() if held[slot] < most]
@@ -256,10 +256,6 @@ def _less(counts: Counter[Worker], worker: Worker) -> None:
     counts[worker] -= 1
     if not counts[worker]:
         del counts[worker]
-
-
-def _gives(worker: Worker) -> bool:
-    return worker.identity is not None and worker.identity.gives_blocks and worker.connected
 
 
 def _sending_s(group: Group, source: Worker, target: Worker, tokens: int, now: float) -> float:

@@ -46,7 +46,9 @@ def test_an_idle_worker_pulls_what_a_busy_one_holds() -> None:
     assert pull.within_s > 0.3, "about what computing it would take"
 
 
-@pytest.mark.parametrize("reason", ["forbidden", "not given", "not taken", "slow link", "no cached reads"])
+@pytest.mark.parametrize(
+    "reason", ["forbidden", "not given", "not taken", "slow link", "no cached reads", "silent", "lost"]
+)
 def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
     core, workers = givers(
         3, pulls=reason != "forbidden", link_bytes_per_s=1e6 if reason == "slow link" else 0.0
@@ -58,7 +60,16 @@ def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
         for worker in workers[1:]:
             worker.status["gives_blocks"] = False
             worker.join(0.0)
-    placement = place(core, bypass_cache=reason == "no cached reads")
+    if reason == "lost":
+        core.roster.broken(workers[0].address, NOW)
+    now = NOW
+    if reason == "silent":  # its stream is open, and nothing comes
+        for tick in range(1, 15):
+            now = NOW + 0.1 * tick
+            for worker in workers[1:]:
+                worker.report(now)
+            core.tick(now)
+    placement = place(core, now, bypass_cache=reason == "no cached reads")
     assert placement.action == rpb.Placement.SERVE
     assert not placement.HasField("pull")
 

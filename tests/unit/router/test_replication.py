@@ -164,16 +164,16 @@ def test_what_did_not_come_rests(end: Pulled | str | None) -> None:
 def test_the_budget_is_kept() -> None:
     """Of a second and worker; what was not spent for SAVE_S is there at once."""
     core, workers = givers(2, replicate_bytes_per_s=2.5 * BYTES / (2 * SAVE_S))
-    made = 0
+    made, now = 0, 10.0
     for n in range(20):
         prefix = ((100_000 * (n + 1), 2048), (9000, 20))
-        workers[0].store(tokens(prefix[0]), 0.0)
-        workers[0].report(0.0, prefill_tokens=1000, free_blocks=1000)
-        placed = core.route(ask(tokens(*prefix)), 0.0)
-        core.progress(rpb.ProgressRequest(booking=placed.booking, cached_tokens=2048), 0.0)
-        for order in orders(core, 10.0):
+        workers[0].store(tokens(prefix[0]), now)
+        workers[0].report(now, prefill_tokens=1000, free_blocks=1000)
+        placed = core.route(ask(tokens(*prefix)), now)
+        core.progress(rpb.ProgressRequest(booking=placed.booking, cached_tokens=2048), now)
+        for order in orders(core, now):
             made += 1
-            core.brought(order.id, Pulled(tokens=2048, bytes=BYTES, seconds=0.1), 10.0)
+            core.brought(order.id, Pulled(tokens=2048, bytes=BYTES, seconds=0.1), now)
     assert made == 3, "what has been saved is spent, and a little more, since prefixes are not cut"
 
 
