@@ -1,5 +1,6 @@
 """The disk tier: what is served is what was written, whatever happened to the files in between."""
 
+import errno
 import os
 import random
 import resource
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from warmfleet_proto.errors import Corrupt
 from warmfleet_proto.settings import ConfigError
 from warmfleet_worker.events import Appeared, Tier, Vanished
-from warmfleet_worker.tiers import format
+from warmfleet_worker.tiers import format, segment
 from warmfleet_worker.tiers.disk import DiskStore
 from warmfleet_worker.tiers.segment import Segment
 
@@ -272,6 +274,58 @@ def test_the_oldest_segment_goes_and_what_is_used_stays(tmp_path: Path) -> None:
     of.close()
     again = DiskStore(tmp_path, made(4096), 20 << 20)
     assert {e.identity.hash for e in again.catalogue} == {e.identity.hash for e in of.catalogue}
+
+
+def full_store(folder: Path) -> DiskStore:
+    """Of two segments: one more block would be above its bound. All that it holds is used."""
+    of = store(folder, 2 << 20, made(1 << 16))
+    number = 0
+    while of.used_bytes + 2 * (1 << 16) < of.capacity:
+        of.put(chain_of(number, 1, 1 << 16))
+        number += 1
+    assert of.segments == 2
+    for entry in of.catalogue:
+        entry.used = True
+    return of
+
+
+def test_a_segment_that_cannot_be_deleted_keeps_its_blocks_and_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = full_store(tmp_path)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "it can only be read", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    of.put(chain_of(1000, 1, 1 << 16))
+    for number in range(1001, 1005):
+        with pytest.raises(OSError, match="only be read"):
+            of.put(chain_of(number, 4, 1 << 16))
+    assert of.segments >= 2
+    assert sum(path.stat().st_size for path in segments(tmp_path)) <= of.capacity + of._segment_bytes
+    again = {entry.identity.hash for entry in of.catalogue}
+    of.close()
+    assert {entry.identity.hash for entry in store(tmp_path, 2 << 20, made(1 << 16)).catalogue} == again
+
+
+def test_a_disk_that_others_have_filled_takes_again_what_a_segment_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To keep what was used of it would need room first."""
+    of = full_store(tmp_path)
+    oldest, write = segments(tmp_path)[0], segment._write_all
+
+    def while_there_is_room(*arguments: Any) -> int:
+        if oldest.exists():
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(*arguments)
+
+    monkeypatch.setattr(segment, "_write_all", while_there_is_room)
+    blocks = chain_of(1000, 4, 1 << 16)
+    of.put(blocks)
+    assert all(served(of, blocks))
+    assert not oldest.exists()
 
 
 def test_fronts_of_chains_outlive_their_ends(tmp_path: Path) -> None:

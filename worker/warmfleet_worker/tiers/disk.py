@@ -5,6 +5,7 @@ caller's to handle: what is stored stays.
 """
 
 import contextlib
+import errno
 import fcntl
 import gc
 import logging
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 _SEGMENTS = 16  # that the capacity is divided into
 _LEAST_SEGMENT_BYTES = 1 << 20
 _LOCK = "lock"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stored(NamedTuple):
@@ -178,14 +180,20 @@ class DiskStore:
             self._give_up(oldest, survivors=blocks // 2)
 
     def _give_up(self, number: int, survivors: int) -> None:
-        """Deletes a segment; at most so many of its blocks move to the newest one before."""
+        """Deletes a segment; at most so many of its blocks move to the newest one before. Raises OSError,
+        and then it is still there."""
         segment = self._segments[number]
-        self._move(self.catalogue.survivors(number, survivors), segment)
+        try:
+            self._move(self.catalogue.survivors(number, survivors), segment)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            _log.warning("disk_path: no room to keep what was used of %s", segment.path)
+        segment.path.unlink(missing_ok=True)  # whoever reads in it has it open
         with self._changing:
             del self._segments[number]
             for entry in self.catalogue.of_segment(number):
                 self._remove(entry)
-        segment.path.unlink(missing_ok=True)
 
     def _add(self, place: Place, number: int) -> None:
         if self.catalogue.add(place, number):
