@@ -56,6 +56,14 @@ class WriteBackMachine(RuleBasedStateMachine):
             self.content[block] = b"something else"
         self.device.release(taken)
 
+    @precondition(lambda self: hasattr(self, "host") and self.job is None and self.host.cache._nodes)
+    @rule(data=st.data())
+    def condemn(self, data: st.DataObject) -> None:
+        """A copy in the host's memory is found to be wrong."""
+        slot = data.draw(st.sampled_from(sorted(node.block for node in self.host.cache._nodes.values())))
+        self.memory[slot] = b"wrong"
+        self.host.condemn(slot)
+
     @rule()
     def note(self) -> None:
         self.back.note(self.device.take_changes())
@@ -98,7 +106,7 @@ class WriteBackMachine(RuleBasedStateMachine):
         if self.job is None:
             assert self.host.cache.pool.pinned == 0
         for node in self.host.cache._nodes.values():
-            assert self.memory[node.block] == node.hash
+            assert self.memory[node.block] == node.hash or not self.host.sums[node.block]
         self.follow(self.host.cache.take_changes())
 
     def follow(self, changes: list[Change]) -> None:
@@ -131,6 +139,28 @@ def test_everything_computed_reaches_a_large_host_tier() -> None:
     machine.note()
     assert machine.back.next(9) is None
     assert len(machine.back.take_present()) == 3
+    machine.what_is_held_is_right()
+
+
+def test_a_copy_that_was_wrong_is_made_anew_when_its_block_is_computed_again() -> None:
+    """What goes on from it is held still, and could never be reached."""
+    machine = WriteBackMachine()
+    machine.start(12, 12)
+    machine.compute([0, 1, 0, 1])
+    machine.note()
+    machine.begin(9)
+    machine.end(False)
+    (first,) = [node for node in machine.host.cache._nodes.values() if node.depth == 0]
+    machine.memory[first.block] = b"wrong"
+    machine.host.condemn(first.block)
+    machine.overwrite(12)
+    machine.compute([0, 1])
+    machine.note()
+    machine.begin(9)
+    assert machine.job is not None
+    assert [save.slot for save in machine.job.saves] == [first.block]
+    machine.end(False)
+    assert all(machine.host.sums[node.block] for node in machine.host.cache._nodes.values())
     machine.what_is_held_is_right()
 
 

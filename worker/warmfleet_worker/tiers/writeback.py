@@ -20,7 +20,7 @@ MAX_QUEUED = 8192  # blocks
 class Save(NamedTuple):
     node: Node  # of the device
     generation: int
-    slot: int  # of the host, taken for it
+    slot: int  # of the host, taken for it, or its own
 
 
 class Saves(NamedTuple):
@@ -76,6 +76,8 @@ class WriteBack:
             if self._device.get(node.hash) is not node:
                 self.outrun += 1
                 continue
+            if self._mend(node, planned, saves, held):
+                continue
             path = self._missing(node, planned)
             part = path[: most - len(saves)]  # the front of its chain first
             if part and self._plan(part, saves, held):
@@ -101,6 +103,19 @@ class WriteBack:
         present, self._present = self._present, []
         sums = self._host.sums
         return [_spill(node, node.block, sums[node.block]) for node in present if sums[node.block]]
+
+    def _mend(self, node: Node, planned: set[bytes], saves: list[Save], held: list[int]) -> bool:
+        """Plans the same slot for a block whose copy there was found to be wrong: all that goes on from it
+        could not be reached else."""
+        kept = self._host.cache.get(node.hash)
+        if kept is None or self._host.sums[kept.block] or node.hash in planned:
+            return False
+        chain = chain_to(kept)
+        self._host.cache.pin(chain)
+        held += chain
+        saves.append(Save(node, self._device.pool.generation(node.block), kept.block))
+        planned.add(node.hash)
+        return True
 
     def _missing(self, node: Node, planned: set[bytes]) -> list[Node]:
         """What the host lacks of the chain that ends with ``node``, from its front on."""
