@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eviction: Literal["lru", "cost"] = "lru"  # what goes first, leaves before what they go on from: the least
     # recently used, or what the fewest seconds of prefill make again
     max_running: Annotated[int, Meta(ge=1, le=4096)] = MAX_CHOICES  # sequences in a step
-    max_waiting: Annotated[int, Meta(ge=0, le=100_000)] = 1024
+    max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 1024
     chunk_tokens: Annotated[int, Meta(ge=2)] = 512  # prompt tokens a step
     drain_s: Annotated[float, Meta(ge=0)] = 30.0  # on SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -22,6 +22,7 @@ from warmfleet_worker.__main__ import main
         (["--set", "disk_bytes=1000000"], "disk_path"),
         (["--set", "disk_path=/tmp/x"], "disk_bytes"),
         (["--set", "total_blocks=10", "--set", "memory_bytes=1000000"], "memory_bytes"),
+        (["--set", "max_waiting=0"], "max_waiting"),
         (["--engine", "torch"], "model"),
         (["--engine", "magic"], "engine"),
         (["--config", "/nonexistent.toml"], "/nonexistent.toml"),

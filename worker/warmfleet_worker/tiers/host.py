@@ -50,7 +50,7 @@ class HostTier:
         self.cache.release(chain_to(last))
 
     def condemn(self, slot: int) -> None:
-        """Its copy is wrong: it is not read again, and goes like any that is not used."""
+        """Its copy is wrong: it is not read again before it is made anew (``WriteBack``)."""
         self.corrupt += 1
         self.sums[slot] = b""
 
