@@ -10,12 +10,13 @@ has just appeared has asked for little yet: what has come counts over the time t
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from math import exp
 
 from warmfleet_router.prices.traffic import FIRST_S
 
 MEMORY_S = 10.0
-DEPTHS = [1024 << i for i in range(12)]  # tokens; to two million
+DEPTHS = tuple(1024 << i for i in range(12))  # tokens; to two million
 MAX_PREFIXES = 4096  # the longest unused go first
 
 
@@ -73,6 +74,7 @@ class Demand:
         return within[-1] if within else shared
 
 
+@lru_cache(maxsize=4096)  # a placement asks four times
 def depths(block_size: int, shared: int) -> Sequence[int]:
     """The marked ones within ``shared`` tokens."""
     return DEPTHS[bisect_left(DEPTHS, block_size) : bisect_right(DEPTHS, shared)]
