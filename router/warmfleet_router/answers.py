@@ -11,7 +11,7 @@ from warmfleet_router.view import WorkerView
 
 
 def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
-    """Filled field by field: one constructor with all of them takes three times as long."""
+    """Filled field by field: constructors with keywords take up to three times as long."""
     worker, chosen = decision.worker, decision.choice.candidate
     placed = pb.Placement()
     placed.booking = booking
@@ -26,7 +26,8 @@ def placement(decision: Decision, booking: int, policy: str) -> pb.Placement:
     add = placed.terms.add
     for name, seconds in decision.terms:
         if seconds:
-            add(name=name, seconds=seconds)
+            term = add()
+            term.name, term.seconds = name, seconds
     if chosen.pull is not None:
         placed.pull.CopyFrom(_pull(chosen.pull))
     return placed
