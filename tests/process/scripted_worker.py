@@ -7,7 +7,15 @@ from typing import Any
 
 import grpc
 from warmfleet_proto import channel, worker_pb2_grpc
-from warmfleet_proto.worker_pb2 import Ending, Output, ServeRequest, ServeResponse, Started
+from warmfleet_proto.worker_pb2 import (
+    Ending,
+    Output,
+    ServeRequest,
+    ServeResponse,
+    Started,
+    StatusRequest,
+    StatusResponse,
+)
 
 
 def pack(*ids: int) -> bytes:
@@ -33,6 +41,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     def __init__(self) -> None:
         self.received: asyncio.Queue[ServeRequest] = asyncio.Queue()
         self.streams = 0
+        self.asked: asyncio.Queue[None] = asyncio.Queue()  # for its status
+        self.answers = asyncio.Event()  # such a question
+        self.answers.set()
         self._answers: asyncio.Queue[ServeResponse | None] = asyncio.Queue()
 
     async def Serve(self, requests: Any, context: Any) -> AsyncIterator[ServeResponse]:
@@ -46,6 +57,11 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "hung up")
         finally:
             reader.cancel()
+
+    async def Status(self, request: StatusRequest, context: Any) -> StatusResponse:
+        self.asked.put_nowait(None)
+        await self.answers.wait()
+        return StatusResponse()
 
     async def _read(self, requests: Any) -> None:
         async for request in requests:

@@ -210,6 +210,39 @@ async def test_a_worker_that_accepts_and_never_serves(
             await text(pool.submit(address, submit(), PROMPT))
 
 
+async def test_a_worker_that_computes_for_long_is_waited_for_while_it_answers(
+    pool: WorkerPool, worker: ScriptedWorker, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SILENT_S", 0.01)
+    attempt = pool.submit(address, submit(), PROMPT)
+    await worker.next("open")
+    handle = (await worker.next("submit")).handle
+    async with asyncio.timeout(60):
+        for _ in range(5):
+            await worker.asked.get()
+    worker.say(output(handle, 0, 8, end=Ending.STOP))
+    assert await text(attempt) == [8]
+    assert worker.streams == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_worker_that_is_silent_and_does_not_answer_is_given_up(
+    pool: WorkerPool, worker: ScriptedWorker, address: str, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """One that is stopped keeps its connections. It is given the time of a reattachment, no more."""
+    for name in ("_SILENT_S", "_ANSWER_S", "REATTACH_S"):
+        monkeypatch.setattr(connection, name, 0.2)
+    worker.answers.clear()
+    attempt = pool.submit(address, submit(), PROMPT)
+    await worker.next("open")
+    handle = (await worker.next("submit")).handle
+    if begun:
+        worker.say(output(handle, 0, 8))
+        assert len(await anext(attempt)) == 1
+    with pytest.raises(WorkerLost, match="silent, and does not answer"):
+        await text(attempt)
+
+
 async def test_nobody_listens(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "REATTACH_S", 60.0)  # is not waited for
     start = time.monotonic()

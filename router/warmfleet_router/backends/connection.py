@@ -10,7 +10,15 @@ from warmfleet_proto.channel import Tls, connect
 from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.limits import REATTACH_S
 from warmfleet_proto.settings import ConfigError
-from warmfleet_proto.worker_pb2 import Open, Output, Reattach, ServeRequest, ServeResponse, Submit
+from warmfleet_proto.worker_pb2 import (
+    Open,
+    Output,
+    Reattach,
+    ServeRequest,
+    ServeResponse,
+    StatusRequest,
+    Submit,
+)
 from warmfleet_proto.worker_pb2_grpc import WorkerStub
 
 from warmfleet_router.backends.attempt import Attempt
@@ -19,6 +27,9 @@ from warmfleet_router.backends.outbox import Outbox
 _log = logging.getLogger(__name__)
 
 _RECONNECT_WAIT_S = 0.05
+_SILENT_S = 2.0  # on a stream that something waits for, before its worker is asked whether it is there
+_ANSWER_S = 3.0  # for that: a worker that is stopped, or out of reach, keeps its connection open
+_GONE = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 _REFUSALS = 2  # reconnects in a row that fail before a worker counts as dead; a first connect has one try
 
 _Call = grpc.aio.StreamStreamCall[ServeRequest, ServeResponse]
@@ -37,6 +48,7 @@ class Connection:
         self._outbox = Outbox()
         self._unwritten = asyncio.Event()
         self._mend_by = 0.0
+        self._heard = False  # anything, of late
         self.connected = False
         self._task = asyncio.create_task(self._run())
 
@@ -107,7 +119,7 @@ class Connection:
         tries = 1
         self._mend_by = self._now() + REATTACH_S
         while True:
-            why = await self._stream(stub.Serve())
+            why = await self._stream(stub, stub.Serve())
             tries = _REFUSALS if self.connected else tries - 1
             self.connected = False
             if not self._live or not tries or self._now() > self._mend_by:
@@ -115,15 +127,16 @@ class Connection:
             _log.info("stream to worker %s broke (%s): reattaching", self._address, why)
             await asyncio.sleep(_RECONNECT_WAIT_S)
 
-    async def _stream(self, call: _Call) -> str:
+    async def _stream(self, stub: WorkerStub, call: _Call) -> str:
         """One stream from its Open to its break; returns why it broke. Messages read extend ``_mend_by``."""
-        writer: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             async with asyncio.timeout_at(self._mend_by):
                 await call.write(ServeRequest(open=self._open()))
                 self.connected = True
-                writer = asyncio.create_task(self._write(call))
+                tasks.append(asyncio.create_task(self._write(call)))
                 await call.initial_metadata()  # a worker sends it at once; one that is going down never does
+            tasks.append(asyncio.create_task(self._guard(stub, call)))
             await self._read(call)
             return "stream ended"
         except grpc.aio.AioRpcError as error:
@@ -132,11 +145,16 @@ class Connection:
             return await call.details() or (await call.code()).name
         except TimeoutError:
             return f"no connection within {REATTACH_S:g} s"
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            return f"it is silent, and does not answer within {_ANSWER_S:g} s"
         finally:
             call.cancel()
-            if writer is not None:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _open(self) -> Open:
         """What is waited for. An attempt without any output yet is submitted again, under a new handle."""
@@ -156,12 +174,27 @@ class Connection:
         heard = False
         try:
             async for response in call:
-                heard = True
+                self._heard = heard = True
                 for output in response.outputs:
                     self._dispatch(output)
         finally:
             if heard:
                 self._mend_by = self._now() + REATTACH_S
+
+    async def _guard(self, stub: WorkerStub, call: _Call) -> None:
+        """Until the stream is silent and its worker does not answer either: the call is cancelled then."""
+        while True:
+            self._heard = False
+            await asyncio.sleep(_SILENT_S)
+            if self._heard or not self._live:
+                continue
+            try:
+                await stub.Status(StatusRequest(), timeout=_ANSWER_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _GONE and not self._heard:
+                    call.cancel()
+                    return
+            self._mend_by = self._now() + REATTACH_S
 
     def _dispatch(self, output: Output) -> None:
         attempt = self._live.get(output.handle)
