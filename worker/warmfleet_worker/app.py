@@ -20,7 +20,7 @@ from warmfleet_worker.worker import Worker
 _log = logging.getLogger(__name__)
 
 _FLAGS = {
-    "name": "how routers and people call this worker",
+    "name": "how routers and people call this worker, and no other one",
     "listen": "HOST:PORT of the gRPC server; port 0 takes a free one",
     "http": "HOST:PORT of /health and /metrics",
     "engine": "torch: a model; sim: a simulated one that checks itself",
@@ -36,7 +36,7 @@ When it is ready it prints one line of JSON on stdout:
 SIGTERM or SIGINT drains it: nothing more is admitted, what runs may end within drain_s.
 
 examples:
-  warmfleet worker --model ./SmolLM2-135M-Instruct --listen 127.0.0.1:50061
+  warmfleet worker --name w1 --model ./SmolLM2-135M-Instruct --listen 127.0.0.1:50061
   warmfleet worker --engine sim --set sim.instant=true --set total_blocks=8000
   warmfleet worker --config worker.toml --print-config
 """

@@ -76,7 +76,10 @@ class Roster:
         other = self.fleet.named(identity.name)
         if other is not None and other is not worker:
             if other.connected:
-                raise Rejected(f"worker {identity.name} at {address} is known at {other.address} already")
+                raise Rejected(
+                    f"worker {identity.name} at {address} is known at {other.address} already: "
+                    "each needs a name of its own"
+                )
             self._retire(other, now)
         if worker.identity is None or worker.identity != identity:
             self._seat(worker, identity, now)
