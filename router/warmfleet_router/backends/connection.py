@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _RECONNECT_WAIT_S = 0.05
 _SILENT_S = 2.0  # on a stream that something waits for, before its worker is asked whether it is there
-_ANSWER_S = 3.0  # for that: a worker that is stopped, or out of reach, keeps its connection open
+_ANSWER_S = 5.0  # for that: a worker that is stopped, or out of reach, keeps its connection open
 _GONE = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 _REFUSALS = 2  # reconnects in a row that fail before a worker counts as dead; a first connect has one try
 
