@@ -6,6 +6,7 @@ from warmfleet_proto.router_pb2 import ListWorkersResponse
 
 ENGINES = ("vllm", "sglang", "openai")
 RANK = "x-data-parallel-rank"  # the header by which vLLM is told which of its engines to take
+MAX_MODELS = 4096  # remembered; of those that no server has any more the first to come go
 _ABSENT = ("joining", "lost")
 
 
@@ -75,6 +76,14 @@ class Servers:
             for model in (worker.model, *worker.models):
                 self._models.setdefault(model, []).append(server)
                 self._contexts[model] = max(self._contexts.get(model, 0), worker.max_context)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Adapters come and go while a server runs."""
+        more = max(len(self._models) - MAX_MODELS, 0)
+        for model in [model for model, servers in self._models.items() if not servers][:more]:
+            del self._models[model], self._contexts[model]
+            self._adapters.discard(model)
 
     def of(self, address: str) -> Server:
         return self._servers.get(address) or Server(address, "openai", True)

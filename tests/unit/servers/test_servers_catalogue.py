@@ -7,6 +7,7 @@ from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import ANONYMOUS
 from warmfleet_router.gateway.relay import Wanted, routed
 from warmfleet_router.picker import replies
+from warmfleet_router.servers import catalogue
 from warmfleet_router.servers.ask import parse
 from warmfleet_router.servers.backend import Backend, check
 from warmfleet_router.servers.catalogue import RANK, Servers
@@ -47,3 +48,19 @@ def test_ranks_have_endpoints_of_their_own() -> None:
     for bad in (Backend(url="http://h:1", ranks=2), Backend(url="http://h:1", kind="vllm", ranks=2, rank=0)):
         with pytest.raises(ConfigError, match=r"\[0\]\.rank"):
             check("backends[0]", bad)
+
+
+def test_adapters_that_come_and_go_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "MAX_MODELS", 10)
+    servers = Servers()
+    for n in range(50):
+        names = [f"adapter-{n}", f"adapter-{n + 1}"]
+        view = WorkerView(
+            worker="s", address="http://s:1", state="healthy", model="m", engine="vllm", max_context=100,
+            models=names, adapters=names,
+        )  # fmt: skip
+        servers.update(ListWorkersResponse(workers=[view]))
+        assert {"m", *names} <= servers.models().keys()
+    assert len(servers.models()) == len(servers._models) == 10
+    assert len(servers._adapters) == 9
+    assert "adapter-49" in servers, "what went lately can be asked for: the router says that it is not there"
