@@ -11,11 +11,12 @@ import dns.rrset
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """``records`` by (name, kind), as text; NXDOMAIN for a name that has none. ``broken``: SERVFAIL."""
+    """``records`` by (name, kind), as text; NXDOMAIN for a name that has none. ``broken``: SERVFAIL, to
+    questions for some kinds alone where it names them."""
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
-        self.broken = False
+        self.broken: bool | frozenset[str] = False
         self.asked = 0
         self.address = ""
         self._transport: asyncio.DatagramTransport
@@ -32,7 +33,7 @@ class NameServer(asyncio.DatagramProtocol):
         answer.flags |= dns.flags.AA | dns.flags.RA
         (question,) = asked.question
         name, kind = question.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(question.rdtype)
-        if self.broken:
+        if self.broken is True or (self.broken and kind in self.broken):
             answer.set_rcode(dns.rcode.SERVFAIL)
         elif name not in {known for known, _ in self.records}:
             answer.set_rcode(dns.rcode.NXDOMAIN)

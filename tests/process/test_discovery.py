@@ -173,6 +173,24 @@ async def test_a_name_with_a_port_has_addresses() -> None:
             await healthy(f"http://{addresses['http']}")
 
 
+async def test_servers_that_fail_for_a_kind_of_address_that_there_is_none_of_are_put_up_with() -> None:
+    """Once there has been one, a failure hides it: whoever is known stays."""
+    async with name_server() as server:
+        source = names.NameSource(Name(name="fleet.test", port=7), 1.0, server.address)
+        server.broken = frozenset(("AAAA",))
+        server.records["fleet.test", "A"] = ["127.0.0.1", "127.0.0.2"]
+        assert (await source.look())[0].workers == ("127.0.0.1:7", "127.0.0.2:7")
+        server.broken = False
+        server.records["fleet.test", "AAAA"] = ["::1"]
+        assert len((await source.look())[0].workers) == 3
+        server.broken = frozenset(("AAAA",))
+        with pytest.raises(ConfigError, match="dns fleet"):
+            await source.look()
+        server.broken = frozenset(("A",))
+        with pytest.raises(ConfigError, match="dns fleet"):
+            await source.look()
+
+
 async def test_a_router_is_not_ready_before_it_knows_what_its_workers_hold() -> None:
     """A replica that begins knows at once where a prefix is, and waits for nobody who cannot be reached."""
     async with sim_worker(name="a", sim=SIM) as a, sim_worker(name="b", sim=SIM) as b:

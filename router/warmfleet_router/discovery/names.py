@@ -29,6 +29,7 @@ class NameSource:
         self._longest_s = longest_s
         self._server = server
         self._resolver: dns.asyncresolver.Resolver | None = None
+        self._answered: set[str] = set()  # kinds of records that there have been
 
     async def look(self) -> tuple[Found, float]:
         """Who has the name, and seconds until it should be asked again. Raises ConfigError."""
@@ -40,8 +41,11 @@ class NameSource:
             except (dns.resolver.NoAnswer, dns.resolver.NXDOMAIN) as error:
                 why = why or str(error)
             except (dns.exception.DNSException, OSError) as error:
-                raise ConfigError(f"{self.name}: {str(error)[:200] or type(error).__name__}") from None
+                why = f"{str(error)[:200] or type(error).__name__}"
+                if kind in self._answered or not places:  # many servers fail for a kind that there is none of
+                    raise ConfigError(f"{self.name}: {why}") from None
             else:
+                self._answered.add(kind)
                 places.update(_place(record, self._of.port) for record in answer if not _is_nobody(record))
                 ttl = min(ttl, answer.rrset.ttl if answer.rrset is not None else ttl)
         if not places:
