@@ -61,11 +61,13 @@ class BlockPool:
                     self._free.append(block)
         return loose
 
-    def keep(self, block: int) -> None:
-        """The pinned block's content is readable: at rest it stays cached."""
-        assert self._pins[block], f"block {block} is not pinned"
-        assert not self._kept[block], f"block {block} is kept already"
-        self._kept[block] = 1
+    def keep(self, blocks: Iterable[int]) -> None:
+        """The pinned blocks' content is readable: at rest they stay cached."""
+        pins, kept = self._pins, self._kept
+        for block in blocks:
+            assert pins[block], f"block {block} is not pinned"
+            assert not kept[block], f"block {block} is kept already"
+            kept[block] = 1
 
     def drop(self, block: int) -> None:
         """Frees a cached block."""

@@ -63,6 +63,7 @@ class Flight:
         """Makes what has come readable, as far as the chain is whole; false when a hash belongs to other
         tokens. What was computed meanwhile is gone on from; its own block may still be written to."""
         pieces, root, tail = self.fetch.pieces, self.fetch.root, self.pieces - self.back
+        self._settle_new(cache)
         parent = self.chain[-1] if self.chain else None
         for place in range(self.settled, len(pieces)):
             piece, here = pieces[place], place < self.front or place >= tail
@@ -82,6 +83,15 @@ class Flight:
             self.settled += 1
             parent = node
         return True
+
+    def _settle_new(self, cache: PrefixCache) -> None:
+        """The same with less work a block, up to the first one that somebody has computed meanwhile."""
+        come = self.fetch.pieces[self.settled : self.front]
+        parent = self.chain[-1] if self.chain else None
+        made = cache.seal_new([(p.block, p.hash, p.token_ids) for p in come], self.fetch.root, parent)
+        self.chain += made
+        self.used += len(made)
+        self.settled += len(made)
 
     def _pass(self, node: Node, block: int, here: bool, cache: PrefixCache) -> None:
         """The chain goes on in another block than the piece's."""

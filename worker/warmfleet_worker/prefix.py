@@ -25,6 +25,7 @@ class Node(Struct, eq=False):
     parent: "Node | None"
     depth: int
     token_ids: bytes  # packed u32
+    tier: Tier = Tier.DEVICE
     children: int = 0
     stamp: int = 0  # when it was last used
     rank: float = 0.0  # of those that may be evicted the lowest goes first
@@ -43,13 +44,14 @@ class PrefixCache:
         self._block_bytes = block_size * TOKEN_BYTES
         self._nodes: dict[bytes, Node] = {}
         self._named: dict[bytes, Node] = {}  # by key; of two with one key the later
+        self._unnamed: list[Node] = []  # until keys are asked for, or changes: nobody waits for that
         self._by_block: list[Node | None] = [None] * pool.total
         self._floor = 0.0  # the highest rank that was evicted
         self._leaves: list[
             tuple[float, int, int]
         ] = []  # heap of (rank, stamp, block); stale ones are skipped
         self._clock = 0  # counts releases: only the order matters
-        self._changes: list[Change] = []
+        self._changes: list[Node | Vanished | Wiped] = []
 
     @property
     def available(self) -> int:
@@ -66,6 +68,7 @@ class PrefixCache:
     def named(self, root: bytes, keys: bytes, depth: int) -> list[Node]:
         """The longest readable run, from position ``depth`` of a chain on, of blocks that go by these packed
         8-byte keys."""
+        self._name()
         found: list[Node] = []
         for start in range(0, len(keys), KEY_BYTES):
             node = self._named.get(keys[start : start + KEY_BYTES])
@@ -74,6 +77,21 @@ class PrefixCache:
                 break
             found.append(node)
         return found
+
+    def run(self, root: bytes, hashes: Iterable[bytes]) -> list[Node]:
+        """The longest readable run of these identities, wherever in a chain it begins."""
+        found: list[Node] = []
+        before: Node | None = None
+        for node in map(self._nodes.get, hashes):
+            if node is None or node.root != root or (before and node.parent is not before):
+                break
+            found.append(node)
+            before = node
+        return found
+
+    def holds(self, nodes: Sequence[Node]) -> bool:
+        """Whether each can be read where it was. Nodes are equal to themselves alone."""
+        return [self._by_block[node.block] for node in nodes] == nodes
 
     def at(self, block: int) -> Node | None:
         """What can be read in a block."""
@@ -107,15 +125,30 @@ class PrefixCache:
         node = self._nodes.get(block_hash)
         if node is not None:
             return node if node.continues(root, parent, token_ids) else None
-        before, depth = root, 0
-        if parent is not None:
-            parent.children += 1
-            before, depth = parent.hash, parent.depth + 1
-        node = Node(block, block_hash, root, parent, depth, token_ids)
-        self._nodes[block_hash] = self._by_block[block] = self._named[block_hash[:KEY_BYTES]] = node
-        self.pool.keep(block)
-        self._changes.append(Appeared(block_hash, before, depth, self.tier))
+        (node,) = self.seal_new([(block, block_hash, token_ids)], root, parent)
         return node
+
+    def seal_new(
+        self, filled: Iterable[tuple[int, bytes, bytes]], root: bytes, parent: Node | None
+    ) -> list[Node]:
+        """The same for blocks (number, BlockHash, token ids) of a chain one after another, up to the first
+        whose hash is known already."""
+        nodes, by_block, tier = self._nodes, self._by_block, self.tier
+        depth = parent.depth + 1 if parent else 0
+        made: list[Node] = []
+        for block, block_hash, token_ids in filled:
+            if block_hash in nodes:
+                break
+            if parent is not None:
+                parent.children += 1
+            parent = Node(block, block_hash, root, parent, depth, token_ids, tier)
+            nodes[block_hash] = by_block[block] = parent
+            made.append(parent)
+            depth += 1
+        self.pool.keep([node.block for node in made])
+        self._changes += made
+        self._unnamed += made
+        return made
 
     def pin(self, blocks: Sequence[int]) -> None:
         if self.evictions:
@@ -141,8 +174,9 @@ class PrefixCache:
 
     def take_changes(self) -> list[Change]:
         """What became readable or ceased to be since the last call, in order."""
+        self._name()
         changes, self._changes = self._changes, []
-        return changes
+        return [_appeared(change) if isinstance(change, Node) else change for change in changes]
 
     def clear(self) -> None:
         """Forgets every block. The caller has made sure that none is pinned."""
@@ -152,8 +186,15 @@ class PrefixCache:
             self.pool.drop(node.block)
         self._nodes.clear()
         self._named.clear()
+        self._unnamed.clear()
         self._leaves.clear()
         self._changes.append(Wiped())
+
+    def _name(self) -> None:
+        for node in self._unnamed:
+            if self._nodes.get(node.hash) is node:
+                self._named[node.hash[:KEY_BYTES]] = node
+        self._unnamed.clear()
 
     def _offer(self, node: Node) -> None:
         """Lists a node for eviction when nothing holds it: neither a pin nor a child."""
@@ -219,6 +260,10 @@ class PrefixCache:
         assert all(node.children == children.get(node.hash, 0) for node in self._nodes.values())
         assert sum(node is not None for node in self._by_block) == len(self._nodes)
         assert all(self._nodes.get(node.hash) is node for node in self._named.values())
+
+
+def _appeared(node: Node) -> Appeared:
+    return Appeared(node.hash, node.parent.hash if node.parent else node.root, node.depth, node.tier)
 
 
 def chain_to(node: Node) -> list[int]:

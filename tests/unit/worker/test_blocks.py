@@ -51,11 +51,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(block=blocks)
     def keep(self, block: int) -> None:
         if self.pins[block] and block not in self.kept:
-            self.pool.keep(block)
+            self.pool.keep([block])
             self.kept.add(block)
         else:
             with pytest.raises(AssertionError):
-                self.pool.keep(block)
+                self.pool.keep([block])
 
     @rule(block=blocks)
     def drop(self, block: int) -> None:

@@ -1,5 +1,6 @@
 """Grants as a source checks them, before it looks at a single block."""
 
+from struct import unpack
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ def granted_hashes(allowed: Allowed, first: int, hashes: bytes) -> list[bytes]:
     """``hashes`` (packed, of consecutive blocks from depth ``first``) one by one. Raises Refused."""
     if not hashes or len(hashes) % HASH_BYTES:
         raise Refused(Refusal.MALFORMED, f"hashes has {len(hashes)} bytes: not a positive multiple of 16")
-    wanted = [hashes[i : i + HASH_BYTES] for i in range(0, len(hashes), HASH_BYTES)]
+    wanted = [*unpack(f"{HASH_BYTES}s" * (len(hashes) // HASH_BYTES), hashes)]
     start = (first - allowed.first) * KEY_BYTES
     keys = np.frombuffer(hashes, np.uint64)[:: HASH_BYTES // KEY_BYTES].tobytes()
     if start < 0 or allowed.keys[start : start + len(keys)] != keys:

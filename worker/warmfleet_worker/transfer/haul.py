@@ -113,9 +113,9 @@ class PoolHaul:
         with self._lock:
             self.bad += piece.blocks - good
             self._whole[piece.first : piece.first + good] = b"\1" * good
-            while self._front < self.blocks - self._back and self._whole[self._front]:
-                self._front += 1
-            while self._turned and self._back < self.blocks - self._front and self._whole[-1 - self._back]:
-                self._back += 1
+            missing = self._whole.find(0, self._front)
+            self._front = min(missing if missing >= 0 else self.blocks, self.blocks - self._back)
+            if self._turned:
+                self._back = min(self.blocks - 1 - self._whole.rfind(0), self.blocks - self._front)
             if self.bad:
                 self.over = True

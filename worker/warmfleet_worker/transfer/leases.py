@@ -16,7 +16,6 @@ from typing import Protocol
 from msgspec import Struct
 from warmfleet_proto.limits import KEY_BYTES, LEASE_TTL_S
 
-from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Tier
 from warmfleet_worker.prefix import Node, PrefixCache, chain_to
 from warmfleet_worker.tiers.host import HostTier
@@ -42,21 +41,20 @@ class Record(Protocol):
         """Its bytes, proven. Raises OSError, and Corrupt."""
 
 
-class Lent(Struct, frozen=True, gc=False):
-    """One block. In a pool, its number and generation together name its content."""
+class Stored(Struct, frozen=True, gc=False):
+    """One block on disk: its record always holds it."""
 
-    tier: Tier
     hash: bytes
-    token_ids: bytes
-    block: int = -1
-    generation: int = -1
-    pool: BlockPool | None = None
-    record: Record | None = None
+    record: Record
+    tier: Tier = Tier.DISK
 
     @property
-    def is_there(self) -> bool:
-        """Whether its place still holds it; a record always does."""
-        return self.pool is None or self.pool.generation(self.block) == self.generation
+    def token_ids(self) -> bytes:
+        return self.record.token_ids
+
+
+Lent = Node | Stored
+"""One block. In a pool, it is there as long as its node can be read in its place."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +63,7 @@ class Lease:
     secret: bytes
     target: str
     until: float  # nothing is kept longer
-    lent: tuple[Lent, ...]
+    lent: Sequence[Lent]
     pinned: dict[Tier, list[int]]  # the lent blocks and those before them in their chain
     on_device: bool  # all that is lent
     live: bool = True
@@ -117,8 +115,8 @@ class Leases:
             self.caches[tier].pin(blocks)
             self._pins[tier].update(blocks)
         device = Tier.DEVICE
-        on_device = all(each.tier == device for each in lent)
-        lease = Lease(id, secret, target, now + LEASE_TTL_S, tuple(lent), pinned, on_device)
+        on_device = all(each.tier is device for each in lent)
+        lease = Lease(id, secret, target, now + LEASE_TTL_S, lent, pinned, on_device)
         self._leases[id] = lease
         return lease
 
@@ -141,7 +139,10 @@ class Leases:
         """Whether blocks ``first`` and on are still what was lent."""
         if not lease.live or now >= lease.until:
             return False
-        return all(each.is_there for each in lease.lent[first : first + count])
+        nodes = [each for each in lease.lent[first : first + count] if isinstance(each, Node)]
+        if lease.on_device:
+            return self.caches[Tier.DEVICE].holds(nodes)
+        return all(self.caches[node.tier].holds([node]) for node in nodes)
 
     def release(self, id: int, secret: bytes) -> bool:
         """False when it has ended already."""
@@ -163,10 +164,11 @@ class Leases:
         del self._leases[lease.id]
         for tier, blocks in lease.pinned.items():
             pins = self._pins[tier]
-            pins.subtract(blocks)
             for block in blocks:
-                if not pins[block]:
+                if pins[block] == 1:
                     del pins[block]
+                else:
+                    pins[block] -= 1
             self.caches[tier].release(blocks, used=False)
 
     def _check_room(self, pinned: dict[Tier, list[int]]) -> None:
@@ -180,18 +182,17 @@ class Leases:
 
     def _has_room(self, tier: Tier, blocks: list[int]) -> bool:
         pins = self._pins[tier]
-        more = len(blocks) - sum(map(pins.__contains__, blocks))
+        more = len(set(blocks).difference(pins))
         return not more or _SHARE * (len(pins) + more) <= self.caches[tier].pool.total
 
     def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
         """Up to the last one that is lent from there: who pins a block pins all before it."""
-        last = next((each for each in reversed(lent) if each.tier == tier), None)
-        node = self.caches[tier].at(last.block) if last else None
-        return chain_to(node) if node else []
+        last = next((each for each in reversed(lent) if each.tier is tier), None)
+        return chain_to(last) if isinstance(last, Node) else []
 
     def _run(self, root: bytes, hashes: Sequence[bytes], records: Mapping[bytes, Record]) -> list[Lent]:
         """Raises Refused where a granted key names a block of another root."""
-        lent = self._leading(root, hashes)
+        lent: list[Lent] = [*self.caches[Tier.DEVICE].run(root, hashes)]  # most leases are of nothing else
         before = lent[-1].hash if lent else None
         for block_hash in hashes[len(lent) :]:
             each = self._in_memory(root, block_hash, before) or _on_disk(root, block_hash, records)
@@ -199,20 +200,6 @@ class Leases:
                 break
             lent.append(each)
             before = block_hash
-        return lent
-
-    def _leading(self, root: bytes, hashes: Sequence[bytes]) -> list[Lent]:
-        """Those on the device, in one quick walk: most leases are of nothing else."""
-        lent: list[Lent] = []
-        before: Node | None = None
-        cache, tier = self.caches[Tier.DEVICE], Tier.DEVICE
-        get, pool, generation = cache.get, cache.pool, cache.pool.generation
-        for block_hash in hashes:
-            node = get(block_hash)
-            if node is None or node.root != root or (before is not None and node.parent is not before):
-                break
-            lent.append(Lent(tier, block_hash, node.token_ids, node.block, generation(node.block), pool))
-            before = node
         return lent
 
     def _in_memory(self, root: bytes, block_hash: bytes, before: bytes | None) -> Lent | None:
@@ -224,8 +211,7 @@ class Leases:
                 raise Refused(Refusal.OTHER_TENANT, "the grant is on another root than the block's")
             if tier == Tier.HOST and self._host and not self._host.sums[node.block]:
                 continue  # found to be wrong
-            pool = cache.pool
-            return Lent(tier, block_hash, node.token_ids, node.block, pool.generation(node.block), pool)
+            return node
         return None
 
 
@@ -237,4 +223,4 @@ def _on_disk(root: bytes, block_hash: bytes, records: Mapping[bytes, Record]) ->
     record = records.get(block_hash)
     if record is None or record.root != root:
         return None
-    return Lent(Tier.DISK, block_hash, record.token_ids, record=record)
+    return Stored(block_hash, record)

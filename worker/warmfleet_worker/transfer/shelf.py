@@ -13,8 +13,9 @@ from warmfleet_proto.errors import Corrupt
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.events import Tier
+from warmfleet_worker.prefix import Node
 from warmfleet_worker.transfer.frames import block_sum, seed, seeds
-from warmfleet_worker.transfer.leases import Lease, Leases, Lent
+from warmfleet_worker.transfer.leases import Lease, Leases, Lent, Stored
 from warmfleet_worker.transfer.transport import Fill, Filling, Lot, Parcel
 
 _AHEAD_BYTES = 64 << 20  # of what lies on disk is being read while the target has what comes before it
@@ -80,7 +81,8 @@ class PoolShelf:
         lent = lease.lent[first : first + count]
         if not lease.on_device or not self._leases.holds(lease, first, count, self._clock()):
             return lambda: None
-        wait = fill([each.block for each in lent], seeds([each.hash for each in lent]))
+        blocks = [each.block for each in lent if isinstance(each, Node)]
+        wait = fill(blocks, seeds([each.hash for each in lent]))
 
         def given() -> list[bytes] | None:
             sums = wait()
@@ -93,21 +95,22 @@ class PoolShelf:
 
     def _read(self, tier: Tier, lent: Sequence[Lent], slab: memoryview) -> list[memoryview]:
         """Where their bytes are, block by block. Raises OSError and Corrupt, of those on disk."""
-        if tier == Tier.HOST:
+        blocks = [each.block for each in lent if isinstance(each, Node)]
+        if tier is Tier.HOST:
             assert self._lower is not None
-            return [self._lower.copy(each.block) for each in lent]
+            return [self._lower.copy(block) for block in blocks]
         size = self._engine.block_bytes
         parts = [slab[i * size : (i + 1) * size] for i in range(len(lent))]
-        if tier == Tier.DEVICE:
-            self._engine.read_blocks([each.block for each in lent], slab)
+        if blocks:
+            self._engine.read_blocks(blocks, slab)
         for each, part in zip(lent, parts, strict=True):
-            if each.record is not None:
+            if isinstance(each, Stored):
                 each.record.read(part)
         return parts
 
     def _wrong(self, lent: Sequence[Lent]) -> list[int]:
         """Slots of the host's memory that hold not what was put there: asked when the new sums are made."""
-        in_host = [each.block for each in lent if each.tier == Tier.HOST]
+        in_host = [each.block for each in lent if isinstance(each, Node) and each.tier is Tier.HOST]
         return [slot for slot in in_host if self._lower and not self._lower.whole(slot)]
 
     def _condemn(self, slots: Sequence[int]) -> None:
@@ -118,7 +121,7 @@ class PoolShelf:
     def _foretell(self, lease: Lease, after: int) -> None:
         ahead = max(1, _AHEAD_BYTES // self._engine.block_bytes)
         for each in lease.lent[max(after, lease.foretold) : after + ahead]:
-            if each.record is not None:
+            if isinstance(each, Stored):
                 each.record.foretell()
         lease.foretold = max(lease.foretold, after + ahead)
 
