@@ -22,45 +22,58 @@ class SumConstants(NamedTuple):
     rungs: Tensor  # [rows, 2]
 
 
-Memory = Tensor | int
+class Told(NamedTuple):
+    """An address that is looked up on the device: so one recorded launch serves any."""
+
+    address: Tensor  # int64 [1]
+
+
+Memory = Tensor | int | Told
 """Blocks one after another: a tensor, or the address (a multiple of 16) of memory unknown to torch."""
 
 
 def gather_blocks(
-    pool: Tensor, blocks: Tensor, slab: Memory, constants: SumConstants | None = None
+    pool: Tensor,
+    blocks: Tensor,
+    slab: Memory,
+    constants: SumConstants | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor | None:
     """Copy ``pool[blocks]`` into ``slab[:len(blocks)]``; with constants, return the blocks' sums.
 
-    ``blocks`` is int32 on the pool's device, the sums are int64 [n, 2]. Blocks are a multiple of 4 bytes.
+    ``blocks`` is int32 on the pool's device, the sums are int64 [n, 2]: added to ``sums`` where these are
+    given. Nothing is copied for a negative block. Blocks are a multiple of 4 bytes.
     """
-    return _move(pool, blocks, slab, None, constants)
+    return _move(pool, blocks, slab, None, constants, sums)
 
 
 def scatter_blocks(
-    slab: Memory, pool: Tensor, blocks: Tensor, constants: SumConstants | None = None
+    slab: Memory,
+    pool: Tensor,
+    blocks: Tensor,
+    constants: SumConstants | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor | None:
     """Copy ``slab[:len(blocks)]`` to ``pool[blocks]``, which must differ; with constants, return the sums."""
-    return _move(slab, None, pool, blocks, constants)
-
-
-def move_blocks(
-    source: Memory, taken: Tensor, pool: Tensor, blocks: Tensor, constants: SumConstants | None = None
-) -> Tensor | None:
-    """Copy ``source[taken]`` to ``pool[blocks]``, which must differ; with constants, return the sums."""
-    return _move(source, taken, pool, blocks, constants)
+    return _move(slab, None, pool, blocks, constants, sums)
 
 
 def _move(
-    source: Memory, froms: Tensor | None, target: Memory, tos: Tensor | None, constants: SumConstants | None
+    source: Memory,
+    froms: Tensor | None,
+    target: Memory,
+    tos: Tensor | None,
+    constants: SumConstants | None,
+    sums: Tensor | None = None,
 ) -> Tensor | None:
     pool, table = (source, froms) if isinstance(source, Tensor) and froms is not None else (target, tos)
     assert isinstance(pool, Tensor)
     assert table is not None
     words, count = pool[0].nbytes // 4, len(table)
-    sums = None
     if constants is not None:
         assert constants.rungs.shape[0] * constants.keys.shape[1] >= words, "constants for smaller blocks"
-        sums = torch.zeros((count, 2), dtype=torch.int64, device=pool.device)
+        if sums is None:
+            sums = torch.zeros((count, 2), dtype=torch.int64, device=pool.device)
     if count:
         _move_blocks[(triton.cdiv(words, _TILE), count)](
             _words(source),
@@ -78,7 +91,9 @@ def _move(
     return sums
 
 
-def _words(blocks: Memory) -> Memory:
+def _words(blocks: Memory) -> Tensor | int:
+    if isinstance(blocks, Told):
+        return blocks.address
     return blocks.view(-1).view(torch.int32) if isinstance(blocks, Tensor) else blocks
 
 
@@ -98,10 +113,13 @@ def _move_blocks(
 ):
     tile = tl.program_id(0)
     n = tl.program_id(1)
+    here, there = _place(froms, n), _place(tos, n)
+    if (here < 0) | (there < 0):
+        return
     i = tile * TILE + tl.arange(0, TILE)
     inside = i < words
-    word = tl.load(_at(source, froms, n, words) + i, mask=inside, other=0)
-    tl.store(_at(target, tos, n, words) + i, word, mask=inside)
+    word = tl.load(_words_of(source) + here * words + i, mask=inside, other=0)
+    tl.store(_words_of(target) + there * words + i, word, mask=inside)
     if SUM:
         value = tl.reshape(word.to(tl.uint32, bitcast=True).to(tl.uint64), [TILE // ROW, ROW])
         k = tl.arange(0, ROW)
@@ -115,12 +133,19 @@ def _move_blocks(
 
 
 @triton.jit
-def _at(memory, table, n, words):
-    """Where the n-th block begins. An address says nothing of its alignment: without the hint, words would
-    be moved one by one."""
+def _place(table, n):
+    """Where the n-th block lies."""
     place = n.to(tl.int64)
     if table is not None:
         place = tl.load(table + n).to(tl.int64)
+    return place
+
+
+@triton.jit
+def _words_of(memory):
+    """An address says nothing of its alignment: without the hint, words would be moved one by one."""
+    if memory.dtype.is_ptr() and memory.dtype.element_ty == tl.int64:
+        memory = tl.load(memory)
     if not memory.dtype.is_ptr():
         memory = tl.multiple_of(memory.to(tl.pointer_type(tl.int32)), 16)
-    return memory + place * words
+    return memory

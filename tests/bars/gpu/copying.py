@@ -29,7 +29,7 @@ class CopyingWindow(DeviceWindow):
         mover, own = self._movers[slab], self._own[slab]
         count = len(targets) * mover.pool[0].nbytes
         _copy(own.data_ptr(), self._address + slab * self._shape.slab_bytes, count, mover)
-        moving = mover.scatter(own, targets)
+        moving = mover.scatter(own.data_ptr(), targets)
         return lambda: seeded(moving(), seeds)
 
 

@@ -175,12 +175,10 @@ class _Source:
         assert self._pool is not None
         return self._pool.words[self._pool.numbers[place]].cpu().numpy().tobytes()
 
-    def lanes(self, shape: Shape, summed: bool) -> str:
+    def lanes(self, shape: Shape) -> str:
         assert self._pool is not None
         lanes = TimedLanes(self._pool.words, memory_of(self._device), shape)
         self._spans = lanes.spans
-        if not summed:
-            lanes.constants = None
         self._ports.append(LaneSource(self._pool, lanes, 4))
         return self._ports[-1].listen_here()
 

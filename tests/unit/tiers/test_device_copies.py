@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from warmfleet_kernels import fetch
 from warmfleet_proto import checksum
-from warmfleet_worker.engine import mover
 from warmfleet_worker.engine.access import host_memory
-from warmfleet_worker.engine.mover import Mover
+from warmfleet_worker.engine.mover import Mover, _Sheet
 from warmfleet_worker.tiers.copies import runs
 from warmfleet_worker.tiers.device_copies import DeviceCopies
 
@@ -19,7 +17,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 BLOCKS, SLOTS, WORDS = 12, 16, 1500
 WRONG = 1000 if DEVICE == "cuda" else 10  # copies of each kind: interpreted, each takes some ms
-_KERNELS = {"up": "scatter", "down": "gather"}
 
 
 class Rig:
@@ -87,31 +84,27 @@ def test_a_part_that_fails_ends_when_the_earlier_ones_have(
 ) -> None:
     """Their blocks may be another's next. The second part fails before or after its kernel was launched."""
     rig, order = Rig(), list[object]()
-    launch, wait, told = getattr(mover, f"{_KERNELS[way]}_blocks"), Mover.wait, fetch
+    begin, wait = _Sheet.begin, Mover.wait
 
-    def launching(*arguments: Any) -> Any:
-        order.append("launch")
+    def beginning(self: _Sheet, *arguments: Any) -> None:
+        order.append("begin")
         if len(order) == 2 and not launched:
             raise MemoryError
-        return launch(*arguments)
-
-    def telling(sums: torch.Tensor) -> torch.Tensor:
-        if len(order) == 2 and launched:
+        begin(self, *arguments)
+        if len(order) == 2:
             raise MemoryError
-        return told(sums)
 
     def waiting(self: Mover) -> None:
         order.append(self)
         wait(self)
 
     sums = rig.copies.down(range(8), range(8))
-    monkeypatch.setattr(mover, f"{_KERNELS[way]}_blocks", launching)
-    monkeypatch.setattr(mover, "fetch", telling)
+    monkeypatch.setattr(_Sheet, "begin", beginning)
     monkeypatch.setattr(Mover, "wait", waiting)
     with pytest.raises(MemoryError):
         rig.copies.up(range(8), range(8), sums) if way == "up" else rig.copies.down(range(8), range(8))
     used = rig.copies._upward if way == "up" else rig.copies._downward
-    assert {used._mover, used._copier} <= set(order[2:])
+    assert {used.mover, used._copier} <= set(order[2:])
 
 
 def test_runs_are_pieces_of_memory() -> None:

@@ -33,7 +33,7 @@ def test_blocks_of_another_process_arrive_and_go_on_arriving() -> None:
         wanted = giver.ask("pool", BLOCKS, WORDS, numbers)
         pool: Any = Scattered(torch.zeros((BLOCKS + 1, WORDS), dtype=torch.int32, device=device), targets)
         lanes = DeviceLanes(pool.words, memory_of(device), SHAPE)
-        offer = Offer(transport="cuda", host="-", socket=giver.ask("lanes", SHAPE, True))
+        offer = Offer(transport="cuda", host="-", socket=giver.ask("lanes", SHAPE))
         for _ in range(2):
             pool.words.zero_()
             haul = PoolHaul(pool, None, targets, range(BLOCKS), lambda: None)
@@ -83,7 +83,7 @@ def test_a_thousand_damaged_blocks_are_a_thousand_noticed(damage: str) -> None:
         pool = torch.zeros((WRONG, SMALL), dtype=torch.int32, device=device)
         lanes = DeviceLanes(pool, memory_of(device), SHAPE)
         for outcome in ((WRONG, 0), (0, WRONG)):
-            offer = Offer(transport="cuda", host="-", socket=giver.ask("lanes", SHAPE, True))
+            offer = Offer(transport="cuda", host="-", socket=giver.ask("lanes", SHAPE))
             haul = Collected(WRONG, pool[0].nbytes, Slabs(1, 1), keep=False)
             haul.one_by_one()
             LaneTarget(lanes).pull("", offer, 1, bytes(16), haul)

@@ -4,22 +4,29 @@ The sums are ``warmfleet_proto.checksum``'s, so they cover every byte between th
 the other end of the move makes them again: over a link to the host, or to another device.
 """
 
-from array import array
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from warmfleet_kernels import fetch
-from warmfleet_kernels.movement import Memory, SumConstants, gather_blocks, move_blocks, scatter_blocks
+from warmfleet_kernels.movement import SumConstants, Told, gather_blocks, scatter_blocks
 from warmfleet_proto import checksum
+
+_log = logging.getLogger(__name__)
+
+_ADDRESS = 4  # words of an address, aligned as a table should be
 
 Sums = npt.NDArray[np.uint64]
 """[blocks, 2]"""
 
 Event = torch.cuda.Event | None  # none without a device
+
+Launch = Callable[[Told, Tensor, Tensor], object]
+"""Of blocks to or from an address, by a table, their sums added to these."""
 
 Moving = Callable[[], Sums]
 """Waits for what was launched; the sums of what was moved."""
@@ -37,30 +44,28 @@ class Mover:
     were waited for: so no event joins the stream with the steps'.
     """
 
-    def __init__(self, pool: Tensor, constants: SumConstants | None) -> None:
-        """``pool`` [blocks, ...]; without constants nothing is summed, and sums are zeros."""
+    def __init__(self, pool: Tensor, constants: SumConstants, most: int = 1) -> None:
+        """``pool`` [blocks, ...], of which it moves about so many at once, at most."""
         self.pool = pool.view(len(pool), -1).view(torch.int32)
         self._constants = constants
+        self._most = most
+        self._gathers: list[_Sheet] = []  # that are not in use
+        self._scatters: list[_Sheet] = []
         self.stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None  # type: ignore[no-untyped-call]
 
-    def gather(self, blocks: Sequence[int], slab: Memory) -> Moving:
-        """Blocks of the pool to the beginning of ``slab``."""
-        with self.current():
-            sums = gather_blocks(self.pool, self._table(blocks), slab, self._constants)
-            return self._moving(len(blocks), sums)
+    def gather(self, blocks: Sequence[int], slab: int) -> Moving:
+        """Blocks of the pool to the beginning of a slab, by its address (a multiple of 16)."""
+        return self._move(self._gathers, self._gather, blocks, slab)
 
-    def scatter(self, slab: Memory, blocks: Sequence[int]) -> Moving:
+    def scatter(self, slab: int, blocks: Sequence[int]) -> Moving:
         """The way back. The blocks differ."""
-        with self.current():
-            sums = scatter_blocks(slab, self.pool, self._table(blocks), self._constants)
-            return self._moving(len(blocks), sums)
+        return self._move(self._scatters, self._scatter, blocks, slab)
 
-    def move(self, memory: Memory, taken: Sequence[int], blocks: Sequence[int]) -> Moving:
-        """Blocks ``taken`` of memory that the device can read to these of the pool, which differ."""
+    def prepare(self, gathers: int = 0, scatters: int = 0) -> None:
+        """Compiles and records as many as will be under way at once, before somebody waits for them."""
         with self.current():
-            tables = self._table(taken), self._table(blocks)
-            sums = move_blocks(memory, tables[0], self.pool, tables[1], self._constants)
-            return self._moving(len(blocks), sums)
+            self._gathers += [self._new(self._gather) for _ in range(gathers)]
+            self._scatters += [self._new(self._scatter) for _ in range(scatters)]
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -88,18 +93,94 @@ class Mover:
         if self.stream is not None:
             self.stream.synchronize()
 
-    def _table(self, blocks: Sequence[int]) -> Tensor:
-        """Not from pinned memory: so the driver has its own copy when this returns."""
-        table = torch.frombuffer(array("i", blocks), dtype=torch.int32)
-        return table.to(self.pool.device, non_blocking=True)
+    def _move(self, spare: "list[_Sheet]", launch: Launch, blocks: Sequence[int], slab: int) -> Moving:
+        with self.current():
+            sheet = self._sheet(spare, launch, len(blocks))
+            sheet.begin(blocks, slab)
 
-    def _moving(self, count: int, sums: Tensor | None) -> Moving:
-        told = torch.zeros((count, 2), dtype=torch.int64) if sums is None else fetch(sums)
-        done = self.mark()
-
+        @cache  # asked again, it must not look into what is another move's by then
         def finish() -> Sums:
-            if done is not None:
-                done.synchronize()
-            return told.numpy().view(np.uint64)
+            sums = sheet.finish(len(blocks))
+            spare.append(sheet)
+            return sums
 
         return finish
+
+    def _sheet(self, spare: "list[_Sheet]", launch: Launch, count: int) -> "_Sheet":
+        while spare:
+            if (sheet := spare.pop()).most >= count:
+                return sheet
+        self._most = max(self._most, count)
+        return self._new(launch)
+
+    def _new(self, launch: Launch) -> "_Sheet":
+        return _Sheet(self._most, self.pool.device, launch)
+
+    def _gather(self, slab: Told, table: Tensor, sums: Tensor) -> None:
+        gather_blocks(self.pool, table, slab, self._constants, sums)
+
+    def _scatter(self, slab: Told, table: Tensor, sums: Tensor) -> None:
+        scatter_blocks(slab, self.pool, table, self._constants, sums)
+
+
+class _Sheet:
+    """What goes beside a move: from where to where, on its way to the device, and the sums on their way back.
+
+    Every move makes the same calls on the same memory. On a device they are recorded and launched as one:
+    each call by itself takes the interpreter's lock anew, and with it the time of whoever has it meanwhile.
+    """
+
+    def __init__(self, most: int, device: torch.device, launch: Launch) -> None:
+        """Within a stream of its own. Numbers of ``most`` blocks fit."""
+        self.most = most
+        on_device = device.type == "cuda"
+        sums = 4 * most  # words: zeros that go up before each move
+        self._host = torch.zeros(sums + _ADDRESS + most, dtype=torch.int32, pin_memory=on_device)
+        self._here = torch.zeros_like(self._host, device=device)
+        self._back = torch.zeros((most, 2), dtype=torch.int64, pin_memory=on_device)
+        words = self._host.numpy()
+        self._address = words[sums : sums + 2].view(np.int64)
+        self._table = words[sums + _ADDRESS :]
+        self._told = Told(self._here[sums : sums + 2].view(torch.int64))
+        self._sums = self._here[:sums].view(torch.int64).view(most, 2)
+        self._launch = launch
+        self._done = torch.cuda.Event() if on_device else None  # type: ignore[no-untyped-call]
+        self._graph = self._recorded() if on_device else None
+
+    def begin(self, blocks: Sequence[int], slab: int) -> None:
+        self._address[0] = slab
+        self._table[: len(blocks)] = blocks
+        self._table[len(blocks) :] = -1
+        if self._graph is None:
+            self._run(len(blocks))
+        else:
+            self._graph.replay()
+        if self._done is not None:
+            self._done.record()
+
+    def finish(self, count: int) -> Sums:
+        """Waits for it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._back[:count].numpy().copy().view(np.uint64)
+
+    def _run(self, count: int) -> None:
+        self._here.copy_(self._host, non_blocking=True)
+        self._launch(self._told, self._here[-self.most :][:count], self._sums[:count])
+        self._back.copy_(self._sums, non_blocking=True)
+
+    def _recorded(self) -> torch.cuda.CUDAGraph | None:
+        """None where it cannot be recorded; each call is made anew then."""
+        self._table[:] = -1
+        self._run(self.most)  # moves nothing, and compiles
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.capture_begin(capture_error_mode="thread_local")  # others go on with what they do
+            try:
+                self._run(self.most)
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            _log.warning("moves are not recorded: %s", error)
+            return None
+        return graph

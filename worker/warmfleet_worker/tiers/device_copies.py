@@ -25,6 +25,9 @@ class DeviceCopies:
         self._most = max(1, half_bytes // self._size)
         self.constants = sum_constants(self._size, pool.device)
         self._upward, self._downward = (_Way(pool, self.constants, self._most) for _ in range(2))
+        halves = max(1, self.part_bytes // half_bytes)
+        self._upward.mover.prepare(scatters=halves)
+        self._downward.mover.prepare(gathers=halves)
         self._summing = Mover(torch.empty_like(pool[:1]), self.constants)
         self._scratch = torch.empty_like(self._summing.pool)
         self._lock = Lock()
@@ -34,7 +37,7 @@ class DeviceCopies:
         with self._lock:
             with self._summing.current():
                 self._summing.pool.view(torch.uint8)[0].copy_(torch.frombuffer(copy, dtype=torch.uint8))
-            return self._summing.gather([0], self._scratch)().tobytes()
+            return self._summing.gather([0], self._scratch.data_ptr())().tobytes()
 
     def down(self, blocks: Sequence[int], slots: Sequence[int]) -> list[bytes]:
         return self._downward.down(self._slots, blocks, slots)
@@ -50,7 +53,7 @@ class _Way:
 
     def __init__(self, pool: Tensor, constants: SumConstants, most: int) -> None:
         self._most = most  # blocks of a half
-        self._mover = Mover(pool, constants)
+        self.mover = Mover(pool, constants, most)
         self._copier = Mover(pool, constants)
         shape = (most, pool[0].nbytes)
         self._halves = [_Half(torch.empty(shape, dtype=torch.uint8, device=pool.device)) for _ in range(2)]
@@ -65,9 +68,9 @@ class _Way:
                 with self._copier.current():
                     for first, end, at in runs(slots[part]):
                         half.slab[first:end].copy_(host[at : at + end - first], non_blocking=True)
-                self._mover.after(self._copier.mark())
-                moving.append(self._mover.scatter(half.slab, blocks[part]))
-                half.left = self._mover.mark()
+                self.mover.after(self._copier.mark())
+                moving.append(self.mover.scatter(half.slab.data_ptr(), blocks[part]))
+                half.left = self.mover.mark()
             return _waited(moving)
 
     def down(self, host: Tensor, blocks: Sequence[int], slots: Sequence[int]) -> list[bytes]:
@@ -75,9 +78,9 @@ class _Way:
         with self._alone():
             moving = []
             for part, half in self._parts(len(slots)):
-                self._mover.after(half.left)
-                moving.append(self._mover.gather(blocks[part], half.slab))
-                self._copier.after(self._mover.mark())
+                self.mover.after(half.left)
+                moving.append(self.mover.gather(blocks[part], half.slab.data_ptr()))
+                self._copier.after(self.mover.mark())
                 with self._copier.current():
                     for first, end, at in runs(slots[part]):
                         host[at : at + end - first].copy_(half.slab[first:end], non_blocking=True)
@@ -92,7 +95,7 @@ class _Way:
                 yield
             finally:
                 self._copier.wait()
-                self._mover.wait()
+                self.mover.wait()
 
     def _parts(self, count: int) -> Iterator[tuple[slice, "_Half"]]:
         for n, first in enumerate(range(0, count, self._most)):

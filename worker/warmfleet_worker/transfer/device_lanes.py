@@ -12,9 +12,7 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
-from warmfleet_kernels.movement import SumConstants
 
 from warmfleet_worker.engine.mover import Mover, Sums, sum_constants
 from warmfleet_worker.transfer.cuda_memory import CudaMemory
@@ -61,7 +59,7 @@ class DeviceLanes:
         self.pool = pool
         self.memory = memory
         self._shape = shape or _shape(pool[0].nbytes)
-        self.constants: SumConstants | None = sum_constants(pool[0].nbytes, pool.device)
+        self.constants = sum_constants(pool[0].nbytes, pool.device)
         self._movers: list[Mover] = []
         self._lock = Lock()
 
@@ -72,11 +70,10 @@ class DeviceLanes:
         return made
 
     def warm_up(self) -> None:
-        """Compiles what moves blocks. The first pull would wait for it, and seem slower than over other
-        transports, which would be taken for the next minute then."""
-        mover, slab = self.take_mover(), torch.empty_like(self.pool[:1])
-        mover.gather([0], slab.data_ptr())()
-        mover.scatter(slab.data_ptr(), [0])()
+        """Compiles and records what moves blocks. The first pull would wait for it, and seem slower than over
+        other transports, which would be taken for the next minute then."""
+        mover = self.take_mover()
+        mover.prepare(gathers=self._shape.slabs, scatters=self._shape.slabs)
         self.give_back(mover)
 
     def make(self) -> "DeviceLane":
@@ -94,7 +91,8 @@ class DeviceLanes:
         with self._lock:
             if self._movers:
                 return self._movers.pop()
-        return Mover(self.pool, self.constants)
+        most = self._shape.slab_bytes // self.pool[0].nbytes
+        return Mover(self.pool, self.constants, most)
 
     def give_back(self, mover: Mover) -> None:
         with self._lock:

@@ -61,14 +61,18 @@ class LaneSource(DataPort):
         slabs, most = taken.shape.slabs, taken.shape.slab_bytes // lot.block_bytes
         under_way: deque[tuple[int, Filling]] = deque()
         stream.patience(LEASE_TTL_S)  # a target asks again when it has landed what it has
-        while True:
-            if not under_way or (len(under_way) < slabs and stream.has_more):
-                question = stream.receive(lane.ASK_BYTES)
-                first, count, slab = lane.read_ask(question, lot.blocks, most, slabs)
-                under_way.append((first, taken.fill(slab, lot, first, count)))
-            else:
-                first, filling = under_way.popleft()
-                stream.send([frames.answer(first, filling() or [])])
+        try:
+            while True:
+                if not under_way or (len(under_way) < slabs and stream.has_more):
+                    question = stream.receive(lane.ASK_BYTES)
+                    first, count, slab = lane.read_ask(question, lot.blocks, most, slabs)
+                    under_way.append((first, taken.fill(slab, lot, first, count)))
+                else:
+                    first, filling = under_way.popleft()
+                    stream.send([frames.answer(first, filling() or [])])
+        finally:
+            for _, filling in under_way:  # before the lane is another's
+                filling()
 
     def _take(self) -> Lane | None:
         """None when as many pulls are under way as there may be lanes, or memory is short."""
