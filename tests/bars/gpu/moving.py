@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.engine.access import host_memory
-from warmfleet_worker.engine.mover import Mover, sum_constants
 from warmfleet_worker.tiers.device_copies import DeviceCopies
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
+from warmfleet_worker.transfer.exchange import MOST_STREAMS
 from warmfleet_worker.transfer.frames import DEVICE_PIECE_BYTES
 from warmfleet_worker.transfer.haul import PoolHaul
 from warmfleet_worker.transfer.lane import Shape
@@ -48,7 +48,7 @@ SHAPES = [(3, 128), (4, 128), (3, 256)] if ON_GPU else [(2, 4), (3, 8)]
 if FULL and ON_GPU:
     SHAPES += [(2, 64), (2, 128), (2, 256), (3, 64), (4, 32), (4, 64), (4, 256)]
 HALVES = ((16, 32, 64) if FULL else (32,)) if ON_GPU else (1,)  # MiB
-STREAMS = ((4, 6, 8, 12) if FULL else (8,)) if ON_GPU else (2,)
+STREAMS = ((4, 6, 8, 12) if FULL else (MOST_STREAMS,)) if ON_GPU else (2,)
 LINK, HOST, TCP = 250e9, 48e9, 10e9  # bytes/s wanted
 CORES = 8
 ROUNDS = 6 if ON_GPU else 2
@@ -169,17 +169,13 @@ def through_lanes(target: Target) -> None:
     )
     if FULL:
         part("copied", lambda: lanes(target, best, CopyingLanes))
-        part("not summed", lambda: lanes(target, best, TimedLanes, summed=False))
-        part("copied, not summed", lambda: lanes(target, best, CopyingLanes, summed=False))
 
 
-def lanes(target: Target, sized: tuple[int, int], kind: type[DeviceLanes], summed: bool = True) -> float:
+def lanes(target: Target, sized: tuple[int, int], kind: type[DeviceLanes]) -> float:
     """Bytes/s of a pull, connection to last block, its first one apart."""
     shape = Shape(sized[0], sized[1] * MIB if not ON_GPU else sized[1] << 20)
-    name = target.giver.ask("lanes", shape, summed)
+    name = target.giver.ask("lanes", shape)
     made = kind(target.pool.words, memory_of(DEVICE), shape)
-    if not summed:
-        made.constants = None
     taking = LaneTarget(made)
     offer = Offer(transport="cuda", host="-", socket=name)
 
@@ -204,13 +200,7 @@ def lanes(target: Target, sized: tuple[int, int], kind: type[DeviceLanes], summe
     made.close()
     target.giver.ask("close")
     what = f"lanes of {sized[0]} x {sized[1]} MiB, {'copied, then read' if kind is CopyingLanes else 'read'}"
-    note(
-        Row(
-            "3",
-            f"{what}{'' if summed else ', nothing summed'}",
-            f"{gb(rate)} (the first {first * 1e3:.0f} ms)",
-        )
-    )
+    note(Row("3", what, f"{gb(rate)} (the first {first * 1e3:.0f} ms)"))
     return rate
 
 
@@ -258,18 +248,6 @@ def host_copies(
     assert carried(copies, slots, blocks, sums) == 7, "a wrong copy was taken"
     memory[at + 5] ^= 1
     copies.up([slot], [blocks[7]], [sums[7]])
-
-
-def read_by_kernel(target: Target) -> None:
-    """Host memory that a kernel reads itself, without a copy on the device."""
-    count = BLOCKS // 4
-    host = torch.empty(count * BLOCK_BYTES, dtype=torch.uint8, pin_memory=ON_GPU).random_()
-    mover = Mover(target.pool.words, sum_constants(BLOCK_BYTES, DEVICE))
-    slots, blocks = Random(4).sample(range(count), count), target.targets[:count]
-    took = median_s(lambda: mover.move(host.data_ptr(), slots, blocks)())
-    there = target.pool.words[blocks[3]].cpu().view(torch.uint8)
-    assert torch.equal(there, host.view(count, -1)[slots[3]])
-    note(Row("3", "a kernel that reads host memory itself", gb(count * BLOCK_BYTES / took)))
 
 
 def carried(copies: DeviceCopies, slots: Sequence[int], blocks: Sequence[int], sums: Sequence[bytes]) -> int:
@@ -373,8 +351,6 @@ def _bytes(pipe: Connection) -> None:
             part("host tier", lambda: host_tier(target[0]))
             part("tcp", lambda: over_tcp(target[0]))
             part("lanes", lambda: through_lanes(target[0]))
-            if FULL:
-                part("host memory, read by a kernel", lambda: read_by_kernel(target[0]))
 
 
 def _workers(pipe: Connection) -> None:

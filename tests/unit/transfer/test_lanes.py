@@ -11,7 +11,7 @@ import torch
 from warmfleet_proto.errors import Corrupt, WorkerLost
 from warmfleet_proto.transfer_pb2 import Offer
 from warmfleet_worker.engine.mover import Mover
-from warmfleet_worker.transfer import frames, lane
+from warmfleet_worker.transfer import frames, lane, lane_target
 from warmfleet_worker.transfer.device_lanes import DeviceLanes
 from warmfleet_worker.transfer.here import here
 from warmfleet_worker.transfer.lane import Landing, Lanes, Window
@@ -230,6 +230,32 @@ def test_what_has_landed_is_told_of_when_more_has_been_begun(serve: Serve) -> No
     assert haul.arrived == 12
     for first in range(0, 12, 2):
         assert order.index(("told", first)) > order.index(("begun", min(first + 4, 10)))
+
+
+def test_a_connection_made_ahead_is_the_next_pulls(serve: Serve) -> None:
+    source = Pool.random(4, 64)
+    target, shape = Pool.empty(source), shape_of(source, 2)
+    port, accepted = serve(KINDS["shm"](source, shape), leased(source)), []
+    taking = LaneTarget(KINDS["shm"](target, shape))
+    connect = lane_target._connect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lane_target, "_connect", lambda name: accepted.append(connect(name)) or accepted[-1])
+        for dials in (1, 1, 3):  # the later ones take the place of what waited
+            for _ in range(dials):
+                taking.dial(port)
+            haul = haul_of(target, range(4))
+            assert pull(taking, port, haul) == []
+            assert haul.arrived == 4
+        assert len(accepted) == 5
+        taking.dial(port)
+        accepted[-1].stop()  # as when the source has waited for too long
+        assert pull(taking, port, haul_of(target, range(4))) == []
+        assert len(accepted) == 7
+        taking.dial(Offer(socket="nobody listens"))
+        taking.dial(port)
+        taking.close()
+        with pytest.raises(WorkerLost):
+            accepted[-1].send([b"closed"])
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])

@@ -31,6 +31,7 @@ class DataPort:
         self._streams: set[TcpStream] = set()
         self._threads: set[Thread] = set()
         self._listener: socket.socket | None = None
+        self._accepting: Thread | None = None
         self._closed = Event()
 
     @property
@@ -61,6 +62,8 @@ class DataPort:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
+        if self._accepting is not None:
+            self._accepting.join(STALL_S)  # then nothing is accepted any more
         for stream in list(self._streams):
             stream.stop()
         for thread in list(self._threads):
@@ -79,12 +82,13 @@ class DataPort:
 
     def _open(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._start(self._accept, listener)
+        self._accepting = self._start(self._accept, listener)
 
-    def _start(self, run: Callable[[socket.socket], None], on: socket.socket) -> None:
+    def _start(self, run: Callable[[socket.socket], None], on: socket.socket) -> Thread:
         thread = Thread(target=run, args=(on,), name="transfer-source", daemon=True)
         self._threads.add(thread)
         thread.start()
+        return thread
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -114,6 +118,8 @@ class DataPort:
             plain.close()
             return
         self._streams.add(stream)
+        if self._closed.is_set():  # it may have been too late to be stopped
+            stream.stop()
         try:
             self._answer(stream)
         except Corrupt as error:

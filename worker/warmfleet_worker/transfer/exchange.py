@@ -43,7 +43,7 @@ DESCRIPTOR = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
 
 _QUIET_S = 1.0  # ten ticks of a router
 _TICK_S = 0.25  # between looks at the leases' time
-_MOST_STREAMS = 8
+MOST_STREAMS = 10
 _MOST_LANES = 8  # of a kind
 _MOST_DEVICE_LANES = 4  # which take memory that the pool could have
 
@@ -55,7 +55,7 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = ""  # HOST:PORT of the data port; empty: a free one beside the gRPC port
     transports: tuple[Literal["cuda", "nixl", "shm", "tcp"], ...] = ("cuda", "nixl", "shm", "tcp")  # offered
     # and taken, where they can be; the fastest of a pair is used
-    streams: Annotated[int, Meta(ge=0, le=64)] = 0  # connections a pull; 0: one a core, at most eight
+    streams: Annotated[int, Meta(ge=0, le=64)] = 0  # connections a pull; 0: one a core, at most ten
     memory_bytes: Annotated[int, Meta(ge=MAX_PULLS * PIECE_BYTES)] = 256 << 20  # of blocks on their way here
     bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0  # that peers get at most, by tcp alone; 0: no bound
 
@@ -85,7 +85,7 @@ class Exchange:
         self._config = config
         self._runner = runner
         engine = runner.engine
-        streams = config.streams or min(os.cpu_count() or 1, _MOST_STREAMS)
+        streams = config.streams or min(os.cpu_count() or 1, MOST_STREAMS)
         size = max(PIECE_BYTES if engine.cuda_pool is None else DEVICE_PIECE_BYTES, engine.block_bytes)
         slabs = Slabs(max(config.memory_bytes // size, MAX_PULLS), size, engine.host_memory)
         self._lanes = _lanes(config, engine, streams, tls is not None)

@@ -3,6 +3,7 @@
 import socket
 from collections import deque
 from contextlib import suppress
+from threading import Lock
 from typing import NamedTuple
 
 from warmfleet_proto.errors import WorkerLost
@@ -15,6 +16,7 @@ from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream, connect
 from warmfleet_worker.transfer.transport import Address, Haul, Piece
 
 _FIRST = 2  # slabs asked for at once: the source begins to fill all of them before it answers the first
+_MOST_AHEAD = 64  # connections that wait for their pull
 _ALL = 1 << 30
 
 
@@ -27,14 +29,32 @@ class LaneTarget:
         self.name = lanes.name
         self.streams = lanes.streams
         self._lanes = lanes
+        self._ahead: dict[str, TcpStream] = {}  # by the source's socket
+        self._lock = Lock()
 
     def reaches(self, offer: Offer) -> bool:
         if self._lanes.leaves_the_host:
             return bool(offer.port)
         return bool(offer.socket) and bool(offer.host) and offer.host == here()
 
+    def dial(self, offer: Offer) -> None:
+        """Connects ahead of the pull that is about to come, within the host."""
+        if offer.socket and len(self._ahead) < _MOST_AHEAD:
+            with suppress(WorkerLost):
+                stream = _connect(offer.socket)
+                with self._lock:
+                    before, self._ahead[offer.socket] = self._ahead.pop(offer.socket, None), stream
+                if before is not None:
+                    before.close()
+
+    def close(self) -> None:
+        """No pull comes any more."""
+        with self._lock:
+            while self._ahead:
+                self._ahead.popitem()[1].close()
+
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
-        stream = _connect(offer.socket) if offer.socket else connect(Address(host, offer.port), None)
+        stream = self._stream(host, offer)
         try:
             if stream.is_another_users:
                 raise WorkerLost("the source is another user's")
@@ -47,6 +67,17 @@ class LaneTarget:
                 window.close()
         finally:
             stream.close()
+
+    def _stream(self, host: str, offer: Offer) -> TcpStream:
+        if not offer.socket:
+            return connect(Address(host, offer.port), None)
+        with self._lock:
+            stream = self._ahead.pop(offer.socket, None)
+        if stream is not None and not stream.has_more:
+            return stream
+        if stream is not None:
+            stream.close()  # the source has waited for too long
+        return _connect(offer.socket)
 
 
 class _Asked(NamedTuple):

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 MAX_PULLS = 8  # under way at once; more wait for their turn, within their patience
 _ATTEMPTS = 2
 _LEASE_S = 2.0  # for an answer from the source
-_MAX_NAMES = 1024  # of peers that sent damaged blocks
+_MAX_NAMES = 1024  # of peers: that sent damaged blocks, whose offers are remembered
 FAILURES = {
     grpc.StatusCode.PERMISSION_DENIED: Failure.REFUSED,
     grpc.StatusCode.FAILED_PRECONDITION: Failure.REFUSED,
@@ -57,6 +57,7 @@ class Puller:
         self._peers = peers
         self._transports = {each.name: each for each in transports}
         self._choice = Choice()
+        self._offers: dict[str, tuple[str, Offer]] = {}  # by source: the last transport, and what it offered
         self._slabs = slabs
         self._turns = asyncio.Semaphore(MAX_PULLS)
         self._threads = ThreadPoolExecutor(
@@ -89,6 +90,8 @@ class Puller:
         while self._tasks:  # what ends gives its lease back in another
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False)
+        for each in self._transports.values():
+            each.close()
         await self._peers.close()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -129,6 +132,7 @@ class Puller:
     async def _attempt(self, trip: Trip) -> None:
         """What has not arrived yet. Raises Failed."""
         pull = trip.pull
+        self._dial(pull.source)
         lease = await self._lease(trip)
         try:
             trip.check(lease)
@@ -139,6 +143,12 @@ class Puller:
             self._start(self._peers.release(pull.address, lease.lease, lease.secret))
         if trip.there < len(trip.fetch.pieces) and not trip.abandoned:
             raise Failed(Failure.GONE, f"{trip.arrived} of {len(trip.fetch.pieces)} blocks are held there")
+
+    def _dial(self, source: str) -> None:
+        """While the source is asked: it most likely offers what it did before."""
+        if known := self._offers.get(source):
+            name, offer = known
+            self._threads.submit(self._transports[name].dial, offer)
 
     async def _lease(self, trip: Trip) -> LeaseResponse:
         pull, fetch, engine = trip.pull, trip.fetch, self._runner.engine
@@ -163,7 +173,9 @@ class Puller:
         reached = self._reached(lease.offers)
         while True:
             name = self._best(trip.pull.source, reached)
-            haul, ends = await self._move(trip, lease, self._transports[name], reached.pop(name))
+            offer = reached.pop(name)
+            self._remember(trip.pull.source, name, offer)
+            haul, ends = await self._move(trip, lease, self._transports[name], offer)
             if not (_busy(ends) and reached) or trip.abandoned:
                 return self._judge(trip, haul, [end for end in ends if end is not None])
 
@@ -193,6 +205,12 @@ class Puller:
         if not _busy(ends):
             self._learn(trip, transport.name, haul, began)
         return haul, ends
+
+    def _remember(self, source: str, name: str, offer: Offer) -> None:
+        self._offers.pop(source, None)
+        self._offers[source] = name, offer
+        if len(self._offers) > _MAX_NAMES:
+            del self._offers[next(iter(self._offers))]
 
     def _reached(self, offers: Iterable[Offer]) -> dict[str, Offer]:
         """By the names of their transports."""

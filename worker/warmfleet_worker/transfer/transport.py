@@ -115,6 +115,12 @@ class Transport(Protocol):
     def reaches(self, offer: Offer) -> bool:
         """Whether what a source offers can be tried from here."""
 
+    def dial(self, offer: Offer) -> None:
+        """A pull is about to come, by what the source offered before: to be ready for it if that helps."""
+
+    def close(self) -> None:
+        """No pull comes any more."""
+
     def pull(self, host: str, offer: Offer, lease: int, secret: bytes, haul: Haul) -> None:
         """One stream: until the haul is over. Several streams may share a haul. ``host`` is that of the
         source's gRPC server. Raises WorkerLost when the connection fails or the lease has ended, Busy
