@@ -88,15 +88,15 @@ def main(argv: list[str]) -> None:
     """``python -m tests.bars.virtual POLICY[,KEY=VALUE...]...``: a table for each live case."""
     from tests.bars.live_vs_sglang import CASES, WORKERS
 
-    for case in CASES:
-        workload = trace(case.turns())
+    for case, seed in ((each, seed) for each in CASES for seed in each.seeds):
+        workload = trace(case.turns(seed))
         rows = []
         for named in argv or ["cheapest", "sglang_threshold", "dynamo_cost", "prefix_hash", "round_robin"]:
             policy, *settings = named.split(",")
             routing = load_settings(Routing, None, [*settings, f"policy={policy}"])
             fleet = play(routing, workload, WORKERS)
             rows.append(report.summarise(named, fleet, workload.span_s))
-        print(f"\n{case}, {len(workload.requests)} requests")
+        print(f"\n{case}, seed {seed}, {len(workload.requests)} requests")
         print(report.table(rows, report.bounds(workload, BLOCKS * WORKERS)), flush=True)
         print(one_queue(workload, WORKERS), flush=True)
 
