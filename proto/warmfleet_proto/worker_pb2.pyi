@@ -278,7 +278,7 @@ class KvSnapshot(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., digest: _Optional[bytes] = ..., stored: _Optional[_Iterable[_Union[Stored, _Mapping]]] = ..., first: bool = ..., last: bool = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total", "clock_s", "leaves_s")
+    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total", "clock_s", "leaves_s", "wanted_blocks")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +299,7 @@ class WorkerLoad(_message.Message):
     LATE_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     LEAVES_S_FIELD_NUMBER: _ClassVar[int]
+    WANTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens: int
@@ -319,7 +320,8 @@ class WorkerLoad(_message.Message):
     late_hits_total: int
     clock_s: float
     leaves_s: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ..., clock_s: _Optional[float] = ..., leaves_s: _Optional[float] = ...) -> None: ...
+    wanted_blocks: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ..., clock_s: _Optional[float] = ..., leaves_s: _Optional[float] = ..., wanted_blocks: _Optional[int] = ...) -> None: ...
 
 class BringRequest(_message.Message):
     __slots__ = ("root", "keys", "pull")

@@ -27,6 +27,7 @@ typedef struct {
     PyObject *worker, *pull;  // owned
     long long overlap, rank;
     double wait, bring, prefill, decode, weight, eviction;
+    bool pulls;
 } Offer;
 
 typedef struct { double span, completion; } Pace;
@@ -106,7 +107,7 @@ static bool brought(PyObject *worker, const Wanted *w, Offer *o) {
     double ready = 0.0;
     PyObject *made = PyObject_CallFunction(w->bring, "OLd", worker, o->overlap, o->wait), *pull;
     bool done = made && PyArg_ParseTuple(made, "LdO:bring", &o->overlap, &ready, &pull);
-    if (done) Py_DECREF(o->pull), o->pull = Py_NewRef(pull);
+    if (done) Py_DECREF(o->pull), o->pull = Py_NewRef(pull), o->pulls = pull != Py_None;
     if (done && ready > o->wait) o->bring = ready - o->wait;
     Py_XDECREF(made);
     return done;
@@ -256,6 +257,7 @@ static Offer offer_at(PyObject *candidates, Py_ssize_t i) {
     if (t) {
         o.wait = field(t, WAIT), o.bring = field(t, BRING), o.prefill = field(t, PREFILL_S);
         o.decode = field(t, DECODE), o.weight = field(t, SLOW), o.eviction = field(t, EVICTION);
+        o.pulls = PyTuple_GetItem(t, PULL) != Py_None;
     }
     Py_XDECREF(t);
     return o;
@@ -264,8 +266,8 @@ static Offer offer_at(PyObject *candidates, Py_ssize_t i) {
 static double price_of(const Offer *o, const Market *m) {
     double own = o->wait + o->bring + o->prefill, factor = m->following, here = m->pace * o->wait;
     if (m->outgrown != 0.0) factor += m->outgrown * ((m->most < here ? m->most : here) - m->following);
-    double late = own - m->soonest;
-    return (own + factor * o->prefill + o->eviction + o->decode + late * late / m->late) / o->weight;
+    double late = own - m->soonest, eviction = o->pulls ? o->eviction * (1.0 + factor) : o->eviction;
+    return (own + factor * o->prefill + eviction + o->decode + late * late / m->late) / o->weight;
 }
 
 static bool near_of(PyObject *candidates, Py_ssize_t count, const Market *m, double *prices, PyObject *near) {

@@ -29,6 +29,7 @@ class Booking:
     alone: bool  # the worker had nothing else to do
     record: PlacementView
     source: str = ""  # the peer that blocks are pulled from
+    pulling: int = 0  # tokens of theirs, until its first one is seen
     pull_bytes: float = 0.0  # of those blocks
     prefix: Prefix | None = None  # that it has asked for again
     marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
@@ -78,6 +79,7 @@ class Ledger:
         gateway.seen_at = booking.made_at
         gateway.bookings[booking.id] = booking
         booking.worker.booked.alive += 1
+        booking.worker.booked.pulling += booking.pulling
         booking.worker.booked.coming.count(*booking.prefill, 1)
         _count(booking, 1)
 
@@ -104,6 +106,7 @@ class Ledger:
             return None
         booking.started = True
         booking.worker.booked.ahead.leave(booking.id)
+        _pulled(booking)
         identity = booking.worker.identity
         if identity is not None and identity.anonymous:  # no report will ever name it
             _prefilled(booking)
@@ -170,8 +173,15 @@ class Ledger:
         if not gateway.bookings:
             del self._gateways[booking.gateway]
         _discount(booking)
+        _pulled(booking)
         booking.worker.booked.ahead.leave(booking.id)
         booking.worker.booked.alive -= 1
+
+
+def _pulled(booking: Booking) -> None:
+    """What has come for it is used, or nobody waits for it any more."""
+    booking.worker.booked.pulling -= booking.pulling
+    booking.pulling = 0
 
 
 def _prefilled(booking: Booking) -> None:

@@ -194,6 +194,7 @@ class RouterCore:
             alone=not worker.flying,
             record=_record(wanted, decision, id_, self.policy.name, now),
             source=chosen.pull.source.name if chosen.pull else "",
+            pulling=chosen.pull.tokens if chosen.pull else 0,
             pull_bytes=chosen.pull.tokens * decision.group.token_bytes if chosen.pull else 0.0,
         )
         self._ledger.book(booking)

@@ -120,11 +120,13 @@ def prices(
     most: float,
 ) -> list[float]:
     made = []
-    for _, _, wait, bring, prefill, decode, weight, _, eviction, _ in candidates:
+    for _, _, wait, bring, prefill, decode, weight, _, eviction, pull in candidates:
         own = wait + bring + prefill
         factor = following
         if outgrown:
             factor += outgrown * (min(pace * wait, most) - following)
+        if pull is not None:
+            eviction *= 1.0 + factor
         late = own - soonest_s
         made.append((own + factor * prefill + eviction + decode + late * late / late_s) / weight)
     return made

@@ -179,6 +179,7 @@ class Batch:
             free_blocks=pool.free,
             cached_blocks=pool.cached,
             pinned_blocks=pool.pinned,
+            wanted_blocks=len(self.cache.wanted),
             evictions_total=self.cache.evictions,
             late_hits_total=self.cache.late_hits,
         )

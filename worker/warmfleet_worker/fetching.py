@@ -91,11 +91,8 @@ class Fetching:
             if flight.ahead:
                 self._hurry(flight, now)
             self._join(flight, sequence)
-        elif self._share_left() <= 0:
-            return  # again when something has been admitted or has failed
         else:
-            sequence.looked = True
-            self._start(sequence, nodes, room, now)
+            sequence.looked = self._start(sequence, nodes, room, now)
 
     def look_again(self, sequence: Sequence, room: int, now: float) -> bool:
         """Before it is admitted, for what left the device while it waited; true when it has to wait on."""
@@ -130,15 +127,15 @@ class Fetching:
 
     def bring(self, sequence: Sequence, room: int, now: float) -> int | None:
         """Fetches what a sequence lacks that is not to be computed; the fetch's number. It ends by itself or
-        by ``let_go``. None where there is nothing to be had or no room."""
+        by ``let_go``. None where there is nothing to be had, or no room beside what requests ask for."""
         nodes = self._readable(sequence)
-        start, spare = len(nodes), self._cache.available_beside(n.block for n in nodes) - room
-        most = min(self._share_left(), self._cache.pool.total // _AHEAD_SHARE, spare)
+        start, total = len(nodes), self._cache.pool.total
+        most = min(self._room(nodes, room), total // _AHEAD_SHARE)
         if start == len(sequence.hashes) or sequence.hashes[start] in self._coming:
             return None
         for supply in self.supplies:
             found = min(supply.find(sequence, start), most)
-            if found > 0:
+            if found > 0 and len(self._cache.wanted) + found <= total:
                 flight = self._order(sequence, supply, nodes, found, now, math.inf)
                 flight.ahead = True
                 return flight.fetch.id
@@ -161,15 +158,22 @@ class Fetching:
     def _readable(self, sequence: Sequence) -> list[Node]:
         return self._cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
 
-    def _share_left(self) -> int:
+    def _room(self, nodes: list[Node], room: int) -> int:
+        """Blocks for a fetch that goes on from those. Where all that requests ask for does not fit, one at a
+        time: each displaces what others wait for."""
+        total = self._cache.pool.total
+        if len(self._cache.wanted) > total and self._flights:
+            return 0
         flying = sum(flight.pieces for flight in self._flights.values())
-        return self._cache.pool.total // _SHARE - flying - self._landed
+        spare = self._cache.available_beside(node.block for node in nodes) - room
+        return min(total // _SHARE - flying - self._landed, spare)
 
-    def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> None:
-        start = len(nodes)
-        most = min(self._share_left(), self._cache.available_beside(n.block for n in nodes) - room)
+    def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> bool:
+        """Once there is room for the whole run: what does not come would be computed. False: not yet."""
+        start, share = len(nodes), self._cache.pool.total // _SHARE
+        most = self._room(nodes, room)
         for supply in self.supplies:
-            found = min(supply.find(sequence, start), most)
+            found = min(supply.find(sequence, start), share)
             tokens = found * self._block_size
             if found <= 0:
                 continue
@@ -177,8 +181,11 @@ class Fetching:
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
                 patience = self.pace.patience_s(supply.source, found, tokens)
             if patience is not None:
+                if found > most:
+                    return False
                 self._join(self._order(sequence, supply, nodes, found, now, patience), sequence)
-                return
+                return True
+        return True
 
     def _order(
         self, sequence: Sequence, supply: Supply, nodes: list[Node], found: int, now: float, patience: float

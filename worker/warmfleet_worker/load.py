@@ -32,5 +32,6 @@ class Load(NamedTuple):
     free_blocks: int
     cached_blocks: int
     pinned_blocks: int
+    wanted_blocks: int  # different full blocks of the prompts of all requests, held or not
     evictions_total: int
     late_hits_total: int

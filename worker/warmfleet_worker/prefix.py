@@ -1,5 +1,6 @@
 """The prefix cache: BlockHash -> block, matched from the root, evicted leaf first: the least recently used,
-or what is cheapest to compute, aged by what was evicted before (GreedyDual, Young 1994).
+or what is cheapest to compute, aged by what was evicted before (GreedyDual, Young 1994). What somebody waits
+for has a second chance before that.
 
 A hash hit counts only when the parent link and the token ids agree as well: a collision is a miss.
 Whoever pins a block pins its whole chain, so every unpinned block can be evicted, children first:
@@ -7,7 +8,7 @@ free + cached blocks are what ``allocate`` can give.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
@@ -39,6 +40,7 @@ class PrefixCache:
         self.pool = pool
         self.tier = tier
         self.cost: Callable[[int], float] | None = None  # of computing a block at a depth; None: no matter
+        self.wanted: Mapping[bytes, int] = {}  # hashes that requests ask for, and how many of them
         self.evictions = 0
         self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
@@ -167,6 +169,7 @@ class PrefixCache:
                 self._offer(node)
 
     def _stamp(self, nodes: Iterable[Node]) -> None:
+        """They have just been used."""
         clock, cost = self._clock, self.cost
         for node in nodes:
             node.stamp = clock
@@ -228,9 +231,22 @@ class PrefixCache:
             heapq.heappop(self._leaves)
         return None
 
+    def _victim(self) -> Node:
+        """The next one that nobody waits for; those before it count as just used. One that comes up again is
+        taken all the same."""
+        before = self._clock
+        while True:
+            node = self._oldest()
+            assert node is not None, "nothing is cached"
+            if node.stamp > before or node.hash not in self.wanted:
+                return node
+            heapq.heappop(self._leaves)
+            self._clock += 1
+            self._stamp((node,))
+            self._offer(node)
+
     def _evict(self) -> None:
-        node = self._oldest()
-        assert node is not None, "nothing is cached"
+        node = self._victim()
         heapq.heappop(self._leaves)
         self._floor = max(self._floor, node.rank)
         del self._nodes[node.hash]

@@ -36,6 +36,7 @@ class Scheduler:
         self.batch = Batch(limits, total_blocks, self.totals)
         self.requests: dict[Key, Request] = {}
         self._coming: Counter[bytes] = Counter()  # hashes of their prompts
+        self.cache.wanted = self._coming
         self.draining = False
         self._dropped: list[Request] = []
         self._finished = 0.0  # when the last step had

@@ -78,6 +78,7 @@ class Report:
     context_tokens: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0  # readable, not in use
+    wanted_blocks: int = 0  # of the prompts of all requests there
     steps: int = 0
     step_seconds: float = 0.0
     prompt_tokens: int = 0
@@ -95,6 +96,7 @@ class Booked:
     coming: Prefills = field(default_factory=Prefills)  # as expected
     context_tokens: int = 0
     alive: int = 0  # bookings, included ones too
+    pulling: int = 0  # tokens that they pull, until their first token
     left: int = 0  # sequences that have ended since the report
     left_tokens: int = 0  # their context
     ahead: Ahead = field(default_factory=Ahead)  # those that its report includes, until their first token
@@ -286,6 +288,7 @@ class Fleet:
             steps=load.steps_total,
             step_seconds=load.step_seconds_total,
             prompt_tokens=load.prompt_tokens_total,
+            wanted_blocks=load.wanted_blocks,
             evictions=load.evictions_total,
             late_hits=load.late_hits_total,
             step_age_s=load.step_age_s,

@@ -69,6 +69,9 @@ def plan(
     tokens = reach - overlap
     if tokens <= 0 or worker is of.worker or worker.identity is None or not worker.identity.gives_blocks:
         return None  # who gives no blocks takes none
+    spoken_for = worker.report.wanted_blocks * group.block_size + worker.booked.pulling
+    if spoken_for + tokens > worker.identity.total_blocks * group.block_size:
+        return None  # what somebody there waits for would be displaced
     latency_s, sending_s = group.links.seconds(of.worker.name, worker.name, tokens * group.token_bytes, now)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(

@@ -4,7 +4,8 @@ price = (wait + bring + prefill + externality + eviction + decode + lateness) / 
 
 externality: lambda times the prefill, since work added here delays lambda requests that come next. For a
 prefix with too few holders lambda goes by each worker's own queue: a copy elsewhere relieves the holders.
-eviction: computing again what the request displaces. decode: what others' decoding adds to its own.
+eviction: computing again what the request displaces; a pull, which might as well not be, pays for the lambda
+requests that this delays, too. decode: what others' decoding adds to its own.
 lateness: the square of what it loses by not going where it is served soonest, over LATE_S and the wait that
 is usual now, because one request that waits ten seconds is worse than ten that wait one; less so where all
 wait for ten. weight: below 1 for a worker that just came.
@@ -93,7 +94,7 @@ class Cheapest:
             ("bring", candidate.bring_s),
             ("prefill", candidate.prefill_s),
             ("externality", following * candidate.prefill_s),
-            ("eviction", candidate.eviction_s),
+            ("eviction", candidate.eviction_s * (1.0 + following if candidate.pull else 1.0)),
             ("decode", candidate.decode_s),
             ("lateness", late * late / (self.late_s + ask.usual_s)),
         )

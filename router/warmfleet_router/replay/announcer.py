@@ -98,6 +98,7 @@ class Announcer:
             context_tokens=worker.context_tokens,
             free_blocks=max(worker.cache.free, 0),
             cached_blocks=worker.cache.cached,
+            wanted_blocks=worker.wanted_blocks,
             bookings=bookings,
             prompt_tokens_total=worker.prompt_tokens,
             cached_tokens_total=worker.cached_tokens,

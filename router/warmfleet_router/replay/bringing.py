@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from warmfleet_proto.transfer_pb2 import Pull, Pulled
+from warmfleet_proto.transfer_pb2 import Pulled
 
 from warmfleet_router.moving.replication import Order
 from warmfleet_router.replay.cache import Node
-from warmfleet_router.replay.job import Job, Load
+from warmfleet_router.replay.job import Flight, Job, Load
 from warmfleet_router.replay.member import Member
 
 SLICE_BYTES = 256 << 20  # of an order, between which a link carries what requests wait for
@@ -26,9 +26,8 @@ class _Ahead:
     order: Order
     source: Member
     target: Member
-    keys: list[int]  # of what the source held when it began
+    flight: Flight
     nodes: list[Node]  # pinned at the source
-    have: int  # blocks at the target when it began
     left: float  # bytes
     began: float
     over: Callable[[Order, Pulled], Any]
@@ -40,52 +39,51 @@ class Bringing:
         self._at = at
         self._stir = stir
 
-    def pull(self, member: Member, job: Job, pull: Pull, now: float) -> None:
-        """What the placement says; one that takes too long is given up."""
-        source, size, profile = (
-            self._members[int(pull.source[1:])],
-            member.worker.block_size,
-            member.worker.profile,
-        )
-        wanted = job.keys[: (pull.from_tokens + pull.tokens) // size]
-        have, there = member.worker.held(wanted), source.worker.held(wanted)
-        if there <= have:
+    def pull(self, member: Member, job: Job, flight: Flight, now: float) -> None:
+        """As far as the source holds it; one that takes too long is given up."""
+        assert job.pull is not None
+        pull, profile, size = job.pull, member.worker.profile, member.worker.block_size
+        source, have = self._members[int(pull.source[1:])], len(flight.nodes)
+        there = source.worker.held(flight.keys) - have
+        if there <= 0:
+            self._at(now, self._pulled, source, [], member, job, flight, 0)
             return
-        nodes = source.worker.cache.match(wanted)
+        nodes = source.worker.cache.match(flight.keys)
         source.worker.cache.pin(nodes)  # leased
-        member.worker.expect(job, there)
         queued_s = max(source.sending_until - now, 0.0)
-        whole_s = profile.bring_s((there - have) * size, profile.link_bytes_per_s)
+        whole_s = profile.bring_s(there * size, profile.link_bytes_per_s)
         sending_s = min(whole_s, max(pull.within_s - queued_s - profile.link_latency, 0.0))
         complete = sending_s == whole_s
         source.sending_until = now + queued_s + sending_s
-        source.given_blocks += (there - have) * complete
+        source.given_blocks += there * complete
         job.pull_bytes = sending_s * profile.link_bytes_per_s
         job.pull_s = profile.link_latency + sending_s
         done_s = queued_s + job.pull_s if complete else pull.within_s
-        self._at(now + done_s, self._pulled, source, nodes, member, job, there, complete)
+        self._at(now + done_s, self._pulled, source, nodes, member, job, flight, there * complete)
 
     def _pulled(
-        self, source: Member, nodes: list[Node], member: Member, job: Job, blocks: int, complete: bool
+        self, source: Member, nodes: list[Node], member: Member, job: Job, flight: Flight, come: int
     ) -> None:
         source.worker.cache.unpin(nodes, used=False)
-        job.pulled = member.worker.arrive(job, blocks, blocks if complete else 0)
+        member.worker.land(flight, come, job)
         self._stir(member)
 
     def order(self, order: Order, now: float, over: Callable[[Order, Pulled], Any]) -> None:
         """What the router wants to be brought; ``over`` is told what came of it."""
         source, target = self._members[int(order.source.name[1:])], self._members[int(order.target.name[1:])]
         keys = memoryview(order.keys).cast("Q").tolist()
-        have, there = target.worker.held(keys), source.worker.held(keys)
-        if there <= have:
+        keys = keys[: source.worker.held(keys)]
+        if len(keys) <= target.worker.held(keys):
             over(order, Pulled(failure="gone"))
             return
-        nodes = source.worker.cache.match(keys)
+        flight = target.worker.fly_ahead(keys)
+        if flight is None:
+            over(order, Pulled(failure="full"))
+            return
+        nodes = source.worker.cache.match(flight.keys)
         source.worker.cache.pin(nodes)  # leased
         size = target.worker.block_size * target.worker.profile.kv_bytes_per_token
-        ahead = _Ahead(
-            order, source, target, keys[:there], nodes, have, float((there - have) * size), now, over
-        )
+        ahead = _Ahead(order, source, target, flight, nodes, float(flight.blocks * size), now, over)
         self._carry(ahead, now)
 
     def _carry(self, of: _Ahead, now: float) -> None:
@@ -103,16 +101,17 @@ class Bringing:
 
     def _given_up(self, of: _Ahead, now: float) -> None:
         of.source.worker.cache.unpin(of.nodes, used=False)
+        of.target.worker.land(of.flight, 0)
         of.over(of.order, Pulled(seconds=now - of.began, failure="given_up"))
 
     def _carried(self, of: _Ahead, now: float) -> None:
         of.source.worker.cache.unpin(of.nodes, used=False)
         worker = of.target.worker
-        came = worker.cache.take_in(of.keys)
+        came = worker.land(of.flight, of.flight.blocks)
         of.source.given_blocks += came
         self._stir(of.target)
         size = worker.block_size * worker.profile.kv_bytes_per_token
-        brought = (len(of.keys) - of.have) * size
+        brought = of.flight.blocks * size
         of.over(of.order, Pulled(tokens=came * worker.block_size, seconds=now - of.began, bytes=brought))
 
     def load(self, member: Member, load: Load, now: float) -> None:

@@ -6,7 +6,7 @@ key stands for a whole prefix, so nothing needs comparing here.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import count
 
 
@@ -40,6 +40,7 @@ class Cache:
         self.removed: list[Node] = []
         self.evictions = 0
         self.late_hits = 0
+        self.wanted: Container[int] = ()  # by the jobs here
         self._nodes: dict[int, Node] = {}
         self._cost = cost
         self._floor = 0.0  # rank of the last one evicted
@@ -127,8 +128,7 @@ class Cache:
         for node in nodes:
             node.pins -= 1
             if used:
-                node.stamp = self._clock
-                node.rank = self._floor + self._cost(node.depth) if self._cost else self._clock
+                self._stamp(node)
             if not node.pins:
                 self.cached += 1
                 self._offer(node)
@@ -145,9 +145,25 @@ class Cache:
             heapq.heappop(self._leaves)
         return None
 
+    def _victim(self) -> Node:
+        """As in the worker's own cache: what somebody waits for has a second chance."""
+        before = self._clock
+        while True:
+            node = self._oldest()
+            assert node is not None
+            if node.stamp > before or node.key not in self.wanted:
+                return node
+            heapq.heappop(self._leaves)
+            self._clock += 1
+            self._stamp(node)
+            self._offer(node)
+
+    def _stamp(self, node: Node) -> None:
+        node.stamp = self._clock
+        node.rank = self._floor + self._cost(node.depth) if self._cost else self._clock
+
     def _evict(self) -> None:
-        node = self._oldest()
-        assert node is not None
+        node = self._victim()
         heapq.heappop(self._leaves)
         self._floor = max(self._floor, node.rank)
         del self._nodes[node.key]

@@ -208,9 +208,11 @@ class Fleet:
         job = Job(placement.booking, request.keys, request.prompt_tokens, request.completion_tokens, self.now)
         self._placed[job.booking] = request, placement, core
         if placement.action == rpb.Placement.PULL:
-            self._bringing.pull(member, job, placement.pull, self.now)
+            job.pull = placement.pull
         member.worker.submit(job)
         member.announcer.accepted(job.booking)
+        member.worker.ask_peers()  # steps of a flat engine are long, a real worker's are not
+        self._begin_transfers(member)
         self._stir(member)
         if len(self.cores) > 1:
             self._tell(member)  # the others must not wait for a heartbeat to know
@@ -287,12 +289,19 @@ class Fleet:
         worker = member.worker
         while worker.schedule(self.now) is not None:
             pass
-        loads, worker.loads = worker.loads, []
-        for load in loads:
-            self._bringing.load(member, load, self.now)
+        self._begin_transfers(member)
         member.began_at = self.now
         if worker.under_way:
             self._end_later(member)
+
+    def _begin_transfers(self, member: Member) -> None:
+        worker = member.worker
+        loads, worker.loads = worker.loads, []
+        for load in loads:
+            self._bringing.load(member, load, self.now)
+        pulls, worker.pulls = worker.pulls, []
+        for job, flight in pulls:
+            self._bringing.pull(member, job, flight, self.now)
 
     def _end_later(self, member: Member) -> None:
         member.version += 1

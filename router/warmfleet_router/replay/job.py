@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from warmfleet_proto.transfer_pb2 import Pull
+
 from warmfleet_router.replay.cache import Node
 
 
@@ -20,6 +22,7 @@ class Job:
         "drawing",
         "generated",
         "keys",
+        "landed",
         "load_s",
         "loaded",
         "nodes",
@@ -27,6 +30,7 @@ class Job:
         "planned",
         "private",
         "prompt_tokens",
+        "pull",
         "pull_bytes",
         "pull_s",
         "pulled",
@@ -61,7 +65,9 @@ class Job:
         self.waits = 0  # transfers under way that it waits for: not admitted before
         self.loaded = 0  # blocks that came from host memory
         self.load_s = 0.0
+        self.pull: Pull | None = None  # not begun yet
         self.pulled = 0  # blocks that came from a peer
+        self.landed = 0  # the same, until it runs
         self.pull_bytes = 0.0
         self.pull_s = 0.0
         self.steps = 0
@@ -115,6 +121,14 @@ class Load(NamedTuple):
 
     job: Job
     start: int  # blocks before them
+    blocks: int
+
+
+class Flight(NamedTuple):
+    """Blocks on their way from a peer, with room taken for them."""
+
+    keys: list[int]  # of the prefix up to the last of them
+    nodes: list[Node]  # of what was there before, pinned
     blocks: int
 
 

@@ -102,17 +102,17 @@ def test_the_nearest_offers_are_equal(
 
 
 ordinary = st.sampled_from([0.25, 0.5, 1.0]) | st.floats(0.1, 1.0)  # ties, and figures of one size
-listed = st.lists(st.tuples(*[ordinary] * 6), min_size=1, max_size=6)
+listed = st.lists(st.tuples(*[ordinary] * 6, st.sampled_from([None, "a pull"])), min_size=1, max_size=6)
 
 
 @needs_native
 @given(listed, st.tuples(*[ordinary] * 6), st.just(0.0) | shares)
 def test_the_nearest_of_a_list_are_equal(
-    figures: list[tuple[float, ...]], market: tuple[float, ...], near_share: float
+    figures: list[tuple[Any, ...]], market: tuple[float, ...], near_share: float
 ) -> None:
     made = [
-        Candidate(None, 0, wait, bring, prefill, decode, weight, i, eviction, None)  # type: ignore[arg-type]
-        for i, (wait, bring, prefill, decode, weight, eviction) in enumerate(figures)
+        Candidate(None, 0, wait, bring, prefill, decode, weight, i, eviction, pull)  # type: ignore[arg-type]
+        for i, (wait, bring, prefill, decode, weight, eviction, pull) in enumerate(figures)
     ]
     agree_on_the_nearest(made, market, near_share)
 

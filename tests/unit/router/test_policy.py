@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_router.core import RouterCore
 from warmfleet_router.fleet.fleet import Identity, Worker
-from warmfleet_router.policy.base import Ask, Candidate, Pool
+from warmfleet_router.policy.base import Ask, Candidate, Pool, PullPlan
 from warmfleet_router.policy.cheapest import LATE_S, Cheapest
 from warmfleet_router.policy.ring import Ring
 from warmfleet_router.prices.pricing import shared_prefill, starting_rates
@@ -176,7 +176,7 @@ candidate = st.builds(
     st.sampled_from([0.1, 1.0]),
     st.integers(0, 3),
     seconds,
-    st.none(),
+    st.sampled_from([None, PullPlan(WORKERS[0], 0, 16, 0.1, 0.1, 1.0)]),
 )
 
 
@@ -193,7 +193,8 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
     def price(c: Candidate) -> float:
         computing = c.prefill_s + externality * c.prefill_s
         late = (c.wait_s + c.bring_s + c.prefill_s - soonest_s) ** 2 / (LATE_S + 1.0) if adaptive else 0.0
-        return (c.wait_s + c.bring_s + computing + c.eviction_s + c.decode_s + late) / c.weight
+        eviction_s = c.eviction_s * (1 + externality if c.pull else 1)
+        return (c.wait_s + c.bring_s + computing + eviction_s + c.decode_s + late) / c.weight
 
     least = min(price(c) for c in candidates)
     own = max(c.wait_s + c.bring_s + c.prefill_s for c in candidates if price(c) == least)

@@ -6,7 +6,7 @@ from warmfleet_router.core import RouterCore
 from warmfleet_router.prices.links import MEMORY_S, Links
 from warmfleet_router.prices.pressure import Pressure
 
-from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
+from tests.unit.router.fleet_of import BLOCK, BLOCKS, FakeWorker, ask, fleet_of, tokens
 
 PROMPT = tokens((1, 4000))  # takes .4 s by the first guess
 TOKEN_BYTES = 1000
@@ -72,6 +72,36 @@ def test_it_computes_where_it_cannot_or_should_not_pull(reason: str) -> None:
     placement = place(core, now, bypass_cache=reason == "no cached reads")
     assert placement.action == rpb.Placement.SERVE
     assert not placement.HasField("pull")
+
+
+@pytest.mark.parametrize("told", ["reported", "booked"])
+def test_nothing_is_pulled_where_others_wait_for_all_of_the_memory(told: str) -> None:
+    """The prompt has 249 full blocks of its own."""
+    core, workers = givers(3)
+
+    def speak_for(blocks: int) -> None:
+        for worker in workers[1:]:
+            if told == "reported":
+                worker.report(NOW, wanted_blocks=blocks)
+            else:
+                core.roster.fleet.workers[worker.address].booked.pulling = blocks * BLOCK
+
+    speak_for(BLOCKS - 248)
+    assert place(core).action == rpb.Placement.SERVE
+    speak_for(BLOCKS - 249)
+    assert place(core).action == rpb.Placement.PULL
+
+
+def test_what_a_booking_pulls_counts_until_its_first_token_or_its_end() -> None:
+    core, _ = givers(3)
+    workers = core.roster.fleet.workers.values()
+    first, second = place(core), place(core)
+    assert sum(w.booked.pulling for w in workers) == first.pull.tokens + second.pull.tokens > 0
+    core.progress(rpb.ProgressRequest(booking=first.booking, cached_tokens=3984), NOW)
+    assert sum(w.booked.pulling for w in workers) == second.pull.tokens
+    for placement in (first, second):
+        core.finish(rpb.FinishRequest(booking=placement.booking, outcome=rpb.FinishRequest.OK), NOW)
+    assert [w.booked.pulling for w in workers] == [0, 0, 0]
 
 
 def test_the_holder_serves_while_it_is_free() -> None:

@@ -287,6 +287,48 @@ def test_let_go_it_ends_unless_somebody_waits() -> None:
     driver.check_exact(request)
 
 
+def test_a_run_is_not_fetched_in_part_for_want_of_room() -> None:
+    """What does not come would be computed: it waits for what runs instead."""
+    driver, larder = stocked(total_blocks=24)
+    first = driver.submit(list(range(200, 260)), 8)  # takes sixteen blocks
+    driver.step()
+    second = driver.submit([*PROMPT, 9], 2)
+    driver.step()
+    assert larder.begun == []
+    driver.run()
+    assert [len(fetch.pieces) for fetch in larder.begun] == [10]
+    assert driver.started[second.key].cached_tokens == 40
+    driver.check_exact(first)
+    driver.check_exact(second)
+
+
+def test_where_not_all_fits_that_is_asked_for_one_run_comes_at_a_time() -> None:
+    others = [list(range(1000 * n, 1000 * n + 40)) for n in (1, 2)]
+    driver = Driver(64)
+    for prompt in (PROMPT, *others):
+        driver.finish([*prompt, 7], 4)
+    larder = driver.stock_up()
+    driver.scheduler.batch.fetching.pace.token_s = 1e6
+    driver.scheduler.cache.clear()
+    driver.log.publish(driver.scheduler.cache.take_changes())
+    driver.submit(list(range(5000, 5160)), 2)  # forty blocks: with thirty more too many
+    requests = [driver.submit([*prompt, 9], 2) for prompt in (PROMPT, *others)]
+    driver.launch()
+    assert len(larder.begun) == 1
+    driver.run()
+    assert len(larder.begun) == 3
+    assert [driver.started[request.key].cached_tokens for request in requests] == [40, 40, 40]
+
+
+def test_what_nobody_waits_for_displaces_nothing_that_is_asked_for() -> None:
+    driver, larder = stocked(total_blocks=24)
+    driver.submit(list(range(200, 280)), 4)  # asks for twenty blocks
+    assert driver.scheduler.bring(new_sequence(driver.request(PROMPT, 0)), driver.now) is None
+    driver.run()
+    assert ahead(driver) is not None
+    assert len(larder.begun) == 1
+
+
 def test_it_leaves_room_for_others() -> None:
     """A quarter of the pool at most, and nothing that runs is displaced."""
     driver, larder = stocked(total_blocks=24)

@@ -218,6 +218,27 @@ def test_a_late_hit_is_one_that_half_the_cache_would_have_missed() -> None:
     assert cache.late_hits == 1
 
 
+def test_what_requests_ask_for_goes_after_what_nobody_asks_for() -> None:
+    cache = PrefixCache(BlockPool(4), SIZE)
+    old, middle, new, newest = [fill(cache, ROOTS[0], [i, i])[0] for i in range(4)]
+    cache.wanted = {old.hash: 1, middle.hash: 2}
+    fill(cache, ROOTS[0], [10, 10])
+    assert (cache.get(old.hash), cache.get(middle.hash), cache.get(new.hash)) == (old, middle, None)
+    cache.wanted = {newest.hash: 1}
+    fill(cache, ROOTS[0], [11, 11])
+    assert cache.get(newest.hash) is newest
+    cache.check_integrity()
+
+
+def test_where_all_is_asked_for_the_oldest_goes() -> None:
+    cache = PrefixCache(BlockPool(4), SIZE)
+    nodes = [fill(cache, ROOTS[0], [i, i])[0] for i in range(4)]
+    cache.wanted = {node.hash: 1 for node in nodes}
+    fill(cache, ROOTS[0], [10, 10])
+    assert [cache.get(node.hash) for node in nodes] == [None, *nodes[1:]]
+    cache.check_integrity()
+
+
 def test_by_cost_the_cheapest_go_first_until_age_outweighs_it() -> None:
     cache = PrefixCache(BlockPool(6), SIZE)
     cache.cost = lambda depth: 1.0 + depth
