@@ -65,7 +65,7 @@ class Bringing:
         self, source: Member, nodes: list[Node], member: Member, job: Job, flight: Flight, come: int
     ) -> None:
         source.worker.cache.unpin(nodes, used=False)
-        member.worker.land(flight, come, job)
+        member.worker.flights.land(flight, come, job)
         self._stir(member)
 
     def order(self, order: Order, now: float, over: Callable[[Order, Pulled], Any]) -> None:
@@ -76,7 +76,7 @@ class Bringing:
         if len(keys) <= target.worker.held(keys):
             over(order, Pulled(failure="gone"))
             return
-        flight = target.worker.fly_ahead(keys)
+        flight = target.worker.flights.ahead(keys, len(target.worker.running))
         if flight is None:
             over(order, Pulled(failure="full"))
             return
@@ -101,13 +101,13 @@ class Bringing:
 
     def _given_up(self, of: _Ahead, now: float) -> None:
         of.source.worker.cache.unpin(of.nodes, used=False)
-        of.target.worker.land(of.flight, 0)
+        of.target.worker.flights.land(of.flight, 0)
         of.over(of.order, Pulled(seconds=now - of.began, failure="given_up"))
 
     def _carried(self, of: _Ahead, now: float) -> None:
         of.source.worker.cache.unpin(of.nodes, used=False)
         worker = of.target.worker
-        came = worker.land(of.flight, of.flight.blocks)
+        came = worker.flights.land(of.flight, of.flight.blocks)
         of.source.given_blocks += came
         self._stir(of.target)
         size = worker.block_size * worker.profile.kv_bytes_per_token
@@ -125,5 +125,5 @@ class Bringing:
 
     def _loaded(self, member: Member, load: Load) -> None:
         blocks = load.start + load.blocks
-        member.worker.arrive(load.job, blocks, blocks)
+        member.worker.flights.arrive(load.job, blocks, blocks)
         self._stir(member)

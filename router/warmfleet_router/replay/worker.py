@@ -13,14 +13,13 @@ from itertools import count, islice
 from operator import attrgetter
 
 from warmfleet_router.replay.cache import Cache, Node
+from warmfleet_router.replay.flights import Flights
 from warmfleet_router.replay.host import HostTier
 from warmfleet_router.replay.job import Done, Flight, Job, Load, Retired, Share, Step
 from warmfleet_router.replay.profile import Profile
 
 SLOW_STEP_S = 0.1  # a token that comes later than this after the one before it is late
 PREFETCHED = 4  # waiting jobs whose blocks are brought from host memory
-SHARE = 2  # of the pool is the most that is on its way from peers, or has come for those who still wait
-AHEAD_SHARE = 4  # of it is the most for one flight that nobody waits for
 MAX_RUN_S = 0.25  # of decode steps taken in one go: events are no later than a real worker's heartbeat
 _completion_keys = count(1 << 63)
 _arrival = attrgetter("number")
@@ -54,18 +53,16 @@ class Worker:
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
         self._numbers = count(1)
-        self._arriving: Counter[int] = Counter()  # keys of the blocks that are being brought
-        self._flying = 0  # blocks on their way from peers
-        self._landed = 0  # blocks that came from there for those who still wait
         self._coming: Counter[int] = Counter()  # keys of the prompts of all jobs here
         self.cache.wanted = self._coming
+        self.flights = Flights(self.cache, self._coming, block_size)
 
     def _block_s(self, depth: int) -> float:
         """To compute a block anew."""
         return self.profile.chunk_s(self.block_size, depth * self.block_size)
 
     def submit(self, job: Job) -> None:
-        matched = max(self.held(job.keys), self._named(job))
+        matched = max(self.held(job.keys), self.flights.named(job))
         while matched < len(job.keys) and job.keys[matched] in self._coming:
             matched += 1
         job.uncached = max(job.prompt_tokens - matched * self.block_size, 1)
@@ -78,84 +75,13 @@ class Worker:
         matched = len(self.cache.match(keys))
         if self.host:
             matched += self.host.run(keys, matched)
-        while matched < len(keys) and keys[matched] in self._arriving:
-            matched += 1
-        return matched
-
-    # ---- what comes from peers
-
-    def _named(self, job: Job) -> int:
-        """Where the run ends that its pull names."""
-        return (job.pull.from_tokens + job.pull.tokens) // self.block_size if job.pull else 0
+        return self.flights.follow(keys, matched)
 
     def ask_peers(self) -> None:
-        """For those who wait, in their order: what their pulls name, once there is room for all of it."""
+        """For those who wait, in their order: what their pulls name."""
         for job in self.waiting:
-            if job.pull is None or job.waits:
-                continue
-            nodes = self.cache.match(job.keys)
-            wanted = min(self._named(job) - len(nodes), self.cache.total // SHARE)
-            if wanted <= 0:
-                job.pull = None
-            elif job.keys[len(nodes)] not in self._arriving and wanted <= self._room(nodes):
-                job.waits += 1
-                self.pulls.append((job, self._fly(job.keys[: len(nodes) + wanted], nodes, wanted)))
-
-    def _room(self, nodes: list[Node]) -> int:
-        """For a flight that goes on from those. Where all that is asked for here does not fit, one at a time:
-        each displaces what others wait for."""
-        if self.wanted_blocks > self.cache.total and self._flying:
-            return 0
-        spare = self.cache.available - sum(not node.pins for node in nodes) - len(self.running)
-        return min(self.cache.total // SHARE - self._flying - self._landed, spare)
-
-    def fly_ahead(self, keys: list[int]) -> Flight | None:
-        """Blocks that nobody waits for; None where they are on their way, or there is no room beside what
-        somebody asks for."""
-        nodes = self.cache.match(keys)
-        blocks = min(len(keys) - len(nodes), self._room(nodes), self.cache.total // AHEAD_SHARE)
-        if blocks <= 0 or self.wanted_blocks + blocks > self.cache.total:
-            return None
-        if keys[len(nodes)] in self._arriving:
-            return None
-        return self._fly(keys[: len(nodes) + blocks], nodes, blocks)
-
-    def _fly(self, keys: list[int], nodes: list[Node], blocks: int) -> Flight:
-        self.cache.pin(nodes)
-        self.cache.take(blocks)
-        self._flying += blocks
-        self._arriving.update(keys[len(nodes) :])
-        return Flight(keys, nodes, blocks)
-
-    def land(self, flight: Flight, come: int, job: Job | None = None) -> int:
-        """The end of a flight: ``come`` blocks of it did. How many of them were not there."""
-        self._flying -= flight.blocks
-        self._arriving.subtract(flight.keys[len(flight.nodes) :])
-        self._arriving += Counter()  # only what is left
-        self.cache.give(flight.blocks)
-        came = self.cache.take_in(flight.keys[: len(flight.nodes) + come])
-        self.cache.unpin(flight.nodes)
-        if job is not None:
-            job.waits -= 1
-            job.pull = None
-            job.pulled = job.landed = came
-            self._landed += came
-        return came
-
-    # ---- what comes from host memory
-
-    def expect(self, job: Job, blocks: int) -> None:
-        """Its first blocks are being brought."""
-        job.waits += 1
-        self._arriving.update(job.keys[:blocks])
-
-    def arrive(self, job: Job, expected: int, blocks: int) -> int:
-        """The end of what was expected: ``blocks`` have come, 0 or all. How many have become readable: as
-        many as there is room for."""
-        job.waits -= 1
-        self._arriving.subtract(job.keys[:expected])
-        self._arriving += Counter()  # only what is left
-        return self.cache.take_in(job.keys[:blocks])
+            if job.pull and not job.waits and (flight := self.flights.ask(job, len(self.running))):
+                self.pulls.append((job, flight))
 
     # ---- before a step -----------------------------------------------------------------------
 
@@ -211,7 +137,7 @@ class Worker:
             blocks = self.host.run(job.keys, start)
             if blocks:
                 self.host.use(job.keys[start : start + blocks])
-                self.expect(job, start + blocks)
+                self.flights.expect(job, start + blocks)
                 self.loads.append(Load(job, start, blocks))
 
     def _grow(self) -> bool:
@@ -241,7 +167,9 @@ class Worker:
         prompts = [job for job in self.running if job.remaining > 1]
         slots = self.profile.max_running - len(self.running)
         filling = self._filling()
-        ready = [job for job in self.waiting if not self._expects(job) and not (job.pull and self._flying)]
+        ready = [
+            job for job in self.waiting if not self._expects(job) and not (job.pull and self.flights.busy)
+        ]
         for job in ready:
             ahead = sum([each.remaining for each in prompts if each.number < job.number])
             if not slots or ahead >= self.profile.chunk_tokens:
@@ -251,9 +179,7 @@ class Worker:
             if not self._take(job, room=len(self.running)):
                 return
             self.waiting.remove(job)
-            self._landed -= job.landed
-            job.landed = 0
-            job.pull = None
+            self.flights.admitted(job)
             insort(self.running, job, key=_arrival)
             if job.admitted_at is None:
                 job.admitted_at = now
@@ -279,10 +205,7 @@ class Worker:
 
     def _expects(self, job: Job) -> bool:
         """Whether blocks that it needs next are on their way, for itself or for another."""
-        if job.waits or not self._arriving:
-            return job.waits > 0
-        matched = len(self.cache.match(job.keys))
-        return matched < len(job.keys) and job.keys[matched] in self._arriving
+        return job.waits > 0 or self.flights.brings(job.keys)
 
     def _take(self, job: Job, room: int) -> bool:
         nodes = self.cache.match(job.keys[: job.length // self.block_size])

@@ -144,10 +144,10 @@ def test_a_long_prompt_that_began_meanwhile_makes_way_for_who_came_first() -> No
     second = Job(2, array("Q", range(100, 115)), 60, 2, 0.0)
     for job in (first, second):
         modelled.submit(job)
-    modelled.expect(first, 10)
+    modelled.flights.expect(first, 10)
     assert modelled.schedule(0.0)
     modelled.submit(Job(3, array("Q", [200]), 4, 2, 0.0))
-    modelled.arrive(first, 10, 10)
+    modelled.flights.arrive(first, 10, 10)
     modelled.commit(0.0)
     step = modelled.schedule(0.0)
     assert step
