@@ -178,6 +178,7 @@ class _Source:
     def lanes(self, shape: Shape) -> str:
         assert self._pool is not None
         lanes = TimedLanes(self._pool.words, memory_of(self._device), shape)
+        lanes.warm_up()  # compiling on a fresh machine takes longer than a peer waits for an answer
         self._spans = lanes.spans
         self._ports.append(LaneSource(self._pool, lanes, 4))
         return self._ports[-1].listen_here()

@@ -33,6 +33,7 @@ def test_blocks_of_another_process_arrive_and_go_on_arriving() -> None:
         wanted = giver.ask("pool", BLOCKS, WORDS, numbers)
         pool: Any = Scattered(torch.zeros((BLOCKS + 1, WORDS), dtype=torch.int32, device=device), targets)
         lanes = DeviceLanes(pool.words, memory_of(device), SHAPE)
+        lanes.warm_up()
         offer = Offer(transport="cuda", host="-", socket=giver.ask("lanes", SHAPE))
         for _ in range(2):
             pool.words.zero_()
