@@ -10,6 +10,7 @@ import pytest
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import keys
 from warmfleet_proto.transfer_pb2 import Pull
+from warmfleet_worker import pace
 from warmfleet_worker.transfer.bringer import MAX_BRINGS
 from warmfleet_worker.transfer.pull import Failure
 
@@ -118,7 +119,10 @@ async def test_a_slow_link_is_given_up_in_time(tmp_path: Path) -> None:
         await at_rest(a, b)
 
 
-async def test_what_is_given_up_while_a_request_waits_for_it_goes_on_for_that(tmp_path: Path) -> None:
+async def test_what_is_given_up_while_a_request_waits_for_it_goes_on_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_FIRST_PATIENCE_S", 4.0)  # the request's, long after the order's second
     async with pair(tmp_path, transfer={"bytes_per_s": 256.0}) as (a, b):
         await made_on(a)
         coming = asyncio.create_task(bring(b, bring_of(a, within_s=1.0)))
