@@ -25,7 +25,7 @@ class DeviceCopies:
         self._most = max(1, half_bytes // self._size)
         self.constants = sum_constants(self._size, pool.device)
         self._upward, self._downward = (_Way(pool, self.constants, self._most) for _ in range(2))
-        halves = max(1, self.part_bytes // half_bytes)
+        halves = max(1, min(self.part_bytes, memory.nbytes) // half_bytes)  # under way at once
         self._upward.mover.prepare(scatters=halves)
         self._downward.mover.prepare(gathers=halves)
         self._summing = Mover(torch.empty_like(pool[:1]), self.constants)
