@@ -107,6 +107,11 @@ def test_a_part_that_fails_ends_when_the_earlier_ones_have(
     assert {used.mover, used._copier} <= set(order[2:])
 
 
+def test_as_many_moves_are_prepared_as_can_be_under_way() -> None:
+    copies = Rig(slots=16).copies
+    assert (len(copies._upward.mover._scatters), len(copies._downward.mover._gathers)) == (4, 4)
+
+
 def test_runs_are_pieces_of_memory() -> None:
     assert list(runs([])) == []
     assert list(runs([4, 5, 6, 2, 3, 9])) == [(0, 3, 4), (3, 5, 2), (5, 6, 9)]
