@@ -44,7 +44,7 @@ BARS = {
     "vllm_ranks": "6.1: one real vLLM with two data-parallel ranks and an adapter; minutes",
     "llama_cpp": "6.3: two llama.cpp servers, placed by their prompts' text; minutes",
     "replicas": "6.5: one, two and four routers over the same workers; minutes",
-    "replicas_live": "6.5: the same with real processes; six minutes",
+    "replicas_live": "6.5: the same with real processes; ten minutes",
     "tiers": "5.3: TTFT by the tier that a prefix lies in, and with a disk in trouble",
     "disk_tier": "5.6: the disk tier killed at random bytes, and reopened",
     "hostile": "3.9: never worse than simple policies on hostile traffic, 20 seeds",

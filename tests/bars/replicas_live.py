@@ -3,23 +3,27 @@ routers, each a process that watches the same eight sim workers.
 
 A block of the trace's 512 tokens is one of 16 here and takes the same 25 ms, so that prompts are short and
 times are true. Nothing is decoded. Clients ask a gateway that knows all routers or, in turn, each of these.
+Each way is played twice, the second time in the opposite order: two runs of one router alone differ by more
+than a per cent in hit rate.
 """
 
 import asyncio
 import hashlib
 import json
 from array import array
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import cache
 from itertools import cycle
+from statistics import mean
 from typing import NamedTuple
 
 from warmfleet_proto.limits import KEY_BYTES
-from warmfleet_router.replay.trace import Request
+from warmfleet_router.replay.trace import Request, Trace
 
 from loadtest.client import ask, session
 from loadtest.records import Record, Summary, summarise
-from tests.bars.fleet import VOCAB_SIZE, Fleet, sim_fleet
+from tests.bars.fleet import VOCAB_SIZE, sim_fleet
 from tests.bars.live_vs_sglang import skew, uncached
 from tests.bars.load import TIMING
 from tests.bars.played import CONVERSATION, TOKEN_S, WORKERS, loaded, spaced
@@ -34,7 +38,15 @@ PATH = "/v1/completions"
 GRACE_S = 60.0
 
 
+class Played(NamedTuple):
+    records: list[Record]
+    skew: float
+    imbalance: float
+
+
 class Outcome(NamedTuple):
+    """Of all plays of one way."""
+
     summary: Summary
     skew: float
     imbalance: float
@@ -42,20 +54,22 @@ class Outcome(NamedTuple):
 
 def main() -> list[Row]:
     trace = spaced(loaded(CONVERSATION, REQUESTS, False))
-    timing = dict.fromkeys(TIMING, 0.0) | {"prefill_token_s": TOKEN_S * trace.block_size / BLOCK}
-    found = []
-    for routers, in_turn in ROUTERS:
-        with sim_fleet(
-            WORKERS, total_blocks=8000, timing=timing, settings=SETTINGS, routers=routers
-        ) as fleet:
-            urls = fleet.routers if in_turn else [fleet.url]
-            records = asyncio.run(_play(urls, fleet.model, trace.requests, trace.block_size))
-            found.append(_outcome(fleet, records))
-        print(f"   {_named(routers, in_turn)}: {_shown(found[-1])}", flush=True)
-    alone, *others = found
+    played: dict[tuple[int, bool], list[Played]] = {which: [] for which in ROUTERS}
+    for which in (*ROUTERS, *reversed(ROUTERS)):
+        played[which].append(_played(trace, *which))
+        print(f"   {_named(*which)}: {_shown(_outcome(played[which][-1:]))}", flush=True)
+    alone, *others = (_outcome(played[which]) for which in ROUTERS)
     return [
         row for which, of in zip(ROUTERS[1:], others, strict=True) for row in _rows(_named(*which), of, alone)
     ]
+
+
+def _played(trace: Trace, routers: int, in_turn: bool) -> Played:
+    timing = dict.fromkeys(TIMING, 0.0) | {"prefill_token_s": TOKEN_S * trace.block_size / BLOCK}
+    with sim_fleet(WORKERS, total_blocks=8000, timing=timing, settings=SETTINGS, routers=routers) as fleet:
+        urls = fleet.routers if in_turn else [fleet.url]
+        records = asyncio.run(_play(urls, fleet.model, trace.requests, trace.block_size))
+        return Played(records, skew(uncached(fleet)), _imbalance(records))
 
 
 async def _play(urls: list[str], model: str, requests: list[Request], block_size: int) -> list[Record]:
@@ -88,12 +102,17 @@ def _block(key: int) -> list[int]:
     return [id_ % VOCAB_SIZE for id_ in array("H", digest)]
 
 
-def _outcome(fleet: Fleet, records: list[Record]) -> Outcome:
+def _imbalance(records: list[Record]) -> float:
+    """The most in flight at a worker, above the mean."""
     flying: dict[str, float] = {}
     for record in records:
         flying[record.worker] = flying.get(record.worker, 0.0) + (record.e2e or 0.0)
-    imbalance = max(flying.values()) * WORKERS / sum(flying.values()) - 1.0
-    return Outcome(summarise(records), skew(uncached(fleet)), imbalance)
+    return max(flying.values()) * WORKERS / sum(flying.values()) - 1.0
+
+
+def _outcome(plays: Sequence[Played]) -> Outcome:
+    records = [record for play in plays for record in play.records]
+    return Outcome(summarise(records), mean(p.skew for p in plays), mean(p.imbalance for p in plays))
 
 
 def _shown(of: Outcome) -> str:
