@@ -66,6 +66,8 @@ async def test_a_prefix_made_elsewhere_is_a_hit(tmp_path: Path) -> None:
         assert len(b.worker.presence) == len(a.worker.presence)
         assert a.worker.exchange.shelf.given_bytes == 12 * size
         await at_rest(a, b)
+        assert b.worker.exchange.puller.usual_s("a", 12), "what it takes from there is known now"
+        assert b.worker.exchange.puller.usual_s("another", 12) is None
         again = await answered(b, [*PROMPT[:192], 7], 2)
         assert b.gateway.started[2].cached_tokens == 192, "it stays in the target's cache"
         assert not again.bytes

@@ -7,7 +7,6 @@ be worth it.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from warmfleet_worker.flight import Flight
 from warmfleet_worker.pace import Pace
@@ -15,47 +14,54 @@ from warmfleet_worker.prefix import Node, PrefixCache
 from warmfleet_worker.sequence import Sequence
 
 WORTH = 2.0  # a second of an engine that others use, in seconds of one request's wait
+PRIOR = 0.25  # of a load: what was expected of it outweighs what is seen of it until so much has come
 
 
-class Rates(NamedTuple):
-    """Of a flight: seconds to compute a block, and to bring one if that is known."""
-
-    compute_s: float
-    bring_s: float | None
+def compute_s(pace: Pace, block_size: int) -> float:
+    """A block."""
+    return math.inf if pace.token_s is None else pace.token_s * block_size
 
 
-def rates(flight: Flight, pace: Pace, block_size: int, now: float) -> Rates:
-    """What has come tells more than what was expected."""
-    compute_s = math.inf if pace.token_s is None else pace.token_s * block_size
-    if flight.there:
-        return Rates(compute_s, (now - flight.began) / flight.there)
+def usual_s(flight: Flight, pace: Pace) -> float | None:
+    """Seconds that a block was expected to take; None where nothing came from there before."""
     if flight.expected_s is not None:
-        return Rates(compute_s, max(flight.expected_s, now - flight.began) / flight.pieces)
-    return Rates(compute_s, pace.block_s.get(flight.fetch.source))
+        return flight.expected_s / flight.pieces
+    return pace.block_s.get(flight.fetch.source)
+
+
+def bring_s(flight: Flight, pace: Pace, now: float) -> float | None:
+    """Seconds to bring a block; None while nothing is known. What was expected counts as if ``PRIOR`` of it
+    all had come at that rate. The first blocks say little by themselves: before them there were a lease and
+    a connection, and threads had to be woken. The more comes, and the longer nothing does, the less what was
+    expected counts: a link that has become slow is soon seen to be."""
+    usual, passed_s = usual_s(flight, pace), now - flight.began
+    if usual is None:
+        return passed_s / flight.there if flight.there else None
+    known = PRIOR * flight.pieces
+    return (known * usual + passed_s) / (known + flight.there)
 
 
 def begins(flight: Flight, pace: Pace, block_size: int, step_s: float, busy: bool, now: float) -> float:
     """When computing the front is worth it, unless more comes before: then at least ``step_s``, a whole step,
-    of waiting is left; so much time has passed where nothing is known. Halving a wait R with a computation
-    of C all in all saves R^2 / (R + C) and costs R C / (R + C) of the engine."""
-    compute_s, bring_s = rates(flight, pace, block_size, now)
-    needed_s = max(step_s, WORTH * flight.left * compute_s if busy else 0.0)
-    if bring_s is None:
-        return flight.began + needed_s
-    if flight.left * bring_s >= needed_s:
-        return now
-    # It should be there soon. If nothing more comes it looks slower and slower.
-    return flight.began + needed_s * max(flight.there, 1) / max(flight.left, 1) + flight.pieces * bring_s
+    of waiting is left by ``bring_s``. Halving a wait R with a computation of C all in all saves R^2 / (R + C)
+    and costs R C / (R + C) of the engine. Where nothing is known so much time has passed as well: waiting in
+    vain costs no more then than computing in vain would."""
+    needed_s = max(step_s, WORTH * flight.left * compute_s(pace, block_size) if busy else 0.0)
+    usual, left = usual_s(flight, pace), max(flight.left, 1)
+    if usual is None:
+        return flight.began + needed_s * max(1.0, flight.there / left)
+    known = PRIOR * flight.pieces
+    return flight.began + needed_s * (known + flight.there) / left - known * usual
 
 
 def stretch(flight: Flight, sequence: Sequence, pace: Pace, block_size: int, now: float) -> int:
     """Tokens that the racer may compute in one step: to where the two will meet, a block at least; 0
     where steps under way have to finish before it can go on with what has come."""
     gap = max(flight.tail * block_size - sequence.planned, 0)
-    compute_s, bring_s = rates(flight, pace, block_size, now)
-    if bring_s is None or flight.over is not None or math.isinf(compute_s):
+    brings, computes = bring_s(flight, pace, now), compute_s(pace, block_size)
+    if brings is None or flight.over is not None or math.isinf(computes):
         return gap
-    share = bring_s / (bring_s + compute_s) if bring_s else 0.0
+    share = brings / (brings + computes) if brings else 0.0
     blocks = math.ceil(gap / block_size * share)
     return min(gap, max(blocks, 1) * block_size)
 

@@ -33,6 +33,14 @@ def test_small_pulls_say_nothing() -> None:
     assert choice.best("a", ["tcp", "shm"], 0.0) == "shm"
 
 
+def test_what_was_seen_long_ago_is_what_is_expected() -> None:
+    choice = Choice()
+    assert choice.usual("a", "shm") == GUESSES["shm"]
+    choice.moved("a", "shm", GB, 10.0, 0.0)
+    assert choice.usual("a", "shm") == GB / 10.0
+    assert choice.bytes_per_s("a", "shm", 2 * FORGET_S) == GUESSES["shm"], "tried again"
+
+
 def test_bounded() -> None:
     choice = Choice()
     for n in range(5000):

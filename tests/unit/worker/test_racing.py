@@ -11,6 +11,7 @@ from tests.unit.worker.larder import Larder
 from tests.unit.worker.test_fetching import computed, stocked
 
 PROMPT = list(range(40))  # ten blocks of four
+STEP_S = 80  # of eight tokens, where it is said to be
 
 
 def slow(chunk_tokens: int = 8, **limits: int) -> tuple[Driver, Larder]:
@@ -151,6 +152,64 @@ def test_what_is_nearly_there_is_waited_for() -> None:
     driver.now = driver.scheduler.next_timer
     driver.step()
     assert larder.turned, "it should have been there"
+    driver.run()
+    driver.check_exact(request)
+
+
+def waiting(block_s: float | None) -> tuple[Driver, Larder, Request]:
+    """A request for ten blocks, 40 s each to compute, that were expected to take so long each."""
+    driver, larder = slow()
+    pace = driver.scheduler.batch.fetching.pace
+    pace.token_s = STEP_S / 8
+    pace.block_s = {} if block_s is None else {Source.PEER: block_s}
+    request = driver.submit([*PROMPT, 9], 6)
+    assert driver.step() is None
+    return driver, larder, request
+
+
+def races(driver: Driver, larder: Larder, at: float) -> bool:
+    """Whether the front is being computed at that time."""
+    driver.now = at - 1  # it takes a second to look
+    driver.step()
+    return bool(larder.turned)
+
+
+def test_a_first_piece_that_is_late_on_a_quick_link_is_not_taken_for_its_rate() -> None:
+    """A tenth of it after a fifth of a step: at that rate the rest would take nearly two."""
+    driver, larder, request = waiting(1.0)
+    began = driver.now
+    driver.now += 15
+    driver.bring(1, over=False)
+    assert not races(driver, larder, began + 17)
+    driver.bring(3, over=False)
+    assert not races(driver, larder, began + 30)
+    driver.run()
+    driver.check_exact(request)
+    assert larder.turned == []
+    assert driver.started[request.key].cached_tokens == 40
+
+
+@pytest.mark.parametrize("come", [0, 1])
+def test_a_link_that_has_become_slow_is_seen_to_be_within_half_a_step(come: int) -> None:
+    driver, larder, request = waiting(1.0)
+    began = driver.now
+    assert not races(driver, larder, began + 15)
+    driver.bring(come, over=False)
+    assert not races(driver, larder, began + 17)
+    assert races(driver, larder, began + STEP_S / 2)
+    driver.run()
+    driver.check_exact(request)
+
+
+@pytest.mark.parametrize("come", [0, 1])
+def test_of_a_link_that_was_never_used_a_whole_step_is_waited_for(come: int) -> None:
+    driver, larder, request = waiting(None)
+    began = driver.now
+    driver.now += 15
+    driver.bring(come, over=False)
+    assert not races(driver, larder, began + STEP_S - 1)
+    assert driver.scheduler.next_timer == began + STEP_S
+    assert races(driver, larder, began + STEP_S)
     driver.run()
     driver.check_exact(request)
 

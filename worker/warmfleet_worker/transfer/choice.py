@@ -29,6 +29,11 @@ class Choice:
         seen = self._known(source, name, now)
         return GUESSES[name] if seen is None else seen.bytes_per_s
 
+    def usual(self, source: str, name: str) -> float:
+        """Bytes/s, however long ago they were seen: of use where what comes corrects it."""
+        seen = self._seen.get((source, name))
+        return GUESSES[name] if seen is None else seen.bytes_per_s
+
     def moved(self, source: str, name: str, count: int, seconds: float, now: float) -> None:
         """So many bytes came in so long."""
         if count < LEAST_BYTES or seconds <= 0:

@@ -71,6 +71,14 @@ class Puller:
         """Their names."""
         return list(self._transports)
 
+    def usual_s(self, source: str, blocks: int) -> float | None:
+        """That so many blocks took, by the transport of the last pull from there; None where there was none,
+        or it failed."""
+        if (known := self._offers.get(source)) is None:
+            return None
+        bytes_per_s = self._choice.usual(source, known[0])
+        return blocks * self._runner.engine.block_bytes / bytes_per_s if bytes_per_s else None
+
     def begin(self, fetch: Fetch) -> None:
         self._under_way[fetch.id] = trip = Trip(fetch, self._runner.now())
         self._start(self._carry(trip))
