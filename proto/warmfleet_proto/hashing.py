@@ -15,6 +15,7 @@ import xxhash
 from warmfleet_proto.limits import HASH_BYTES, KEY_BYTES, TOKEN_BYTES
 
 _MASK = (1 << 128) - 1
+_PIECE = 32  # blocks that are remembered together
 
 
 @lru_cache(maxsize=1024)  # tenants and kinds of workers are few
@@ -34,10 +35,25 @@ def block_hash(parent: bytes, token_ids: bytes) -> bytes:
 
 def chain(root: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     """BlockHashes of all *full* blocks of a prompt, in order; a partial tail has none."""
+    piece = _PIECE * block_size * TOKEN_BYTES
+    whole = len(token_ids) // piece * piece
+    hashes, parent = [], root
+    for start in range(0, whole, piece):
+        hashes += _remembered(parent, token_ids[start : start + piece], block_size)
+        parent = hashes[-1]
+    return hashes + _links(parent, token_ids[whole:], block_size)
+
+
+@lru_cache(maxsize=4096)  # 2M tokens in blocks of 16, and some 4 kB each
+def _remembered(parent: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
+    """A conversation comes again with every turn, an agent's prefix with every request."""
+    return _links(parent, token_ids, block_size)
+
+
+def _links(parent: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     size = block_size * TOKEN_BYTES
-    hashes, parent, sha256 = [], root, hashlib.sha256
-    ends = range(0, len(token_ids) + 1, size)
-    for start, end in pairwise(ends):
+    hashes, sha256 = [], hashlib.sha256
+    for start, end in pairwise(range(0, len(token_ids) + 1, size)):
         parent = sha256(parent + token_ids[start:end]).digest()[:HASH_BYTES]
         hashes.append(parent)
     return hashes

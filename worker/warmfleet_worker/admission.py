@@ -60,7 +60,9 @@ def readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
     request = sequence.request
     if request.bypasses:
         return []
-    return cache.match(request.root, sequence.hashes, sequence.token_ids.tobytes())
+    token_ids = sequence.token_ids.tobytes()
+    sequence.matched = cache.match(request.root, sequence.hashes, token_ids, sequence.matched)
+    return sequence.matched
 
 
 def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Limits, room: int) -> bool:
@@ -72,7 +74,7 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     needed = limits.blocks(length + 1) - len(shared)
     further = len(sequence.choices) - 1
     held = [node.block for node in nodes]
-    if cache.available_beside(held) < needed + further + room:
+    if cache.pool.free < needed + further + room > cache.available_beside(held):
         return False
     cache.pin(held)
     fresh = cache.allocate(needed + further)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from warmfleet_worker import racing
+from warmfleet_worker.admission import readable
 from warmfleet_worker.fetch import MISSES, Abandon, Arrival, Fetch, Order, Piece, Supply, Turn
 from warmfleet_worker.flight import Flight
 from warmfleet_worker.pace import Pace
@@ -71,7 +72,7 @@ class Fetching:
 
     def reach(self, sequence: Sequence) -> int:
         """Leading blocks that are readable or can be fetched."""
-        matched, before = len(self._readable(sequence)), -1
+        matched, before = len(readable(sequence, self._cache)), -1
         while before < matched < len(sequence.hashes):
             before = matched
             for supply in self.supplies:
@@ -84,7 +85,7 @@ class Fetching:
         if sequence.looked or sequence.waits or not self.supplies:
             return
         sequence.looked_at = now
-        nodes = self._readable(sequence)
+        nodes = readable(sequence, self._cache)
         if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
             sequence.looked = True
         elif flight := self._coming.get(sequence.hashes[len(nodes)]):
@@ -128,7 +129,7 @@ class Fetching:
     def bring(self, sequence: Sequence, room: int, now: float) -> int | None:
         """Fetches what a sequence lacks that is not to be computed; the fetch's number. It ends by itself or
         by ``let_go``. None where there is nothing to be had, or no room beside what requests ask for."""
-        nodes = self._readable(sequence)
+        nodes = readable(sequence, self._cache)
         start, total = len(nodes), self._cache.pool.total
         most = min(self._room(nodes, room), total // _AHEAD_SHARE)
         if start == len(sequence.hashes) or sequence.hashes[start] in self._coming:
@@ -155,9 +156,6 @@ class Fetching:
         patience = self.pace.patience_s(flight.fetch.source, left, left * self._block_size)
         flight.deadline = min(flight.deadline, now + patience)
 
-    def _readable(self, sequence: Sequence) -> list[Node]:
-        return self._cache.match(sequence.request.root, sequence.hashes, sequence.token_ids.tobytes())
-
     def _room(self, nodes: list[Node], room: int) -> int:
         """Blocks for a fetch that goes on from those. Where all that requests ask for does not fit, one at a
         time: each displaces what others wait for."""
@@ -171,7 +169,6 @@ class Fetching:
     def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> bool:
         """Once there is room for the whole run: what does not come would be computed. False: not yet."""
         start, share = len(nodes), self._cache.pool.total // _SHARE
-        most = self._room(nodes, room)
         for supply in self.supplies:
             found = min(supply.find(sequence, start), share)
             tokens = found * self._block_size
@@ -181,7 +178,7 @@ class Fetching:
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
                 patience = self.pace.patience_s(supply.source, found, tokens)
             if patience is not None:
-                if found > most:
+                if found > self._room(nodes, room):
                     return False
                 self._join(self._order(sequence, supply, nodes, found, now, patience), sequence)
                 return True

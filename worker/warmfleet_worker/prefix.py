@@ -99,13 +99,31 @@ class PrefixCache:
         """What can be read in a block."""
         return self._by_block[block]
 
-    def match(self, root: bytes, hashes: Sequence[bytes], token_ids: bytes) -> list[Node]:
-        """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``."""
+    def match(
+        self, root: bytes, hashes: Sequence[bytes], token_ids: bytes, known: Sequence[Node] = ()
+    ) -> list[Node]:
+        """The longest readable prefix of a chain. ``hashes`` of the full blocks of packed ``token_ids``;
+        ``known`` is what an earlier match found of them."""
+        found = list(known) if self.holds(known) else []
+        for node in map(self._nodes.get, hashes[len(found) :]):
+            if node is None:
+                break
+            found.append(node)
+        return found if self._is_chain(found, root, token_ids) else self._proven(found, root, token_ids)
+
+    def _is_chain(self, nodes: Sequence[Node], root: bytes, token_ids: bytes) -> bool:
+        """Whether all of them continue one another, with these tokens. Children have their parents' root."""
+        held = b"".join([node.token_ids for node in nodes])
+        parents = [node.parent for node in nodes[1:]]
+        begins = not nodes or (nodes[0].parent is None and nodes[0].root == root)
+        return begins and parents == nodes[:-1] and held == token_ids[: len(held)]
+
+    def _proven(self, nodes: Iterable[Node], root: bytes, token_ids: bytes) -> list[Node]:
+        """Those before the first that stands for something else."""
         found: list[Node] = []
         parent, size = None, self._block_bytes
-        for i, block_hash in enumerate(hashes):
-            node = self._nodes.get(block_hash)
-            if node is None or not node.continues(root, parent, token_ids[i * size : (i + 1) * size]):
+        for i, node in enumerate(nodes):
+            if not node.continues(root, parent, token_ids[i * size : (i + 1) * size]):
                 break
             found.append(node)
             parent = node
@@ -270,6 +288,7 @@ class PrefixCache:
             pinned = self.pool.is_pinned(node.block)
             if node.parent is not None:
                 assert self._nodes.get(node.parent.hash) is node.parent, "evicted before its child"
+                assert node.parent.root == node.root
                 assert not pinned or self.pool.is_pinned(node.parent.block), "pinned below an unpinned block"
                 children[node.parent.hash] = children.get(node.parent.hash, 0) + 1
             assert pinned or node.children or (node.rank, node.stamp, node.block) in listed

@@ -115,6 +115,7 @@ class Sequence:
     copy: Copy | None = None  # to be made by the next step; its source is pinned until then
     alone: bool = False  # its last step failed beside others: the next one is its own
     hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as known
+    matched: list[Node] = field(default_factory=list)  # what was readable of them when somebody looked last
     looked: bool = False  # what could be fetched for it has been decided
     looked_at: float = 0.0  # when
     tried: bool = False  # something has been fetched for it

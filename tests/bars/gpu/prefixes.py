@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 import uvloop
 from warmfleet_proto.channel import connect
@@ -55,7 +57,7 @@ TINY = ModelConfig(
 )
 SHAPE = model.LLAMA_3_8B if ON_GPU else TINY
 PREFIX, NEW, CHUNK = (32_768, 128, 8192) if ON_GPU else (512, 32, 128)
-PULLS = 5
+PULLS, HITS = 5, 7
 NEEDED = (PREFIX + NEW + 16) // 16 + 1  # blocks of a request
 HELD = 2 * NEEDED + 4  # by the target: fetches may fill half of it
 GIVEN = (PULLS + 1) * NEEDED  # by the source
@@ -64,6 +66,7 @@ FASTER = 40  # than prefilling it
 LINK = 250e9
 WHOLE = "lease to commit"
 
+Prompt = npt.NDArray[np.uint32]
 Note = Callable[[Row], None]
 Say = Callable[[object], None]
 
@@ -98,8 +101,9 @@ class _End(NamedTuple):
     stream: Stream
     handles: Iterator[int]
 
-    async def ask(self, prompt: list[int], **submit: Any) -> tuple[float, int, Any]:
-        """Seconds to the first token, that token, and what the worker said of the start."""
+    async def ask(self, prompt: Prompt, **submit: Any) -> tuple[float, int, Any]:
+        """Seconds to the first token, that token, and what the worker said of the start. The prompt is packed
+        already: that is no work of the worker's."""
         handle = next(self.handles)
         began = time.perf_counter()
         await self.stream.submit(handle, prompt, 1, ignore_eos=True, **submit)
@@ -267,16 +271,30 @@ class _Timed:
         self._window.close()
 
 
-def prompt(number: int) -> list[int]:
-    return Random(number).choices(range(SHAPE.vocab_size - 10), k=PREFIX + NEW)
+def prompt(number: int) -> Prompt:
+    return np.array(Random(number).choices(range(SHAPE.vocab_size - 10), k=PREFIX + NEW), np.uint32)
 
 
-async def hit(
-    case: _Case, end: _End, of: list[int], turn: int, **wanted: int
-) -> tuple[float, dict[str, int]]:
+def turn_of(first: Prompt, number: int) -> Prompt:
+    """Its prefix with other new tokens."""
+    new = Random(1000 + number).choices(range(900), k=NEW)
+    return np.concatenate((first[:PREFIX], np.array(new, np.uint32)))
+
+
+async def ttft_of_hit(engine: TorchEngine, settings: dict[str, Any]) -> float:
+    """Median seconds to the first token at a worker that holds the prefix, its client in the same process."""
+    async with serving(engine, settings) as (_, end):
+        first = prompt(100)
+        await end.ask(first)
+        answers = [await end.ask(turn_of(first, number)) for number in range(HITS)]
+    assert all(started.cached_tokens == PREFIX for _, _, started in answers)
+    return statistics.median(took for took, _, _ in answers)
+
+
+async def hit(case: _Case, end: _End, of: Prompt, turn: int, **wanted: int) -> tuple[float, dict[str, int]]:
     """TTFT of the prefix with other new tokens, and how many tokens came from where; it is told where they
     are fewer than ``wanted``."""
-    took, _, started = await end.ask(of[:PREFIX] + Random(1000 + turn).choices(range(900), k=NEW))
+    took, _, started = await end.ask(turn_of(of, turn))
     told = {"cached": started.cached_tokens, "host": started.host_tokens, "disk": started.disk_tokens}
     if any(told[name] < NEARLY * count for name, count in wanted.items()):
         case.say(f"not all was brought: {told}, wanted {wanted}")
@@ -285,7 +303,7 @@ async def hit(
     return took, told
 
 
-async def pull_of(source: _End, place: Place, token_ids: list[int]) -> Pull:
+async def pull_of(source: _End, place: Place, token_ids: Prompt) -> Pull:
     status = await source.stub.Status(StatusRequest())
     root = root_hash(status.model_fingerprint, status.block_size)
     hashes = chain(root, packed(token_ids), status.block_size)

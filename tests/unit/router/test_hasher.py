@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_proto import hashing
+from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_router import hasher as chosen
 from warmfleet_router.hasher import PIECE, Hasher, linked_python
 from warmfleet_router.index.index import native
@@ -21,7 +22,13 @@ edges = st.integers(0, len(CONVERSATION) // 4)
 
 
 def plain(root: bytes, token_ids: bytes, block_size: int) -> bytes:
-    return hashing.keys(hashing.chain(root, token_ids, block_size))
+    """Link by link; a chain, which remembers pieces, is the same."""
+    size, parent, hashes = block_size * TOKEN_BYTES, root, []
+    for end in range(size, len(token_ids) + 1, size):
+        parent = hashing.block_hash(parent, token_ids[end - size : end])
+        hashes.append(parent)
+    assert hashing.chain(root, token_ids, block_size) == hashes
+    return hashing.keys(hashes)
 
 
 class Prompts:

@@ -49,6 +49,7 @@ class PrefixMachine(RuleBasedStateMachine):
         self.released: dict[tuple[bytes, tuple[int, ...]], int] = {}
         self.users: list[tuple[bytes, tuple[int, ...], list[int]]] = []
         self.clock = 0
+        self.matched: dict[tuple[bytes, bytes], list[Node]] = {}  # by root and prompt, whenever it was
 
     def pinned(self) -> set[tuple[bytes, tuple[int, ...]]]:
         return {(r, t[: i * SIZE]) for r, t, _ in self.users for i in range(1, len(t) // SIZE + 1)}
@@ -67,7 +68,10 @@ class PrefixMachine(RuleBasedStateMachine):
     def use(self, root: bytes, tokens: list[int]) -> None:
         """Match, pin, compute the rest, seal."""
         chain_tokens = tuple(tokens[: len(tokens) // SIZE * SIZE])
-        nodes = self.cache.match(root, chain(root, packed(tokens), SIZE), packed(tokens))
+        hashes, data = chain(root, packed(tokens), SIZE), packed(tokens)
+        nodes = self.cache.match(root, hashes, data)
+        assert self.cache.match(root, hashes, data, self.matched.get((root, data), ())) == nodes
+        self.matched[root, data] = nodes
         known = [(root, chain_tokens[: i * SIZE]) for i in range(1, len(chain_tokens) // SIZE + 1)]
         hits = [self.readable[key] for key in known if key in self.readable]
         assert [node.block for node in nodes] == hits
