@@ -31,34 +31,46 @@ class BlockPool:
     def is_pinned(self, block: int) -> bool:
         return self._pins[block] > 0
 
-    def take(self) -> int:
-        """A free block, pinned once. The caller has made sure that there is one."""
-        block = self._free.pop()
-        self._pins[block] = 1
-        self._generations[block] += 1
-        return block
+    def idle(self, blocks: Iterable[int]) -> int:
+        """How many of these nobody uses."""
+        pins = self._pins
+        return [pins[block] for block in blocks].count(0)
+
+    def take(self, count: int) -> list[int]:
+        """Free blocks, each pinned once. The caller has made sure that there are so many."""
+        at = len(self._free) - count
+        assert at >= 0, "not so many are free"
+        taken = self._free[at:][::-1]
+        del self._free[at:]
+        pins, generations = self._pins, self._generations
+        for block in taken:
+            pins[block] = 1
+            generations[block] += 1
+        return taken
 
     def pin(self, blocks: Iterable[int]) -> None:
         """One more user of each of these pinned or cached blocks."""
-        pins, kept = self._pins, self._kept
+        pins, kept, cached = self._pins, self._kept, 0
         for block in blocks:
-            if not pins[block]:
+            users = pins[block]
+            if not users:
                 assert kept[block], f"block {block} is free"
-                self.cached -= 1
-            pins[block] += 1
+                cached += 1
+            pins[block] = users + 1
+        self.cached -= cached
 
     def unpin(self, blocks: Iterable[int]) -> list[int]:
         """One user less of each; those of which it was the last. They are then cached if kept, else free."""
         pins, kept, loose = self._pins, self._kept, []
         for block in blocks:
-            assert pins[block], f"block {block} is not pinned"
-            pins[block] -= 1
-            if not pins[block]:
+            users = pins[block]
+            assert users, f"block {block} is not pinned"
+            pins[block] = users - 1
+            if users == 1:
                 loose.append(block)
-                if kept[block]:
-                    self.cached += 1
-                else:
-                    self._free.append(block)
+        free = [block for block in loose if not kept[block]]
+        self._free += free
+        self.cached += len(loose) - len(free)
         return loose
 
     def keep(self, blocks: Iterable[int]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from warmfleet_proto.limits import TOKEN_BYTES
+
 from warmfleet_worker import racing
 from warmfleet_worker.admission import readable
 from warmfleet_worker.fetch import MISSES, Abandon, Arrival, Fetch, Order, Piece, Supply, Turn
@@ -194,7 +196,7 @@ class Fetching:
         stocks = supply.take(sequence, start, found)
         hashes = sequence.hashes[start : start + found]
         ids = self._token_ids(sequence, start, found)
-        pieces = tuple([Piece(*each) for each in zip(hashes, ids, blocks, stocks, strict=True)])
+        pieces = tuple(map(Piece._make, zip(hashes, ids, blocks, stocks, strict=True)))
         parent = nodes[-1].hash if nodes else request.root
         fetch = Fetch(next(self._ids), supply.source, request, request.root, parent, start, pieces)
         flight = Flight(fetch, supply, list(nodes), now, now + patience, supply.expected_s(sequence, found))
@@ -205,9 +207,9 @@ class Fetching:
         return flight
 
     def _token_ids(self, sequence: Sequence, start: int, found: int) -> list[bytes]:
-        size = self._block_size
-        ends = range(start * size, (start + found) * size, size)
-        return [sequence.token_ids[at : at + size].tobytes() for at in ends]
+        size, step = self._block_size, self._block_size * TOKEN_BYTES
+        packed = sequence.token_ids[start * size : (start + found) * size].tobytes()
+        return [packed[at : at + step] for at in range(0, len(packed), step)]
 
     @staticmethod
     def _join(flight: Flight, sequence: Sequence) -> None:

@@ -57,7 +57,7 @@ class Flight:
     def held(self) -> list[int]:
         """Every pin that it has, one entry each."""
         pieces = self.fetch.pieces[self.settled :]
-        return [*(node.block for node in self.chain), *self.passed, *(piece.block for piece in pieces)]
+        return [node.block for node in self.chain] + self.passed + [piece.block for piece in pieces]
 
     def settle(self, cache: PrefixCache) -> bool:
         """Makes what has come readable, as far as the chain is whole; false when a hash belongs to other

@@ -61,7 +61,7 @@ class PrefixCache:
 
     def available_beside(self, blocks: Iterable[int]) -> int:
         """What could be allocated if ``blocks`` were pinned."""
-        return self.available - sum(not self.pool.is_pinned(block) for block in blocks)
+        return self.available - self.pool.idle(blocks)
 
     def get(self, block_hash: bytes) -> Node | None:
         """The readable block of that identity; what it stands for is the caller's to compare."""
@@ -80,15 +80,25 @@ class PrefixCache:
             found.append(node)
         return found
 
-    def run(self, root: bytes, hashes: Iterable[bytes]) -> list[Node]:
+    def run(self, root: bytes, hashes: Sequence[bytes]) -> list[Node]:
         """The longest readable run of these identities, wherever in a chain it begins."""
+        found = self._up_to(hashes[-1], len(hashes)) if hashes else []
+        if [node.hash for node in found] != hashes:
+            found = [*iter(map(self._nodes.get, hashes).__next__, None)]  # up to the first that is unknown
+            parents = [node.parent for node in found[1:]]
+            if parents != found[:-1]:
+                del found[1 + next(i for i, parent in enumerate(parents) if parent is not found[i]) :]
+        return found if found and found[0].root == root else []
+
+    def _up_to(self, block_hash: bytes, count: int) -> list[Node]:
+        """The last ``count`` blocks of the chain that ends there: most runs are readable to their end, and
+        each block leads to the one before it more quickly than its hash does."""
         found: list[Node] = []
-        before: Node | None = None
-        for node in map(self._nodes.get, hashes):
-            if node is None or node.root != root or (before and node.parent is not before):
-                break
+        node = self._nodes.get(block_hash)
+        while node is not None and len(found) < count:
             found.append(node)
-            before = node
+            node = node.parent
+        found.reverse()
         return found
 
     def holds(self, nodes: Sequence[Node]) -> bool:
@@ -135,7 +145,7 @@ class PrefixCache:
             return None
         while self.pool.free < count:
             self._evict()
-        return [self.pool.take() for _ in range(count)]
+        return self.pool.take(count)
 
     def seal(
         self, block: int, block_hash: bytes, root: bytes, parent: Node | None, token_ids: bytes
@@ -179,19 +189,22 @@ class PrefixCache:
         """One pin less on each; readable blocks stay cached, the others are free. Not ``used``: they have
         been copied elsewhere, will be used there, and are evicted here as soon as they would have been."""
         self._clock += 1
+        by_block = self._by_block
         if used:
-            self._stamp([node for node in map(self._by_block.__getitem__, blocks) if node])
-        for block in self.pool.unpin(blocks):
-            node = self._by_block[block]
-            if node and not node.children:
-                self._offer(node)
+            self._stamp([node for block in blocks if (node := by_block[block])])
+        loose = self.pool.unpin(blocks)
+        for leaf in [node for block in loose if (node := by_block[block]) and not node.children]:
+            self._offer(leaf)
 
-    def _stamp(self, nodes: Iterable[Node]) -> None:
+    def _stamp(self, nodes: Sequence[Node]) -> None:
         """They have just been used."""
         clock, cost = self._clock, self.cost
         for node in nodes:
             node.stamp = clock
-            node.rank = self._floor + cost(node.depth) if cost else clock
+            node.rank = clock
+        if cost:
+            for node in nodes:
+                node.rank = self._floor + cost(node.depth)
 
     def take_changes(self) -> list[Change]:
         """What became readable or ceased to be since the last call, in order."""

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from warmfleet_worker.blocks import BlockPool
 
 TOTAL = 5
@@ -21,14 +21,19 @@ class PoolMachine(RuleBasedStateMachine):
     def free(self) -> int:
         return sum(not self.pins[b] and b not in self.kept for b in range(TOTAL))
 
-    @precondition(lambda self: self.free())
-    @rule()
-    def take(self) -> None:
-        block = self.pool.take()
-        assert not self.pins[block]
-        assert block not in self.kept
-        self.pins[block] = 1
-        self.taken[block] += 1
+    @rule(count=st.integers(0, 3))
+    def take(self, count: int) -> None:
+        if count > self.free():
+            with pytest.raises(AssertionError):
+                self.pool.take(count)
+            return
+        taken = self.pool.take(count)
+        assert len(set(taken)) == count
+        for block in taken:
+            assert not self.pins[block]
+            assert block not in self.kept
+            self.pins[block] = 1
+            self.taken[block] += 1
 
     @rule(block=blocks)
     def pin(self, block: int) -> None:
@@ -71,6 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.check_integrity()
         assert self.pool.free == self.free()
         assert self.pool.cached == sum(not self.pins[b] for b in self.kept)
+        assert self.pool.idle(range(TOTAL)) == sum(not pins for pins in self.pins.values())
         assert self.pool.pinned == sum(1 for pins in self.pins.values() if pins)
         assert self.pool.free + self.pool.cached + self.pool.pinned == TOTAL
         for block, taken in self.taken.items():

@@ -1,7 +1,7 @@
 """The prefix cache against a plain reference: a dict of chains and an eviction that looks at everything."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from warmfleet_proto.hashing import block_hash, chain, keys
@@ -157,6 +157,23 @@ def test_child_counts_only_below_its_own_parent() -> None:
     child = cache.seal(three, b"c" * 16, ROOTS[0], b, packed([3, 4]))
     assert cache.match(ROOTS[0], [b"b" * 16, b"c" * 16], data) == [b, child]
     assert cache.match(ROOTS[0], [b"a" * 16, b"c" * 16], data) == [a]
+    assert cache.match(ROOTS[0], [b"b" * 16, b"c" * 16], packed([1, 2, 3, 5])) == [b], "by its tokens"
+    assert cache.match(ROOTS[0], [b"c" * 16], packed([3, 4])) == [], "not at the root"
+
+
+@given(st.lists(st.sampled_from(range(7)), max_size=4), st.sampled_from(ROOTS))
+def test_a_run_goes_on_where_each_block_follows_the_one_before(places: list[int], root: bytes) -> None:
+    """Identities in any order, of two chains, and an unknown one."""
+    cache = PrefixCache(BlockPool(TOTAL), SIZE)
+    nodes = fill(cache, ROOTS[0], [1, 2, 3, 4, 5, 6, 7, 8])
+    nodes += fill(cache, ROOTS[0], [9, 9, 9, 9])
+    hashes = [*(node.hash for node in nodes), b"x" * 16]
+    expected: list[Node] = []
+    for place in places:
+        if place == 6 or root != ROOTS[0] or (expected and nodes[place].parent is not expected[-1]):
+            break
+        expected.append(nodes[place])
+    assert cache.run(root, [hashes[place] for place in places]) == expected
 
 
 def test_equal_block_computed_twice_appears_once() -> None:

@@ -114,8 +114,7 @@ class Leases:
         for tier, blocks in pinned.items():
             self.caches[tier].pin(blocks)
             self._pins[tier].update(blocks)
-        device = Tier.DEVICE
-        on_device = all(each.tier is device for each in lent)
+        on_device = [each.tier for each in lent].count(Tier.DEVICE) == len(lent)
         lease = Lease(id, secret, target, now + LEASE_TTL_S, lent, pinned, on_device)
         self._leases[id] = lease
         return lease
@@ -181,9 +180,11 @@ class Leases:
             raise Refused(Refusal.FULL, f"{len(self._leases)} leases pin {pins}: no more are lent")
 
     def _has_room(self, tier: Tier, blocks: list[int]) -> bool:
-        pins = self._pins[tier]
+        pins, total = self._pins[tier], self.caches[tier].pool.total
+        if _SHARE * (len(pins) + len(blocks)) <= total:
+            return True  # even if all of them are new
         more = len(set(blocks).difference(pins))
-        return not more or _SHARE * (len(pins) + more) <= self.caches[tier].pool.total
+        return not more or _SHARE * (len(pins) + more) <= total
 
     def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
         """Up to the last one that is lent from there: who pins a block pins all before it."""
