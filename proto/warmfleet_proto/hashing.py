@@ -59,6 +59,11 @@ def _links(parent: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     return hashes
 
 
+def token_digest(token_ids: bytes) -> bytes:
+    """What two who both have a run's packed token ids compare instead of them (32 bytes, SHA-256)."""
+    return hashlib.sha256(token_ids).digest()
+
+
 def keys(hashes: list[bytes]) -> bytes:
     """The 8-byte index keys of a chain, packed."""
     return b"".join([h[:KEY_BYTES] for h in hashes])

@@ -65,21 +65,23 @@ class Pulled(_message.Message):
     def __init__(self, tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
-    __slots__ = ("target", "grant", "layout_fingerprint", "first", "hashes")
+    __slots__ = ("target", "grant", "layout_fingerprint", "first", "hashes", "digest")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     target: str
     grant: Grant
     layout_fingerprint: bytes
     first: int
     hashes: bytes
-    def __init__(self, target: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., layout_fingerprint: _Optional[bytes] = ..., first: _Optional[int] = ..., hashes: _Optional[bytes] = ...) -> None: ...
+    digest: bool
+    def __init__(self, target: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., layout_fingerprint: _Optional[bytes] = ..., first: _Optional[int] = ..., hashes: _Optional[bytes] = ..., digest: bool = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
-    __slots__ = ("lease", "secret", "ttl_s", "blocks", "token_ids", "block_bytes", "offers")
+    __slots__ = ("lease", "secret", "ttl_s", "blocks", "token_ids", "block_bytes", "offers", "token_digest")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +89,7 @@ class LeaseResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     OFFERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     lease: int
     secret: bytes
     ttl_s: float
@@ -94,7 +97,8 @@ class LeaseResponse(_message.Message):
     token_ids: bytes
     block_bytes: int
     offers: _containers.RepeatedCompositeFieldContainer[Offer]
-    def __init__(self, lease: _Optional[int] = ..., secret: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., blocks: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ...) -> None: ...
+    token_digest: bytes
+    def __init__(self, lease: _Optional[int] = ..., secret: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., blocks: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ..., token_digest: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("transport", "port", "host", "socket")

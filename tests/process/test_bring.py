@@ -141,8 +141,8 @@ async def test_a_source_that_says_half_a_token_is_corrupt(tmp_path: Path) -> Non
         assert service is not None
         tell = service._response
 
-        def odd(lease: Any) -> Any:
-            answer = tell(lease)
+        def odd(lease: Any, digest: bool) -> Any:
+            answer = tell(lease, digest)
             answer.token_ids += b"x"
             return answer
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warmfleet_proto.hashing import token_digest
 from warmfleet_proto.transfer_pb2 import LeaseResponse
 from warmfleet_worker.transfer.leases import Lease
 from warmfleet_worker.transfer.pull import Failure
@@ -234,17 +235,21 @@ async def test_one_damaged_attempt_is_made_good_by_the_next(tmp_path: Path, conf
         await at_rest(a, b)
 
 
-async def test_blocks_that_stand_for_other_tokens_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    """The token check: a hash that agrees is not enough."""
+@pytest.mark.parametrize("digests", [True, False])
+async def test_blocks_that_stand_for_other_tokens_are_refused(
+    tmp_path: Path, config: dict[str, Any], digests: bool
+) -> None:
+    """The token check: a hash that agrees is not enough. Of a source that knows no digests as well."""
     async with pair(tmp_path, **config) as (a, b):
         service = a.worker.exchange.service
         assert service is not None
         honest = service._response
 
-        def lying(lease: Lease | None) -> LeaseResponse:
-            answer = honest(lease)
+        def lying(lease: Lease | None, digest: bool) -> LeaseResponse:
+            assert digest, "the target knows the tokens"
+            answer = honest(lease, False)
             answer.token_ids = answer.token_ids[:-4] + b"\1\0\0\0"
-            return answer
+            return digested(answer) if digests else answer
 
         service._response = lying  # type: ignore[method-assign]
         prompt = prompt_of(1)
@@ -254,6 +259,27 @@ async def test_blocks_that_stand_for_other_tokens_are_refused(tmp_path: Path, co
         assert b.gateway.started[1].pulled.failure == Failure.CORRUPT
         assert b.gateway.started[1].peer_tokens == 0
         await at_rest(a, b)
+
+
+async def test_a_source_that_knows_no_digests_tells_the_tokens(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (a, b):
+        service = a.worker.exchange.service
+        assert service is not None
+        honest = service._response
+        service._response = lambda lease, _digest: honest(lease, False)  # type: ignore[method-assign]
+        prompt = prompt_of(1)
+        await made_on(a, prompt, 1)
+        await b.gateway.submit(1, prompt, 5, pull=pull_of(a.worker, prompt))
+        assert await b.gateway.finish(1) == expected(b.worker, prompt, 5)
+        assert b.gateway.started[1].peer_tokens == BLOCKS * 16
+        await at_rest(a, b)
+
+
+def digested(answer: LeaseResponse) -> LeaseResponse:
+    """As the source answers who knows the tokens."""
+    answer.token_digest = token_digest(answer.token_ids)
+    answer.token_ids = b""
+    return answer
 
 
 async def test_a_lease_that_ends_under_way_is_taken_up_once_more(

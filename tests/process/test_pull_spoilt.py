@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warmfleet_proto.hashing import keys
+from warmfleet_proto.hashing import keys, token_digest
 from warmfleet_proto.transfer_pb2 import LeaseResponse
 from warmfleet_proto.worker_pb2 import BringRequest
 from warmfleet_worker.transfer.leases import Lease
@@ -142,9 +142,12 @@ def lying(source: Worker, spoil: Spoil) -> None:
     assert service is not None
     honest = service._response
 
-    def told(lease: Lease | None) -> LeaseResponse:
-        answer = honest(lease)
+    def told(lease: Lease | None, digest: bool) -> LeaseResponse:
+        answer = honest(lease, False)
         answer.token_ids = spoil(answer.token_ids)
+        if digest:
+            answer.token_digest = token_digest(answer.token_ids)
+            answer.token_ids = b""
         return answer
 
     service._response = told  # type: ignore[method-assign]
@@ -157,8 +160,8 @@ async def test_an_answer_that_comes_again_opens_nothing(tmp_path: Path) -> None:
         assert service is not None
         honest = service._response
 
-        def again(lease: Lease | None) -> LeaseResponse:
-            first.append(honest(lease))
+        def again(lease: Lease | None, digest: bool) -> LeaseResponse:
+            first.append(honest(lease, digest))
             return first[0]
 
         service._response = again  # type: ignore[method-assign]

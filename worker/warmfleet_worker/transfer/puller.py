@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from warmfleet_proto.channel import split_address
 from warmfleet_proto.errors import Corrupt, WorkerLost
-from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, Offer
+from warmfleet_proto.transfer_pb2 import LeaseResponse, Offer
 
 from warmfleet_worker.fetch import Arrival, Fetch
 from warmfleet_worker.runner import Runner
@@ -159,16 +159,11 @@ class Puller:
             self._threads.submit(self._transports[name].dial, offer)
 
     async def _lease(self, trip: Trip) -> LeaseResponse:
-        pull, fetch, engine = trip.pull, trip.fetch, self._runner.engine
-        request = LeaseRequest(
-            target=self._name,
-            grant=pull.grant,
-            layout_fingerprint=engine.layout,
-            first=fetch.depth + trip.arrived,
-            hashes=b"".join([piece.hash for piece in fetch.pieces[trip.arrived :]]),
-        )
+        question = trip.question(self._name, self._runner.engine.layout)
         try:
-            lease: LeaseResponse = await self._peers.stub(pull.address).Lease(request, timeout=_LEASE_S)
+            asked = self._peers.stub(trip.pull.address).Lease(question, timeout=_LEASE_S)
+            asyncio.get_running_loop().call_soon(trip.prepare)  # while the source looks
+            lease: LeaseResponse = await asked
         except grpc.aio.AioRpcError as error:
             failure = FAILURES.get(error.code(), Failure.LOST)
             raise Failed(failure, error.details() or str(error.code()), failure is not Failure.LOST) from None

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
+from warmfleet_proto.hashing import token_digest
 from warmfleet_proto.limits import LEASE_TTL_S, SECRET_BYTES
 from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, Offer, ReleaseRequest, ReleaseResponse
 from warmfleet_proto.transfer_pb2_grpc import TransferServicer
@@ -53,7 +54,7 @@ class TransferService(TransferServicer):
             _log.warning("no lease for %.128r (%s): %s", request.target, error.refusal, error)
             code = _CODES.get(error.refusal, grpc.StatusCode.PERMISSION_DENIED)
             await context.abort(code, f"{error.refusal}: {error}")
-        return self._response(lease)
+        return self._response(lease, request.digest)
 
     async def Release(self, request: ReleaseRequest, context: Any) -> ReleaseResponse:  # noqa: N802
         known = self.leases.release(request.lease, request.secret)
@@ -88,17 +89,19 @@ class TransferService(TransferServicer):
         stored = hashes[self.leases.reach(root, hashes) :]
         return await self._records(root, stored) if stored else {}
 
-    def _response(self, lease: OpenLease | None) -> LeaseResponse:
+    def _response(self, lease: OpenLease | None, digest: bool) -> LeaseResponse:
         """Without a lease when nothing is readable any more."""
         if lease is None:
             return LeaseResponse(block_bytes=self._runner.engine.block_bytes)
         self.lent += 1
+        token_ids = b"".join([each.token_ids for each in lease.lent])
         return LeaseResponse(
             lease=lease.id,
             secret=lease.secret,
             ttl_s=LEASE_TTL_S,
             blocks=len(lease.lent),
-            token_ids=b"".join([each.token_ids for each in lease.lent]),
+            token_ids=b"" if digest else token_ids,
+            token_digest=token_digest(token_ids) if digest else b"",
             block_bytes=self._runner.engine.block_bytes,
             offers=[each for each in self.offers if lease.on_device or each.transport not in _BY_DEVICE],
         )

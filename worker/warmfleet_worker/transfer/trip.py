@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from warmfleet_proto.transfer_pb2 import LeaseResponse
+from warmfleet_proto.hashing import token_digest
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse
 
 from warmfleet_worker.engine.base import Engine
 from warmfleet_worker.fetch import Fetch
@@ -29,10 +30,9 @@ class Trip:
         self.began = began
         self.abandoned = self.turned = False
         self.told = 0
-        # Made before the source is asked: then nothing is left to do but to move.
-        self._token_ids = b"".join([piece.token_ids for piece in fetch.pieces])
-        self._targets = [piece.block for piece in fetch.pieces]
-        self._seeds = seeds([piece.hash for piece in fetch.pieces])
+        self._token_ids = self._digest = b""
+        self._targets: list[int] = []
+        self._seeds: list[int] = []
         self._bytes_before = 0
         self._before = 0  # arrived in earlier attempts
         self._haul: PoolHaul | None = None
@@ -72,12 +72,39 @@ class Trip:
         if self._haul is not None and self._whole:
             self._haul.turn()
 
+    def question(self, target: str, layout: bytes) -> LeaseRequest:
+        """For what has not arrived."""
+        return LeaseRequest(
+            target=target,
+            grant=self.pull.grant,
+            layout_fingerprint=layout,
+            first=self.fetch.depth + self.arrived,
+            hashes=b"".join([piece.hash for piece in self.fetch.pieces[self.arrived :]]),
+            digest=True,
+        )
+
+    def prepare(self) -> None:
+        """All that can be done before the answer, once."""
+        if not self._targets:
+            pieces = self.fetch.pieces
+            self._targets = [piece.block for piece in pieces]
+            self._seeds = seeds([piece.hash for piece in pieces])
+            self._token_ids = b"".join([piece.token_ids for piece in pieces])
+            self._digest = token_digest(self._token_ids)
+
     def check(self, lease: LeaseResponse) -> None:
         """Raises Failed unless the source means the same tokens by the blocks that it lends."""
+        self.prepare()
+        if lease.blocks > len(self.fetch.pieces) - self.arrived or not self._agrees(lease):
+            raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
+
+    def _agrees(self, lease: LeaseResponse) -> bool:
+        """A source may know nothing of digests."""
+        if lease.blocks == len(self.fetch.pieces) and lease.token_digest:
+            return lease.token_digest == self._digest
         size = len(self._token_ids) // len(self.fetch.pieces)
         wanted = self._token_ids[self.arrived * size : (self.arrived + lease.blocks) * size]
-        if lease.blocks > len(self.fetch.pieces) - self.arrived or lease.token_ids != wanted:
-            raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
+        return token_digest(wanted) == lease.token_digest if lease.token_digest else lease.token_ids == wanted
 
     def begin(self, engine: Engine, slabs: Slabs | None, blocks: int, tell: Callable[[], None]) -> PoolHaul:
         """Of the ``blocks`` that were lent; ``slabs`` where they pass through some. Raises Failed."""
