@@ -42,7 +42,8 @@ class Frontend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     limits: Limits = Limits()
     # Servers that are not ours: [{url = "http://HOST:PORT", kind = "vllm", events = "tcp://HOST:5557"}]
     backends: Annotated[list[Backend], Meta(max_length=10_000)] = []
-    tokenizers: dict[str, str] = {}  # of their models: a Hugging Face folder or GGUF file
+    # Of further models, our own workers' or servers': {NAME = "a Hugging Face folder or GGUF file"}
+    tokenizers: dict[str, str] = {}
     https: Https | None = None
     tls: Tls | None = None  # between our own programs
     insecure: bool = False  # listen beyond loopback without TLS or API keys

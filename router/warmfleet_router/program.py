@@ -18,6 +18,7 @@ from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
 from warmfleet_router.discovery import Discovery
 from warmfleet_router.garbage import collecting
+from warmfleet_router.gateway.encoders import Encoders
 from warmfleet_router.gateway.http import Site, application
 from warmfleet_router.gateway.service import Gateway
 from warmfleet_router.local import demo
@@ -113,14 +114,10 @@ async def front(
     """The gateway's HTTP while the block lasts; leaving it drains. ``shown`` (operators' pages) has the
     address ``apart``, or shares a loopback one. ``server_keys`` are API keys by URL, and may change.
     Raises ConfigError."""
-    encoder = PromptEncoder(_own_tokenizer(config))
-    encoders = {
-        model: PromptEncoder(tokenizer.load(path), typed_specials=True)
-        for model, path in config.tokenizers.items()
-    }
+    encoders = _encoders(config)
     gateway = Gateway(
         router,
-        encoder,
+        encoders,
         config.served_name,
         config.tenants,
         config.limits,
@@ -128,10 +125,9 @@ async def front(
         config.tls,
         server_keys=server_keys,
         aliases=config.aliases,
-        encoders=encoders,
     )
     async with AsyncExitStack() as stack:
-        for made in (encoder, *encoders.values()):
+        for made in encoders.each():
             stack.callback(made.close)
         stack.push_async_callback(gateway.close)
         addresses = {}
@@ -153,6 +149,17 @@ async def front(
             addresses["picker"] = await stack.enter_async_context(_picker(config, gateway))
         stack.callback(gateway.drain)
         yield addresses
+
+
+def _encoders(config: Frontend) -> Encoders:
+    """Raises ConfigError."""
+    loaded = {model: tokenizer.load(path) for model, path in config.tokenizers.items()}
+    return Encoders(
+        PromptEncoder(_own_tokenizer(config)),
+        bool(config.model),
+        {model: PromptEncoder(known) for model, known in loaded.items()},
+        {model: PromptEncoder(known, typed_specials=True) for model, known in loaded.items()},
+    )
 
 
 def _own_tokenizer(config: Frontend) -> Tokenizer:

@@ -4,10 +4,15 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from warmfleet_router.core import RouterCore
 
 from tests.process.fleet import sim_worker
@@ -218,3 +223,51 @@ async def test_an_unforeseen_failure_does_not_end_the_heartbeat(monkeypatch: pyt
     monkeypatch.setattr(RouterCore, "list_workers", failing)
     async with sim_worker(sim=SIM) as worker, router([worker.grpc_address]) as addresses:
         await healthy(f"http://{addresses['http']}")
+
+
+def letters(folder: Path) -> str:
+    """A model's folder whose tokenizer makes a token of every byte."""
+    vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    made = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (folder / "config.json").write_text('{"eos_token_id": 0, "vocab_size": 320}')
+    return str(folder)
+
+
+async def test_each_of_our_own_models_has_its_own_tokenizer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model whose tokenizer nobody has named is not read with another's; relayed ones are as before."""
+    async with (
+        sim_worker(name="w1", sim=SIM | {"model": "one"}) as one,
+        sim_worker(name="w2", sim=SIM | {"model": "letters", "vocab_size": 320}) as two,
+        sim_worker(name="w3", sim=SIM | {"model": "qwen", "vocab_size": 151_936}) as three,
+        router(
+            [worker.grpc_address for worker in (one, two, three)],
+            tokenizers={"letters": letters(tmp_path)},
+            aliases={"any": "letters"},
+        ) as addresses,
+    ):
+        base = f"http://{addresses['http']}"
+        await joined(base, 3)
+        await healthy(base)
+        for model in ("letters", "any"):
+            status, worker, answer = await chat(base, model, "nineteen characters", max_tokens=2)
+            assert (status, worker) == (200, "w2")
+            assert answer["usage"] | {"prompt_tokens_details": None} == {
+                "prompt_tokens": 19, "completion_tokens": 2, "total_tokens": 21, "prompt_tokens_details": None
+            }  # fmt: skip
+        status, worker, answer = await chat(base, "one", "nineteen characters", max_tokens=2)
+        assert (status, worker) == (200, "w1")
+        assert answer["usage"]["prompt_tokens"] > 19, "the demo's template says more"
+        status, _, answer = await chat(base, "qwen", "hello")
+        assert (status, answer["error"]["param"]) == (404, "model")
+        assert "set tokenizers.qwen" in answer["error"]["message"]
+        assert {model["id"] for model in (await shown(base, "/v1/models"))["data"]} == {
+            "one",
+            "letters",
+            "any",
+        }
+    assert [r for r in caplog.records if "model refused" in r.getMessage()]

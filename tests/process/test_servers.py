@@ -194,7 +194,8 @@ async def test_servers_need_no_model_here(monkeypatch: pytest.MonkeyPatch) -> No
         assert (await made.post(CHAT, messages=LONG, max_tokens=2))["choices"]
         asked = {"model": "ours", "messages": LONG}
         async with made.http.post(made.base + CHAT, json=asked) as response:
-            assert response.status == 503  # its tokenizer is not here
+            assert response.status == 404
+            assert "set tokenizers.ours" in (await response.json())["error"]["message"]
     with pytest.raises(ConfigError, match="demo model"):
         async with gateways.router([], model=""):
             pass

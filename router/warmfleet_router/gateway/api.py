@@ -17,7 +17,6 @@ from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
-from warmfleet_router.prompt.tokenizer import Tokenizer
 
 Parse = Callable[[bytes, intake.Tenant], Awaitable[Job]]
 
@@ -29,7 +28,6 @@ class Api:
         self,
         fleet: Fleet,
         preparer: Preparer,
-        tokenizer: Tokenizer,
         catalogue: Catalogue,
         tenants: intake.Tenants,
         limits: Limits,
@@ -39,7 +37,6 @@ class Api:
     ) -> None:
         self._fleet = fleet
         self._preparer = preparer
-        self._tokenizer = tokenizer
         self._catalogue = catalogue
         self._tenants = tenants
         self._limits = limits
@@ -137,7 +134,7 @@ class Api:
         try:
             await together([generation.start() for generation in generations])
             record.placed()
-            answer = Answer(job, generations, self._tokenizer, record, self._fleet.clock)
+            answer = self._answer(job, generations, record)
             response, failure = await self._respond(request, job, answer, generations)
             return response, failure
         except BaseException as error:
@@ -183,7 +180,7 @@ class Api:
             record.placed()
             if chosen is relay:
                 return await self._relays.respond(request, relay, record)
-            answer = Answer(job, [generation], self._tokenizer, record, self._fleet.clock)
+            answer = self._answer(job, [generation], record)
             response, failure = await self._respond(request, job, answer, [generation])
             return response, failure
         except BaseException as error:
@@ -209,6 +206,9 @@ class Api:
             )
             for prompt in job.prompts
         ]
+
+    def _answer(self, job: Job, generations: list[Generation], record: Record) -> Answer:
+        return Answer(job, generations, self._preparer.tokenizer(job), record, self._fleet.clock)
 
     async def _respond(
         self, request: web.Request, job: Job, answer: Answer, generations: list[Generation]

@@ -1,34 +1,77 @@
 """Which models this gateway serves, and how much context their workers give."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from warmfleet_proto.errors import BadRequest, Rejected
-from warmfleet_proto.router_pb2 import ListWorkersResponse
+from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
 
 _ABSENT = ("joining", "lost")
+
+
+class Vocabulary(NamedTuple):
+    """Of the router's own tokenizer."""
+
+    tokens: int  # 0: there is none
+    model: int = 0  # rows of its model, which may have more than the tokenizer has ids; 0: not known
+    given: bool = True  # somebody has said that it is the workers'
 
 
 class Catalogue:
     """Served names and the contexts of their workers, which may differ: long prompts go to those with room.
 
-    Every model whose vocabulary holds all of the tokenizer's ``vocab_size`` ids counts; or, when
-    ``served_name`` is given, that one alone. Without a vocabulary (0) none counts.
+    A model counts if prompts can be made for it: by a tokenizer of its own (``named``: the ids of each, by
+    model), or by the router's. That one is ``served_name``'s where this is given; else theirs whose
+    vocabulary is its own, or the only model's that there is: vocabularies are padded. Another model would
+    read the ids as other words.
     """
 
-    def __init__(self, served_name: str, vocab_size: int) -> None:
+    def __init__(self, served_name: str, own: Vocabulary, named: Mapping[str, int] | None = None) -> None:
         self._served_name = served_name
-        self._vocab_size = vocab_size
+        self._own = own
+        self._named = named or {}
         self._contexts: dict[str, list[int]] = {}  # the smallest first
+        self._refused: dict[str, str] = {}  # why
 
-    def update(self, fleet: ListWorkersResponse) -> None:
-        """A model without workers stays: whether it can be had right now is the router's to say."""
-        contexts: dict[str, list[int]] = {}
+    def update(self, fleet: ListWorkersResponse) -> dict[str, str]:
+        """The models that are refused from now on, and why. A model without workers stays: whether it can be
+        had right now is the router's to say."""
+        models: dict[str, list[WorkerView]] = {}
         for worker in fleet.workers:
-            if worker.state in _ABSENT or self._served_name not in ("", worker.model):
-                continue
-            if 0 < self._vocab_size <= worker.vocab_size:
-                contexts.setdefault(worker.model, []).append(worker.max_context)
-        self._contexts |= {model: sorted(known) for model, known in contexts.items()}
+            if worker.state != "joining" and worker.vocab_size:  # servers that are not ours tell none
+                models.setdefault(worker.model, []).append(worker)
+        sizes = {model: {worker.vocab_size for worker in workers} for model, workers in models.items()}
+        right = self._right(sizes)
+        known, self._refused = self._refused, {m: self._why(m, sizes[m]) for m in sizes if m not in right}
+        for model, workers in models.items():
+            contexts = sorted(worker.max_context for worker in workers if worker.state not in _ABSENT)
+            if model not in right:
+                self._contexts.pop(model, None)
+            elif contexts:
+                self._contexts[model] = contexts
+        return {model: why for model, why in self._refused.items() if model not in known}
+
+    def _right(self, sizes: Mapping[str, set[int]]) -> set[str]:
+        """The models whose tokenizer is here, of all that own workers have."""
+        named = {model for model in sizes if self._named.get(model, 0) > 0}
+        fitting = {model for model in named if self._named[model] <= min(sizes[model])}
+        rest, own = sizes.keys() - named, self._own
+        if self._served_name:
+            rest &= {self._served_name}
+        fits = {model for model in rest if 0 < own.tokens <= min(sizes[model])}
+        if self._served_name:
+            return fitting | fits
+        equal = {model for model in fits if sizes[model] <= {own.tokens, own.model}}
+        alone = own.given and len(rest) == 1
+        return fitting | (equal or (fits if alone else set()))
+
+    def _why(self, model: str, sizes: set[int]) -> str:
+        rows = " and ".join(map(str, sorted(sizes)))
+        if model in self._named:
+            return f"tokenizers.{model} has {self._named[model]} ids, the workers of the model {rows}"
+        if self._served_name:
+            return f"it is not served_name, and tokenizers.{model} is not set"
+        return f"its workers have {rows} ids, the tokenizer here {self._own.tokens}; set tokenizers.{model}"
 
     @property
     def ready(self) -> bool:
@@ -41,6 +84,8 @@ class Catalogue:
     def context(self, model: str) -> int:
         """Tokens: the largest. Raises Rejected while no worker has joined, BadRequest (404) for a model that
         is not served."""
+        if model in self._refused:
+            raise BadRequest(f"model: {model!r} is not served here: {self._refused[model]}", "model", 404)
         if not self._contexts:
             raise Rejected("no worker has joined yet")
         if model not in self._contexts:

@@ -11,9 +11,9 @@ from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.worker_pb2 import Sampling
 
 from warmfleet_router.gateway.catalogue import Catalogue
+from warmfleet_router.gateway.encoders import Encoders
 from warmfleet_router.gateway.schema import ChatRequest, CompletionRequest, SamplingOptions, completion_budget
 from warmfleet_router.prompt import ids
-from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
 MAX_SCORES = 100_000  # tokens and their alternatives in one body or event: half a second to write out
@@ -56,11 +56,11 @@ class Preparer:
 
     def __init__(
         self,
-        encoder: PromptEncoder,
+        encoders: Encoders,
         catalogue: Catalogue,
         seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
-        self._encoder = encoder
+        self._encoders = encoders
         self._catalogue = catalogue
         self._seed = seed
 
@@ -68,12 +68,15 @@ class Preparer:
         """``parse(body)``, in a thread where it takes its time. Raises as ``parse`` does, and Rejected."""
         if len(body) <= INLINE_BYTES:
             return parse(body)
-        return await self._encoder.offload.run(len(body), parse, body)
+        return await self._encoders.own.offload.run(len(body), parse, body)
+
+    def tokenizer(self, job: Job) -> Tokenizer:
+        return self._encoders.of(job.model).tokenizer
 
     async def chat(self, request: ChatRequest, salt: bytes) -> Job:
         """Raises BadRequest and Rejected."""
         context = self._catalogue.context(request.model)
-        token_ids = await self._encoder.chat(
+        token_ids = await self._encoders.of(request.model).chat(
             request.messages, request.tools, request.add_generation_prompt, salt, context
         )
         sampling = self._sampling(request.options, request.model, token_ids, "messages")
@@ -83,13 +86,14 @@ class Preparer:
     async def completion(self, request: CompletionRequest, salt: bytes) -> Job:
         """Raises BadRequest and Rejected."""
         context = self._catalogue.context(request.model)
-        tokenizer = self._encoder.tokenizer
+        encoder = self._encoders.of(request.model)
+        tokenizer = encoder.tokenizer
         prompts = []
         for asked in request.prompts:
             if isinstance(asked, str):
-                token_ids = await self._encoder.text(asked, salt, context)
+                token_ids = await encoder.text(asked, salt, context)
             else:
-                token_ids = self._encoder.tokens(asked, tokenizer.vocab_size)
+                token_ids = encoder.tokens(asked, tokenizer.vocab_size)
             sampling = self._sampling(request.options, request.model, token_ids, "prompt")
             prompts.append(Prompt(token_ids, sampling, _echo(tokenizer, asked) if request.echo else None))
         return _job("cmpl", request, tuple(prompts))
@@ -101,7 +105,7 @@ class Preparer:
         max_tokens = completion_budget(options, prompt_tokens, context, field)
         if options.prompt_logprobs is not None:
             check_scores(prompt_tokens * (1 + options.prompt_logprobs))
-        ends = () if options.ignore_eos else self._encoder.tokenizer.eos_ids
+        ends = () if options.ignore_eos else self._encoders.of(model).tokenizer.eos_ids
         return Sampling(
             temperature=options.temperature,
             top_p=options.top_p,

@@ -20,6 +20,7 @@ from warmfleet_router.gateway.aliases import Aliases, Setting
 from warmfleet_router.gateway.api import Api
 from warmfleet_router.gateway.catalogue import Catalogue
 from warmfleet_router.gateway.dry_run import DryRun
+from warmfleet_router.gateway.encoders import Encoders
 from warmfleet_router.gateway.generation import Fleet
 from warmfleet_router.gateway.job import Preparer
 from warmfleet_router.gateway.limits import Limits
@@ -27,7 +28,6 @@ from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.metrics import Metrics
-from warmfleet_router.prompt.encoder import PromptEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ _JOINING_S = 0.1  # between looks for a first worker
 
 
 class Gateway:
-    """Between ``start`` and ``close`` its ``routes`` answer. The caller owns ``router`` and ``encoder``."""
+    """Between ``start`` and ``close`` its ``routes`` answer. The caller owns ``router`` and ``encoders``."""
 
     def __init__(
         self,
         router: Router,
-        encoder: PromptEncoder,
+        encoders: Encoders,
         served_name: str,
         keys: Sequence[intake.Key],
         limits: Limits,
@@ -48,24 +48,22 @@ class Gateway:
         tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
         server_keys: Mapping[str, str] | None = None,
-        encoders: Mapping[str, PromptEncoder] | None = None,
         aliases: Setting | None = None,
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
-        self._catalogue = Catalogue(served_name, encoder.tokenizer.vocab_size)
+        self._catalogue = Catalogue(served_name, encoders.vocabulary, encoders.vocab_sizes())
         self._fleet = Fleet(
             gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
         )
         self._aliases = Aliases(aliases or {})
-        preparer = Preparer(encoder, self._catalogue)
+        preparer = Preparer(encoders, self._catalogue)
         tenants = self.tenants = intake.Tenants(keys)
         self.relays = Relays(
-            self._fleet, {} if server_keys is None else server_keys, encoders or {}, self._aliases
+            self._fleet, {} if server_keys is None else server_keys, encoders.relayed, self._aliases
         )
         self._api = Api(
             self._fleet,
             preparer,
-            encoder.tokenizer,
             self._catalogue,
             tenants,
             limits,
@@ -108,7 +106,8 @@ class Gateway:
             try:
                 await self._fleet.router.heartbeat(self._heartbeat())
                 workers = await self._fleet.router.list_workers(ListWorkersRequest())
-                self._catalogue.update(workers)
+                for model, why in self._catalogue.update(workers).items():
+                    log.event(_log, "model refused", level=logging.WARNING, model=model, why=why)
                 self.relays.update(workers)
                 self._aliases.update(workers)
                 reachable = True

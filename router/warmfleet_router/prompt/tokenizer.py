@@ -28,6 +28,7 @@ class Tokenizer:
     eos_ids: tuple[int, ...]  # each ends a completion
     chat_template: str | None
     variables: Mapping[str, str] = field(default_factory=dict)  # bos_token and its like, for the template
+    model_vocab_size: int = 0  # rows of its model's embedding, some of no token; 0: not told
 
     @property
     def vocab_size(self) -> int:
@@ -50,14 +51,15 @@ def of_no_model() -> Tokenizer:
 
 
 def _tokenizer(
-    fast: FastTokenizer, eos_ids: set[int], template: str | None, variables: dict[str, str]
+    fast: FastTokenizer, eos_ids: set[int], template: str | None, variables: dict[str, str], rows: Any
 ) -> Tokenizer:
     check_segments(fast)
     fast.no_truncation()
     fast.no_padding()
     fast.encode_special_tokens = True
     specials = {i: token for i, token in fast.get_added_tokens_decoder().items() if token.special}
-    return Tokenizer(fast, specials, token_bytes(fast), tuple(sorted(eos_ids)), template, variables)
+    rows = rows if isinstance(rows, int) else 0
+    return Tokenizer(fast, specials, token_bytes(fast), tuple(sorted(eos_ids)), template, variables, rows)
 
 
 # ---- GGUF
@@ -82,7 +84,7 @@ def _from_metadata(metadata: dict[str, Any]) -> Tokenizer:
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     eos_ids = {token_id for token_id in ends if token_id is not None}
     template = metadata.get("tokenizer.chat_template")
-    return _tokenizer(byte_level.from_gguf(metadata), eos_ids, template, variables)
+    return _tokenizer(byte_level.from_gguf(metadata), eos_ids, template, variables, len(tokens))
 
 
 # ---- Hugging Face folder
@@ -99,7 +101,8 @@ def _from_folder(path: Path) -> Tokenizer:
     named = fast.token_to_id(variables.get("eos_token", ""))
     if named is not None:
         eos_ids.add(named)
-    return _tokenizer(fast, eos_ids, _template(path, config), variables)
+    rows = _json(path / "config.json").get("vocab_size")
+    return _tokenizer(fast, eos_ids, _template(path, config), variables, rows)
 
 
 def _declared_eos(path: Path) -> set[int]:

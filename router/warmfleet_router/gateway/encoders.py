@@ -1,0 +1,34 @@
+"""Which tokenizer and template make the prompts of which model."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from warmfleet_router.gateway.catalogue import Vocabulary
+from warmfleet_router.prompt.encoder import PromptEncoder
+
+
+class Encoders(NamedTuple):
+    """``own``: of the router's own model, which was ``given`` or is the demo's; the others by model."""
+
+    own: PromptEncoder
+    given: bool
+    named: Mapping[str, PromptEncoder]  # for our own workers ...
+    relayed: Mapping[str, PromptEncoder]  # ... and for servers, to whom a special token that is typed is one
+
+    def of(self, model: str) -> PromptEncoder:
+        """For our own workers."""
+        return self.named.get(model, self.own)
+
+    def each(self) -> Iterator[PromptEncoder]:
+        yield self.own
+        yield from self.named.values()
+        yield from self.relayed.values()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        tokenizer = self.own.tokenizer
+        return Vocabulary(tokenizer.vocab_size, tokenizer.model_vocab_size, self.given)
+
+    def vocab_sizes(self) -> dict[str, int]:
+        """Of the tokenizers that models have by name."""
+        return {model: encoder.tokenizer.vocab_size for model, encoder in self.named.items()}
