@@ -135,9 +135,21 @@ _READINGS = (
     _Reading("worker_ttft_p50_seconds", "Of the last five minutes.", False, lambda w: w.ttft_p50_s),
     _Reading("worker_ttft_p95_seconds", "Of the last five minutes.", False, lambda w: w.ttft_p95_s),
     _Reading("worker_wait_seconds", "Predicted queue of a new request.", False, lambda w: w.wait_s),
+    _Reading(
+        "worker_ttft_error_ratio",
+        "Mean of |measured - predicted| over measured TTFT.",
+        False,
+        lambda w: w.ttft_error,
+    ),
     _Reading("worker_traffic_ratio", "Share of the last minute's placements.", False, lambda w: w.share),
     _Reading(
         "worker_confidence_ratio", "In what a silent one is taken to hold.", False, lambda w: w.confidence
+    ),
+    _Reading(
+        "worker_agreement_ratio",
+        "Its answers that found what its events had told.",
+        False,
+        lambda w: w.agreement,
     ),
     _Reading("worker_guessed_blocks", "Learned of a silent one.", False, lambda w: w.guessed_blocks),
     _Reading("worker_prompt_tokens", "Prompt tokens it was asked for.", True, lambda w: w.hit_total.asked),

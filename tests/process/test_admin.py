@@ -218,6 +218,30 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
 
 
 @needs_chromium
+async def test_a_worker_shows_how_far_its_blocks_can_be_believed(
+    server: TestServer, core: FixedCore, tmp_path: Path
+) -> None:
+    core.shown = [
+        WORKER,
+        replace(WORKER, worker="w1", confidence=0.834),
+        replace(WORKER, worker="w2", agreement=0.59),
+        replace(WORKER, worker="w3", agreement=1.0),
+        replace(WORKER, worker="w4", confidence=1.0, agreement=0.4),
+    ]
+    async with opened(str(server.make_url("/admin/")), tmp_path) as page:
+        await page.wait("document.querySelectorAll('#workers tbody tr').length === 5")
+        blocks = await page.text("#workers td:nth-child(4)")
+        assert [cell.partition("50 / 200")[2].strip() for cell in blocks] == [
+            "",
+            "guessed, 83 % true",
+            "events disagree: 41 %",
+            "",
+            "guessed, 100 % true · events disagree: 60 %",
+        ]
+        assert page.complaints == []
+
+
+@needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
 async def test_nothing_sticks_out(server: TestServer, core: FixedCore, tmp_path: Path, width: int) -> None:
     long = "w" * 128

@@ -22,6 +22,7 @@ function setText(node, text) {
 
 const count = (n) => Math.round(n).toLocaleString("en");
 const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
+const whole = (share) => `${Math.round(100 * share)} %`;
 const ratio = (part, whole) => (whole > 0 ? part / whole : null);
 const tokens = (hits) => `${short(hits.hit_tokens)} of ${short(hits.asked_tokens)} tokens`;
 
@@ -137,12 +138,14 @@ function makeWorker(parts) {
   for (const name of ["name", "state", "load", "ttft", "requests"]) parts[name] = element("span");
   parts.name.className = "worker";
   parts.address = element("span", "sub mono");
-  parts.ttftSub = element("span", "sub");
+  parts.presence = element("span", "sub");
+  const blocks = meter(parts, "blocks", bar("fill"));
+  blocks.firstChild.append(parts.presence);
   return [
     cell("", parts.name, " ", parts.state, parts.address),
     meter(parts, "minute", sparkline()),
     meter(parts, "total", bar("fill")),
-    meter(parts, "blocks", bar("fill")),
+    blocks,
     cell("number", parts.load),
     cell("number", parts.ttft),
     meter(parts, "share", bar("fill")),
@@ -165,11 +168,20 @@ function showWorker(parts, w) {
   setText(parts.blocksFigure, percent(held));
   setText(parts.blocksSub, `${count(w.held_blocks)} / ${count(w.total_blocks)}`);
   fill(parts.blocks.firstChild, held ?? 0);
+  setText(parts.presence, presence(w));
   setText(parts.load, `${count(w.running)} + ${count(w.waiting)}`);
   setText(parts.ttft, `${seconds(w.ttft_p50_s)} / ${seconds(w.ttft_p95_s)}`);
   setText(parts.shareFigure, percent(w.share));
   setText(parts.shareSub, `${count(w.placements)} placed`);
   fill(parts.share.firstChild, w.share);
+}
+
+// How far the blocks of a worker can be believed; nothing where all is as its events told.
+function presence(w) {
+  const guess = w.presence === "guessed" ? `guessed, ${whole(w.confidence)} true` : "";
+  const contradicted = w.agreement !== null && w.agreement < 0.995; // below it the figure says "0 %"
+  const events = contradicted ? `events disagree: ${whole(1 - w.agreement)}` : "";
+  return [guess, events].filter(Boolean).join(" · ");
 }
 
 function makePlacement(parts) {

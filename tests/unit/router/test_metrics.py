@@ -89,6 +89,15 @@ def test_what_is_not_known_yet_has_no_sample() -> None:
     assert "warmfleet_router_worker_ttft_p95_seconds" not in names
 
 
+def test_how_far_a_worker_can_be_predicted_and_believed() -> None:
+    made, core = _made()
+    core.set_worker(ttft_error=0.25, agreement=0.5, confidence=0.75)
+    values = {s.name: s.value for s in _samples(made) if s.labels == {"worker": "w0"}}
+    shown = {name: values[f"warmfleet_router_worker_{name}_ratio"] for name in ("ttft_error", "agreement")}
+    assert shown == {"ttft_error": 0.25, "agreement": 0.5}
+    assert values["warmfleet_router_worker_confidence_ratio"] == 0.75
+
+
 def test_ended_balances_arrived() -> None:
     made, _ = _made()
     for request_id in range(5):
