@@ -20,6 +20,14 @@ class Bound(NamedTuple):
         return bool(getattr(row, self.column) < self.limit)
 
 
+class Speed(NamedTuple):
+    """The highest at which ``holds`` is true of ``policy``; 0: at none."""
+
+    policy: str
+    holds: str
+    speed: float
+
+
 def parse(text: str) -> Bound:
     """``ttft_p99<10``. Raises ConfigError."""
     found = re.fullmatch(r"\s*(\w+)\s*<\s*([\d.]+)\s*", text)

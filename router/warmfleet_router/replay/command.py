@@ -3,12 +3,13 @@
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from warmfleet_proto.command import Command
+from warmfleet_proto.settings import ConfigError
 from warmfleet_proto.settings import load as load_settings
 
 from warmfleet_router.replay import capacity, chart, report
@@ -44,7 +45,7 @@ def configure(parser: ArgumentParser) -> None:
         "--block-size", type=int, metavar="TOKENS", help="of the trace (default: blkN in its name)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="play the first N requests only")
-    parser.add_argument("--speed", type=float, default=1.0, help="times faster than recorded (default 1)")
+    parser.add_argument("--speed", type=float, metavar="X", help="times faster than recorded (default 1)")
     parser.add_argument("--workers", type=int, metavar="N", help="default 8, or as in the decision log")
     parser.add_argument(
         "--capacity", type=int, metavar="BLOCKS", help="of each worker (default 8000, or as in the log)"
@@ -86,11 +87,13 @@ def configure(parser: ArgumentParser) -> None:
         "--capacity-at", metavar="'ROW<X'", help="search the highest speed at which this holds"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
-    parser.add_argument("--json", metavar="FILE", help="write the rows")
+    parser.add_argument("--json", metavar="FILE", help="write the rows, or the speeds of --capacity-at")
     parser.add_argument("--png", metavar="FILE", help="draw them (needs matplotlib)")
 
 
 def run(args: Namespace) -> int:
+    if args.capacity_at:
+        _refuse(args)
     played = source(args)
     policies = POLICIES if args.policy == "all" else tuple(args.policy.split(","))
     sets = [*played.sets, *args.set]
@@ -98,18 +101,35 @@ def run(args: Namespace) -> int:
     play = _player(args, played)
     print("\n".join(played.said), end="\n" if played.said else "")
     if args.capacity_at:
-        bound = capacity.parse(args.capacity_at)
-        for routing in routings:
-            found = capacity.search(bound, partial(play, routing))
-            print(f"{routing.policy:<16} {args.capacity_at} up to speed {found:.2f}", flush=True)
+        _capacity(args, routings, play)
         return 0
-    rows = [play(routing, args.speed) for routing in routings]
+    rows = [play(routing, 1.0 if args.speed is None else args.speed) for routing in routings]
     print(report.table(rows, played.bounds))
     if args.json:
         Path(args.json).write_bytes(report.to_json(rows))
     if args.png:
         chart.draw(rows, args.png)
     return 0
+
+
+def _refuse(args: Namespace) -> None:
+    """What a search for a speed has no use for. Raises ConfigError."""
+    for option in ("speed", "png"):
+        if getattr(args, option) is not None:
+            raise ConfigError(
+                f"--{option} says nothing beside --capacity-at, which searches one speed a policy"
+            )
+
+
+def _capacity(args: Namespace, routings: Sequence[Routing], play: Callable[[Routing, float], Row]) -> None:
+    bound = capacity.parse(args.capacity_at)
+    speeds = []
+    for routing in routings:
+        found = capacity.search(bound, partial(play, routing))
+        print(f"{routing.policy:<16} {args.capacity_at} up to speed {found:.2f}", flush=True)
+        speeds.append(capacity.Speed(routing.policy, args.capacity_at, found))
+    if args.json:
+        Path(args.json).write_bytes(report.to_json(speeds))
 
 
 def _player(args: Namespace, played: Source) -> Callable[[Routing, float], Row]:

@@ -35,6 +35,29 @@ class Row(NamedTuple):
     imbalance: float
 
 
+class _Column(NamedTuple):
+    head: str
+    of: str
+    width: int
+    form: str = ".3f"
+
+
+_COLUMNS = (
+    _Column("hit", "hit", 7),
+    _Column("skew", "skew", 7),
+    _Column("util", "utilisation", 7),
+    _Column("ttft mean", "ttft_mean", 10),
+    _Column("p50", "ttft_p50", 9),
+    _Column("p90", "ttft_p90", 9),
+    _Column("p99", "ttft_p99", 9),
+    _Column("error", "error", 7),
+    _Column("itl p99", "itl_p99", 9),
+    _Column("goodput", "goodput", 9),
+    _Column("pulled", "pulled_blocks", 10, "d"),
+    _Column("finished", "finished", 10, "d"),
+)
+
+
 def summarise(policy: str, fleet: Fleet, span_s: float) -> Row:
     """``span_s`` is how long requests kept arriving."""
     outcomes = fleet.outcomes
@@ -77,24 +100,10 @@ def bounds(trace: Trace, blocks: int) -> Bounds:
 
 
 def table(rows: Iterable[Row], limits: Bounds | None = None) -> str:
-    names = (
-        "policy",
-        "hit",
-        "skew",
-        "util",
-        "ttft mean",
-        "p50",
-        "p90",
-        "p99",
-        "itl p99",
-        "goodput",
-        "finished",
-    )
-    lines = [f"{names[0]:<16}" + "".join(f"{name:>10}" for name in names[1:])]
-    for r in rows:
-        shares = (r.hit, r.skew, r.utilisation, r.ttft_mean, r.ttft_p50, r.ttft_p90, r.ttft_p99, r.itl_p99)
-        figures = "".join(f"{value:>10.3f}" for value in shares)
-        lines.append(f"{r.policy:<16}{figures}{r.goodput:>10.3f}{r.finished:>10}")
+    lines = [f"{'policy':<16}" + "".join(f"{column.head:>{column.width}}" for column in _COLUMNS)]
+    for row in rows:
+        cells = (f"{getattr(row, c.of):>{c.width}{c.form}}" for c in _COLUMNS)
+        lines.append(f"{row.policy:<16}{''.join(cells)}")
     if limits:
         lines.append(
             f"bounds of the hit rate: infinite cache {limits.infinite:.3f}, pooled {limits.pooled:.3f}"
@@ -102,7 +111,7 @@ def table(rows: Iterable[Row], limits: Bounds | None = None) -> str:
     return "\n".join(lines)
 
 
-def to_json(rows: Sequence[Row]) -> bytes:
+def to_json(rows: Sequence[NamedTuple]) -> bytes:
     encoded = msgspec.json.encode([row._asdict() for row in rows])
     return msgspec.json.format(encoded, indent=2) + b"\n"
 

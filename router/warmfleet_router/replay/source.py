@@ -43,7 +43,7 @@ def source(args: Namespace) -> Source:
 
 
 def _check(args: Namespace) -> None:
-    if args.speed <= 0:
+    if args.speed is not None and args.speed <= 0:
         raise ConfigError(f"--speed {args.speed}: must be above 0")
     for name in ("workers", "capacity", "routers"):
         if (value := getattr(args, name)) is not None and value < 1:
