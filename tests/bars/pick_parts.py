@@ -55,10 +55,10 @@ class Bench:
         self.core, ticks = RouterCore(Routing(), 1), itertools.count()
         self.clock = lambda: 10.0 + next(ticks) * 1e-5
         for n in range(SERVERS):
-            self.core.roster.add(f"http://w{n}:1")
-            self.core.roster.joined(f"http://w{n}:1", _status(model, f"w{n}:1"), 9.0)
+            self.core.roster.add(f"http://10.0.0.{n}:1")
+            self.core.roster.joined(f"http://10.0.0.{n}:1", _status(model, f"10.0.0.{n}:1"), 9.0)
             report = pb.WatchKvResponse(epoch=1, load=pb.WorkerLoad())
-            assert not any(self.core.roster.ingest(f"http://w{n}:1", report, 9.9))
+            assert not any(self.core.roster.ingest(f"http://10.0.0.{n}:1", report, 9.9))
         self.core.tick(9.9)
         router = LocalRouter(self.core, self.clock)
         self.fleet = Fleet("g", router, WorkerPool("g"), Reports(router), RetryBudget(), self.clock)

@@ -5,13 +5,18 @@ from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.servers import sse
 
+Header = tuple[str, str | None]  # name and value; without one it is taken away
+
 
 class Pick:
     """A placement whose request somebody else carries out: its load is let go when they say that it ended."""
 
-    def __init__(self, fleet: Fleet, booking: int, endpoints: list[str], rank: str, body: bytes) -> None:
-        self.endpoints = endpoints  # HOST:PORT; the first is the choice
-        self.rank = rank  # of the engines behind it; empty: there is one
+    def __init__(
+        self, fleet: Fleet, booking: int, prefix: str, headers: tuple[Header, ...], body: bytes
+    ) -> None:
+        self.endpoints: list[str] = []  # IP:PORT; the first is the choice
+        self.prefix = prefix  # of the path there
+        self.headers = headers  # that the request is to be sent with
         self.body = body
         self._fleet = fleet
         self._booking = booking

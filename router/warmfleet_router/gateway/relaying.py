@@ -1,7 +1,7 @@
 """Requests for models whose servers are not ours: from the body to the last byte of the answer."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from aiohttp import web
@@ -13,13 +13,15 @@ from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import error_event
 from warmfleet_router.gateway.http import REQUEST_ID, Events
 from warmfleet_router.gateway.outlet import Outlet
-from warmfleet_router.gateway.pick import Pick
+from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask
-from warmfleet_router.servers.catalogue import Servers
+from warmfleet_router.servers.addresses import Addresses
+from warmfleet_router.servers.backend import bearer
+from warmfleet_router.servers.catalogue import RANK, Server, Servers
 from warmfleet_router.servers.pool import ServerPool
 from warmfleet_router.servers.tokens import Tokens
 
@@ -41,7 +43,9 @@ class Relays:
         self._fleet = fleet
         self._aliases = aliases
         self._servers = Servers()
+        self._keys = keys
         self._pool = ServerPool(keys)
+        self._addresses = Addresses()
         self._tokens = Tokens(encoders, self._pool)
 
     def update(self, fleet: ListWorkersResponse) -> None:
@@ -55,6 +59,7 @@ class Relays:
         return bool(self._servers.models()) and ask.model_of(body) in self._servers
 
     async def close(self) -> None:
+        await self._addresses.close()
         await self._pool.close()
 
     def mixes(self, body: bytes) -> bool:
@@ -110,17 +115,58 @@ class Relays:
         wanted = await self._wanted(request_id, body, tenant, 0.0, path)
         servers = self._servers.serving(wanted.ask.model)
         asked = routed(wanted, self._servers, self._fleet.gateway_id)
-        within = [server for server in servers if not subset or server.endpoint in subset]
+        within = await self._within(servers, subset) if subset else servers
         if servers and not within:
             raise Rejected("no server of the subset serves the model")
-        asked.exclude.extend(server.name for server in servers if server not in within)
+        if len(within) < len(servers):
+            allowed = set(within)
+            asked.exclude.extend(server.name for server in servers if server not in allowed)
         placement = await self._fleet.router.route(asked)
         self._fleet.reports.booked(placement.booking)
         chosen = self._servers.of(placement.address)
-        others = [server.endpoint for server in within if server.endpoint != chosen.endpoint]
         outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
-        endpoints = [chosen.endpoint, *others[:fallbacks]]
-        return Pick(self._fleet, placement.booking, endpoints, chosen.rank, outgoing)
+        headers = self._headers(chosen, tenant)
+        pick = Pick(self._fleet, placement.booking, chosen.prefix, headers, outgoing)
+        try:
+            for server in [chosen, *self._others(chosen, within, fallbacks)]:
+                pick.endpoints += await self._addresses.of(server.endpoint) or [server.endpoint]
+        except BaseException as error:
+            pick.ended(0, None, error)
+            raise
+        return pick
+
+    async def _within(self, servers: Sequence[Server], subset: AbstractSet[str]) -> list[Server]:
+        """Those of ``subset``, which names them as they are configured, or by an address."""
+        return [
+            server
+            for server in servers
+            if server.endpoint in subset or not subset.isdisjoint(await self._addresses.of(server.endpoint))
+        ]
+
+    def _others(self, chosen: Server, within: Sequence[Server], most: int) -> list[Server]:
+        """That could take a request in the place of ``chosen``, with the headers that it is sent with."""
+        same, key = chosen.prefix, self._keys.get(chosen.url)
+        found: dict[str, Server] = {}
+        for server in within:
+            if len(found) == most:
+                break
+            if server.endpoint != chosen.endpoint and (server.prefix, self._keys.get(server.url)) == (
+                same,
+                key,
+            ):
+                found[server.endpoint] = server
+        return list(found.values())
+
+    def _headers(self, server: Server, tenant: intake.Tenant) -> tuple[Header, ...]:
+        """What of a request's headers is not the client's to say."""
+        headers: list[Header] = []
+        if server.rank:
+            headers.append((RANK, server.rank))
+        if key := self._keys.get(server.url):
+            headers += [(name.lower(), value) for name, value in bearer(key).items()]
+        elif tenant is not intake.ANONYMOUS:  # its key is for us alone
+            headers.append(("authorization", None))
+        return tuple(headers)
 
     async def supposed(
         self, body: bytes, tenant: intake.Tenant, path: str, token_ids: bytes | None = None

@@ -94,10 +94,12 @@ class Exchange:
         tenant = self._tenants.of(self._headers.get("authorization"))
         request_id = intake.request_id(self._headers.get("x-request-id"))
         self._pick = await self._relays.pick(request_id, body, tenant, path, self._subset, _FALLBACKS)
-        outgoing, endpoints, rank = self._pick.body, self._pick.endpoints, self._pick.rank
+        outgoing, endpoints, headers = self._pick.body, self._pick.endpoints, self._pick.headers
+        if self._pick.prefix:
+            headers += ((":path", self._pick.prefix + self._headers[":path"]),)
         if self._duplex:
-            return list(replies.picked_duplex(endpoints, rank, outgoing, outgoing != body))
-        return [replies.picked(endpoints, rank, None if outgoing == body else outgoing)]
+            return list(replies.picked_duplex(endpoints, headers, outgoing, outgoing != body))
+        return [replies.picked(endpoints, headers, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
         status = _values(headers, (":status",)).get(":status", "")

@@ -17,9 +17,10 @@ from warmfleet_proto.errors import WarmfleetError
 
 from warmfleet_router.gateway.http import told
 from warmfleet_router.gateway.openai import error_of
-from warmfleet_router.servers.catalogue import RANK
+from warmfleet_router.gateway.pick import Header
 
 ENDPOINT = "x-gateway-destination-endpoint"
+CHOICE = "x-warmfleet-endpoint"  # for who can read but one: the first of the above
 SUBSET = "x-gateway-destination-endpoint-subset"
 NAMESPACE = "envoy.lb"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
@@ -54,35 +55,36 @@ def foreseen(message: bytes) -> Reply | None:
     return None
 
 
-def picked(endpoints: Sequence[str], rank: str, body: bytes | None) -> Reply:
+def picked(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Reply:
     """To a buffered body; the first endpoint is the choice, the others for when it fails.
 
-    ``rank`` of the engines behind an endpoint, for vLLM; empty: there is one. ``body`` replaces the
-    client's; None: it stays as it is. To be read only.
+    ``headers`` and ``body`` replace the client's; no body: it stays as it is. To be read only.
     """
     if body is None:
-        return _untouched(tuple(endpoints), rank)
-    reply = _picked(endpoints, rank, body)
+        return _untouched(tuple(endpoints), headers)
+    reply = _picked(endpoints, headers, body)
     reply.request_body.response.body_mutation.body = body
     return reply
 
 
 @lru_cache(maxsize=4096)  # of a fleet there are few
-def _untouched(endpoints: Sequence[str], rank: str) -> Reply:
-    return _picked(endpoints, rank, None)
+def _untouched(endpoints: Sequence[str], headers: tuple[Header, ...]) -> Reply:
+    return _picked(endpoints, headers, None)
 
 
-def _picked(endpoints: Sequence[str], rank: str, body: bytes | None) -> Reply:
-    common = ext.CommonResponse(clear_route_cache=True, header_mutation=_header(endpoints, rank, body))
+def _picked(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Reply:
+    common = ext.CommonResponse(clear_route_cache=True, header_mutation=_changed(endpoints, headers, body))
     return ext.ProcessingResponse(
         request_body=ext.BodyResponse(response=common), dynamic_metadata=_metadata(endpoints)
     )
 
 
-def picked_duplex(endpoints: Sequence[str], rank: str, body: bytes, changed: bool) -> Iterator[Reply]:
+def picked_duplex(
+    endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes, changed: bool
+) -> Iterator[Reply]:
     """To a body that was taken off its stream: the headers first, then all of it in pieces."""
     common = ext.CommonResponse(
-        clear_route_cache=True, header_mutation=_header(endpoints, rank, body if changed else None)
+        clear_route_cache=True, header_mutation=_changed(endpoints, headers, body if changed else None)
     )
     yield ext.ProcessingResponse(
         request_headers=ext.HeadersResponse(response=common), dynamic_metadata=_metadata(endpoints)
@@ -110,13 +112,13 @@ def refused(error: WarmfleetError) -> Reply:
     return ext.ProcessingResponse(immediate_response=immediate)
 
 
-def _header(endpoints: Sequence[str], rank: str, body: bytes | None) -> Any:
+def _changed(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Any:
     values = [_value(ENDPOINT, ",".join(endpoints))]
-    if rank:
-        values.append(_value(RANK, rank))
+    values += [_value(name, value) for name, value in headers if value is not None]
     if body is not None:
         values.append(_value("content-length", str(len(body))))
-    return ext.HeaderMutation(set_headers=values)
+    gone = [name for name, value in headers if value is None]
+    return ext.HeaderMutation(set_headers=values, remove_headers=gone)
 
 
 def _value(name: str, value: str) -> Any:
@@ -126,5 +128,5 @@ def _value(name: str, value: str) -> Any:
 
 def _metadata(endpoints: Sequence[str]) -> Struct:
     metadata = Struct()
-    metadata.update({NAMESPACE: {ENDPOINT: ",".join(endpoints)}})
+    metadata.update({NAMESPACE: {ENDPOINT: ",".join(endpoints), CHOICE: endpoints[0]}})
     return metadata

@@ -1,6 +1,8 @@
 """Which models the servers that are not ours serve, and what each of them is."""
 
+from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from warmfleet_proto.router_pb2 import ListWorkersResponse
 
@@ -8,6 +10,23 @@ ENGINES = ("vllm", "sglang", "openai")
 RANK = "x-data-parallel-rank"  # the header by which vLLM is told which of its engines to take
 MAX_MODELS = 4096  # remembered; of those that no server has any more the first to come go
 _ABSENT = ("joining", "lost")
+
+
+class Place(NamedTuple):
+    """Where a base URL leads."""
+
+    host: str
+    endpoint: str  # HOST:PORT
+    prefix: str
+    tls: bool
+
+
+@lru_cache(1 << 14)
+def place_of(url: str) -> Place:
+    parts = urlsplit(url)
+    host, tls = parts.hostname or "", parts.scheme == "https"
+    shown = f"[{host}]" if ":" in host else host
+    return Place(host, f"{shown}:{parts.port or (443 if tls else 80)}", parts.path, tls)
 
 
 class Server(NamedTuple):
@@ -34,7 +53,12 @@ class Server(NamedTuple):
     @property
     def endpoint(self) -> str:
         """HOST:PORT."""
-        return self.url.partition("//")[2]
+        return place_of(self.url).endpoint
+
+    @property
+    def prefix(self) -> str:
+        """Of all its paths; mostly empty."""
+        return place_of(self.url).prefix
 
     @property
     def knows_salts(self) -> bool:

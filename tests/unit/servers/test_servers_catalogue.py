@@ -30,7 +30,7 @@ def test_an_adapters_name_is_in_the_root_of_its_prompts() -> None:
 
 def test_a_picked_rank_goes_into_its_header() -> None:
     for rank in ("", "3"):
-        reply = replies.picked(["h:1"], rank, None)
+        reply = replies.picked(["h:1"], ((RANK, rank),) if rank else (), None)
         set_headers = reply.request_body.response.header_mutation.set_headers
         sent = {each.header.key: each.header.raw_value for each in set_headers}
         assert sent == {replies.ENDPOINT: b"h:1"} | ({RANK: b"3"} if rank else {})
