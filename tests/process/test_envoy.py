@@ -16,7 +16,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.gateway.limits import Limits
-from warmfleet_router.picker.bootstrap import bootstrap
+from warmfleet_router.picker.bootstrap import Plan, bootstrap
 from warmfleet_router.picker.replies import ENDPOINT, SUBSET, SUBSET_NAMESPACE
 from warmfleet_router.servers.backend import Backend
 from warmfleet_worker.worker import Worker
@@ -64,7 +64,7 @@ async def plane(tmp_path: Path, count: int, duplex: bool = False, **settings: An
         running = gateways.router([], backends=given, picker="127.0.0.1:0", **settings)
         addresses = await router.enter_async_context(running)
         listen = f"127.0.0.1:{free_port()}"
-        config = bootstrap(listen, addresses["picker"], backends, Limits(), duplex)
+        config = bootstrap(Plan(listen, addresses["picker"], backends, Limits(), duplex))
         url = await stack.enter_async_context(envoy(config, listen, tmp_path))
         made = Plane(url, addresses, workers)
         made.router = router
@@ -159,7 +159,7 @@ async def test_a_killed_picker_is_done_without_and_its_successor_places_the_next
         killed = stack.enter_context(program(tmp_path, "router", config, http=ANY, listen=ANY))
         said = await asyncio.to_thread(lambda: killed.said)
         listen = f"127.0.0.1:{free_port()}"
-        configured = bootstrap(listen, picker, backends, Limits(), duplex)
+        configured = bootstrap(Plan(listen, picker, backends, Limits(), duplex))
         url = await stack.enter_async_context(envoy(configured, listen, tmp_path))
         made = Plane(url, said, workers)
         await until(lambda: all_healthy(made, http))
@@ -253,7 +253,7 @@ async def test_a_client_that_stops_within_its_body_is_not_waited_for(tmp_path: P
     host, port = server.sockets[0].getsockname()
     listen, picker = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     backends = [Backend(url=f"http://{host}:{port}")]
-    config = bootstrap(listen, picker, backends, Limits(request_s=1), False)
+    config = bootstrap(Plan(listen, picker, backends, Limits(request_s=1), False))
     async with server, envoy(config, listen, tmp_path):
         reader, writer = await asyncio.open_connection(*listen.split(":"))
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")

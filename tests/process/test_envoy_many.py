@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from warmfleet_router.gateway.limits import Limits
-from warmfleet_router.picker.bootstrap import bootstrap
+from warmfleet_router.picker.bootstrap import Plan, bootstrap
 from warmfleet_router.servers.backend import Backend
 
 from tests.process import gateways
@@ -78,7 +78,7 @@ async def test_all_of_them_are_placed_and_reach_the_server(tmp_path: Path) -> No
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
         listen, gateway = f"127.0.0.1:{free_port()}", f"http://{addresses['http']}"
-        config = bootstrap(listen, addresses["picker"], [Backend(url=url)], Limits(), False)
+        config = bootstrap(Plan(listen, addresses["picker"], [Backend(url=url)], Limits(), False))
         async with envoy(config, listen, tmp_path) as base:
             await gateways.healthy(gateway)
 

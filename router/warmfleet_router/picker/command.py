@@ -3,21 +3,40 @@
 import argparse
 import json
 
+from warmfleet_proto.channel import Tls, split_address
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import ConfigError, load
 
 from warmfleet_router.config import RouterConfig, check
+from warmfleet_router.discovery import Discovery
+from warmfleet_router.servers.backend import Backend
 
 _EPILOG = """\
 The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes
-to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn. With --duplex
-Envoy cannot go on without its picker: it answers 500 until the picker is back. And it does not say when an
-answer ends: a request counts as load only until its answer begins.
+to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn. Envoy cannot
+go on without its picker, and answers 500 until it is back, where tenants have API keys (the picker checks
+them), where a backend has a key or a base path (the picker sends them) and with --duplex. There Envoy does
+not say when an answer ends, either: a request counts as load only until its answer begins.
+
+Backends may be names (Envoy and the picker both ask DNS: a name should have one address; for more there is
+discovery.dns) and https (certificates are verified). With discovery.file or discovery.dns Envoy goes wherever
+the picker says, by plain HTTP; without the picker, and with what is no completion, only to listed backends.
+
+A picker beyond loopback is talked to with the certificate, key and authority of the configuration's tls;
+Envoy reads the files where it runs, so name others where those are elsewhere.
 
 examples:
   warmfleet envoy-config --config router.toml > envoy.json && envoy -c envoy.json
   warmfleet envoy-config --config router.toml --listen 0.0.0.0:8080 --duplex
+  warmfleet envoy-config --config router.toml --picker router.example:9002 --certificate /etc/envoy/own.pem \\
+      --key /etc/envoy/own.key --authority /etc/envoy/fleet.pem
 """
+_FILES = {
+    "certificate": "that Envoy shows the picker; default: tls.certificate",
+    "key": "of that certificate; default: tls.key",
+    "authority": "that signs the picker's certificate; default: tls.authority",
+}
+_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # of Debian, Alpine and Envoy's own images
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +46,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one key of it")
     parser.add_argument(
         "--listen", metavar="HOST:PORT", default="127.0.0.1:8080", help="of Envoy; default: %(default)s"
+    )
+    parser.add_argument("--picker", metavar="HOST:PORT", help="as Envoy reaches it; default: as configured")
+    for name, says in _FILES.items():
+        parser.add_argument(f"--{name}", metavar="FILE", default="", help=says)
+    parser.add_argument(
+        "--backend-authority",
+        metavar="FILE",
+        default=_AUTHORITIES,
+        help="that signs certificates of https backends; default: %(default)s",
     )
     parser.add_argument(
         "--duplex", action="store_true", help="stream bodies to the picker (FULL_DUPLEX_STREAMED)"
@@ -38,14 +66,62 @@ def _run(arguments: argparse.Namespace) -> int:
     config = load(RouterConfig, arguments.config, arguments.set)
     if not config.picker:
         raise ConfigError("picker: set its address, as in picker = '127.0.0.1:9002'")
-    if not config.backends:
+    found = config.discovery != Discovery()
+    if not (config.backends or found):
         raise ConfigError("backends: Envoy has nowhere to send requests")
     check(config)
-    from warmfleet_router.picker.bootstrap import bootstrap  # Envoy's stubs are an extra
+    if found:
+        _check_plain([*config.backends, *_in_file(config.discovery)])
+    from warmfleet_router.picker.bootstrap import Plan, bootstrap  # Envoy's stubs are an extra
 
-    made = bootstrap(arguments.listen, config.picker, config.backends, config.limits, arguments.duplex)
-    print(json.dumps(made, indent=1))
+    plan = Plan(
+        arguments.listen,
+        _reachable(arguments.picker or config.picker),
+        config.backends,
+        config.limits,
+        arguments.duplex,
+        _tls(arguments, config.tls),
+        arguments.backend_authority,
+        found,
+        bool(config.tenants),
+    )
+    print(json.dumps(bootstrap(plan), indent=1))
     return 0
+
+
+def _reachable(picker: str) -> str:
+    """Raises ConfigError."""
+    host, port = split_address(picker)
+    if host in ("0.0.0.0", "::") or not port:  # noqa: S104
+        raise ConfigError(f"picker: Envoy cannot connect to {picker}; say where it is by --picker HOST:PORT")
+    return picker
+
+
+def _tls(arguments: argparse.Namespace, configured: Tls | None) -> Tls | None:
+    """What Envoy and the picker prove to each other. Raises ConfigError."""
+    given = {key: getattr(arguments, key) for key in ("certificate", "key", "authority")}
+    if configured is None:
+        if any(given.values()):
+            raise ConfigError("tls: without it in the configuration the picker talks in the clear")
+        return None
+    return Tls(**{key: value or getattr(configured, key) for key, value in given.items()})
+
+
+def _in_file(discovery: Discovery) -> tuple[Backend, ...]:
+    """As they are now. Raises ConfigError."""
+    from warmfleet_router.discovery.file import read
+
+    return read(discovery.file).backends if discovery.file else ()
+
+
+def _check_plain(backends: list[Backend]) -> None:
+    """Raises ConfigError."""
+    for backend in backends:
+        if backend.url.startswith("https:"):
+            raise ConfigError(
+                f"backends: {backend.url}: Envoy can use https only without discovery; list all servers, "
+                "or put what ends TLS before this one"
+            )
 
 
 command = Command("Write Envoy's bootstrap for the router's backends.", _configure, _run)
