@@ -12,6 +12,7 @@ from typing import NamedTuple
 from warmfleet_router.replay.job import Job
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
+from warmfleet_router.replay.turns import Turns
 from warmfleet_router.replay.worker import Worker
 
 ROOM = 1 << 22  # blocks
@@ -68,6 +69,8 @@ class Queue:
         self._versions = [0] * workers
         self._events: list[_Event] = []
         self._order = count(1)
+        self._turns = Turns()
+        self._sent: dict[int, Request] = {}  # by booking
 
     def run(self, trace: Trace) -> None:
         for request in trace.requests:
@@ -75,15 +78,23 @@ class Queue:
         while self._events:
             event = heapq.heappop(self._events)
             if event.request is not None:
-                self._arrive(event.request, event.at)
+                if self._turns.come(event.request):
+                    self._send(event.request, event.at)
             elif event.version == self._versions[event.worker]:
-                done = self._workers[event.worker].commit(event.at)
-                self.ttfts += [event.at - job.submitted_at for job in done.started]
+                self._commit(event.worker, event.at)
             self._stir(event.at)
 
-    def _arrive(self, request: Request, now: float) -> None:
+    def _send(self, request: Request, now: float) -> None:
         number, tokens = next(self._order), request.prompt_tokens
+        self._sent[number] = request
         self._workers[0].submit(Job(number, request.keys, tokens, request.completion_tokens, now))
+
+    def _commit(self, i: int, now: float) -> None:
+        done = self._workers[i].commit(now)
+        self.ttfts += [now - job.submitted_at for job in done.started]
+        for job in done.ended:
+            if following := self._turns.ended(self._sent.pop(job.booking)):
+                self._send(following, now)
 
     def _stir(self, now: float) -> None:
         for i, worker in enumerate(self._workers):

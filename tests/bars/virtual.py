@@ -37,7 +37,7 @@ _TEMPLATE = (len(WORDS)).to_bytes(TOKEN_BYTES, "little") * TEMPLATE_TOKENS["demo
 
 
 def trace(turns: list[Turn]) -> Trace:
-    """As the workers would see it, a token a word. A turn is not held back until the one before has ended."""
+    """As the workers would see it, a token a word."""
     return Trace("live", BLOCK, [_request(turn) for turn in turns])
 
 
@@ -51,7 +51,7 @@ def _request(turn: Turn) -> Request:
     *shared, last = turn.messages
     keys = array("Q", _keys(tuple(shared), last))
     tokens = sum(len(_TEMPLATE) // TOKEN_BYTES + m.words for m in turn.messages)
-    return Request(turn.at, keys, tokens, turn.max_tokens)
+    return Request(turn.at, keys, tokens, turn.max_tokens, turn.conversation)
 
 
 def _keys(shared: tuple[Message, ...], last: Message) -> Iterator[int]:

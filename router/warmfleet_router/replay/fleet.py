@@ -23,6 +23,7 @@ from warmfleet_router.replay.job import Job
 from warmfleet_router.replay.member import Member
 from warmfleet_router.replay.profile import Profile
 from warmfleet_router.replay.trace import Request, Trace
+from warmfleet_router.replay.turns import Turns
 from warmfleet_router.replay.worker import Worker
 from warmfleet_router.routing import Routing
 from warmfleet_router.spread import Spread
@@ -103,6 +104,7 @@ class Fleet:
         self._order = count()
         self._placed: dict[int, tuple[Request, rpb.Placement, RouterCore]] = {}
         self._pending = 0
+        self._turns = Turns()
         slow = list(slowness)
         self.members = [
             Member(i, Worker(profile, block_size, blocks, slow[i] if slow else 1.0, host_blocks, by_cost))
@@ -193,6 +195,11 @@ class Fleet:
 
     def _arrive(self, request: Request, arrivals: Any, speed: float, progress: Any) -> None:
         self._pending += 1
+        if self._turns.come(request):
+            self._send_on(request)
+        self._next_arrival(arrivals, speed, progress)
+
+    def _send_on(self, request: Request) -> None:
         core = self._core_for(request)
         placement = core.route(
             rpb.RouteRequest(
@@ -216,7 +223,6 @@ class Fleet:
         self._stir(member)
         if len(self.cores) > 1:
             self._tell(member)  # the others must not wait for a heartbeat to know
-        self._next_arrival(arrivals, speed, progress)
 
     def _core_for(self, request: Request) -> RouterCore:
         if self._in_turn:
@@ -258,6 +264,8 @@ class Fleet:
             self.now,
         )
         self._pending -= 1
+        if following := self._turns.ended(request):
+            self._at(self.now, self._send_on, following)
         first = ("wait", "bring", "prefill")
         self.outcomes.append(
             Outcome(

@@ -15,12 +15,14 @@ _MASK = (1 << 64) - 1
 
 
 class Request(NamedTuple):
-    """One recorded request. ``keys`` name its full blocks, each with its prefix."""
+    """One recorded request. ``keys`` name its full blocks, each with its prefix. A turn of a conversation
+    (None: of none) is sent at ``arrival_s``, or when the one before has ended."""
 
     arrival_s: float
     keys: "array[int]"
     prompt_tokens: int
     completion_tokens: int
+    conversation: int | None = None
 
 
 class Trace(NamedTuple):
