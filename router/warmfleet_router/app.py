@@ -1,6 +1,7 @@
 """The router program: where placements, presence, books and an embedded gateway are joined."""
 
 import argparse
+import asyncio
 import logging
 import secrets
 import time
@@ -91,7 +92,8 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         discoverer = Discoverer(listed, sources(config.discovery), apply)
         await stack.enter_async_context(discoverer)
         metrics.watch_discovery(discoverer.views)
-        await workers.settled(SETTLE_S)  # a replica that knew nothing would scatter prefixes
+        # A replica that knew nothing would scatter prefixes.
+        await asyncio.gather(workers.settled(SETTLE_S), servers.settled(SETTLE_S))
         if granter is not None:
             await stack.enter_async_context(Courier(core, granter, clock, connect))
         grpc_address = await stack.enter_async_context(_service(config, router))

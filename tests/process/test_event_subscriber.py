@@ -84,8 +84,9 @@ class Listener:
         self.index = Index()
         self.counters = Counters()
         self.follower = Follower(vllm.Decoder(), Mirror(FINGERPRINT, SIZE), self.counters, bool(replay))
-        sink = self._perform
-        self._subscriber = Subscriber(endpoint, replay, self.follower, sink, time.monotonic, "w")
+        self.settled = asyncio.Event()
+        sink, settled = self._perform, self.settled.set
+        self._subscriber = Subscriber(endpoint, replay, self.follower, sink, time.monotonic, "w", settled)
         self._task = asyncio.create_task(self._subscriber.run())
 
     def _perform(self, instruction: object) -> None:
@@ -122,14 +123,36 @@ async def heard(publisher: Publisher, listener: Listener) -> None:
 
 
 @pytest.mark.parametrize("topic", [b"", TOPIC])
-async def test_a_late_subscriber_gets_the_rest_by_replay(topic: bytes) -> None:
+async def test_a_late_subscriber_to_an_idle_engine_gets_what_it_remembers(topic: bytes) -> None:
     publisher = Publisher(Engine(RELEASE), topic=topic)
-    listener = Listener(publisher.endpoint, publisher.replay_endpoint)
     for prompt in PROMPTS:
         publisher.engine.compute(prompt)  # never published
+    listener = Listener(publisher.endpoint, publisher.replay_endpoint)
+    async with closing(listener, publisher):
+        async with asyncio.timeout(60):
+            await listener.settled.wait()
+        assert listener.index.present == publisher.engine.present
+        await heard(publisher, listener)
+        assert listener.counters.kv_new_epochs == 0
+
+
+async def test_a_gap_is_filled_by_replay() -> None:
+    publisher = Publisher(Engine(RELEASE))
+    listener = Listener(publisher.endpoint, publisher.replay_endpoint)
     async with closing(listener, publisher):
         await heard(publisher, listener)
+        for prompt in PROMPTS:
+            publisher.engine.compute(prompt)  # never published
+        await heard(publisher, listener)
         assert listener.counters.kv_gaps >= 1
+
+
+async def test_who_cannot_be_asked_is_not_waited_for() -> None:
+    publisher = Publisher(Engine(RELEASE))
+    listener = Listener(publisher.endpoint)
+    async with closing(listener, publisher):
+        await listener.settled.wait()
+        assert not listener.follower.next
 
 
 async def test_a_restarted_engine_is_learned_anew() -> None:

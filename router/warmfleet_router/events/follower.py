@@ -80,6 +80,11 @@ class Follower:
 
     # ---- what arrives
 
+    def begin(self, now: float) -> Iterator[Told]:
+        """It is listened to from now on: what it said before is asked for, as far as it remembers."""
+        if self._can_replay:
+            yield from self._ask(now)
+
     def receive(self, seq: int, payload: bytes, now: float) -> Iterator[Told]:
         """A live batch."""
         if self.state is State.QUARANTINE:
@@ -138,7 +143,7 @@ class Follower:
 
         What is held came from the one before: its place in what is replayed now cannot be told.
         """
-        self._unsure = self.next > 0
+        self._unsure = self.next > 0 or self.state is State.REPLAY  # the answer may be the one before's
         self._held.clear()
         self._held_bytes = 0
 

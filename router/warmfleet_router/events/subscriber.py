@@ -32,7 +32,11 @@ _DISCONNECTED = zmq.Event.DISCONNECTED | zmq.Event.CLOSED | zmq.Event.CONNECT_RE
 
 
 class Subscriber:
-    """``run`` until cancelled. ``sink`` performs an instruction on the index; ``clock`` in seconds."""
+    """``run`` until cancelled. ``sink`` performs an instruction on the index; ``clock`` in seconds.
+
+    ``settled`` is called once all is known that the engine remembers, or it is known that it does not tell;
+    and again after that.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Subscriber:
         sink: Callable[[Instruction], None],
         clock: Callable[[], float],
         name: str,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
         self._replay = replay  # "": none
@@ -49,6 +54,7 @@ class Subscriber:
         self._sink = sink
         self._clock = clock
         self._name = name
+        self._settled = settled
         self._turn = asyncio.Lock()  # the follower's iterators do not mix
         self._context = zmq.asyncio.Context.instance()
         self._replaying: asyncio.Task[None] | None = None
@@ -79,6 +85,7 @@ class Subscriber:
             socket.subscribe(b"")
             others = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch(socket))]
             try:
+                await self._take(self._follower.begin(self._clock()))
                 while self._follower.state is not State.QUARANTINE:
                     frames = await socket.recv_multipart()
                     seq, payload = _numbered(frames)
@@ -128,6 +135,8 @@ class Subscriber:
                 if self._clock() - since > SLICE_S:
                     await asyncio.sleep(0)
                     since = self._clock()
+        if self._follower.state is not State.REPLAY:
+            self._settled()
         await asyncio.sleep(0)  # a socket with messages waiting does not give way by itself
 
     # ---- replay

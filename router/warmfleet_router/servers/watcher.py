@@ -5,13 +5,14 @@ followed as long as it answers. One that stops answering begins a new incarnatio
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import aiohttp
 from warmfleet_proto import log
@@ -34,13 +35,18 @@ LONGEST_WAIT_S = 1.0
 LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
 
 
+class _Followed(NamedTuple):
+    task: asyncio.Task[None]
+    settled: asyncio.Event  # where its events can be asked for: all that it remembers has been heard
+
+
 class ServerWatcher:
     """``async with``: follows the servers that ``watch`` names. ``clock`` is monotonic seconds."""
 
     def __init__(self, core: RouterCore, clock: Callable[[], float]) -> None:
         self._core = core
         self._clock = clock
-        self._tasks: dict[Backend, asyncio.Task[None]] = {}
+        self._followed: dict[Backend, _Followed] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -49,22 +55,33 @@ class ServerWatcher:
     async def watch(self, backends: Collection[Backend]) -> None:
         """These, and no others any more. One that is described in another way is another one."""
         backends = dict.fromkeys(rank for backend in backends for rank in backend.each_rank())
-        gone = [backend for backend in self._tasks if backend not in backends]
-        await self._cancel([self._tasks.pop(backend) for backend in gone])
+        gone = [backend for backend in self._followed if backend not in backends]
+        await self._cancel([self._followed.pop(backend).task for backend in gone])
         for backend in gone:
             self._core.roster.remove(backend.address, self._clock())
         for backend in backends:
-            if backend not in self._tasks:
+            if backend not in self._followed:
                 self._session = self._session or aiohttp.ClientSession()
                 self._core.roster.add(backend.address)
-                follow = self._follow(backend, Probe(backend, self._session))
-                self._tasks[backend] = asyncio.create_task(follow, name=f"watch {backend.address}")
+                settled = asyncio.Event()
+                follow = self._follow(backend, Probe(backend, self._session), settled)
+                task = asyncio.create_task(follow, name=f"watch {backend.address}")
+                self._followed[backend] = _Followed(task, settled)
+
+    async def settled(self, within_s: float) -> None:
+        """Until all has been heard that servers remember of their events, or they are known to be out of
+        reach. Who cannot be asked is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for backend, followed in list(self._followed.items()):
+                    if backend.replay:
+                        await followed.settled.wait()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._cancel(list(self._tasks.values()))
-        self._tasks.clear()
+        await self._cancel([followed.task for followed in self._followed.values()])
+        self._followed.clear()
         if self._session is not None:
             await self._session.close()
 
@@ -73,7 +90,7 @@ class ServerWatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, backend: Backend, probe: Probe) -> None:
+    async def _follow(self, backend: Backend, probe: Probe, settled: asyncio.Event) -> None:
         wait, known = FIRST_WAIT_S, ""
         while True:
             try:
@@ -83,7 +100,7 @@ class ServerWatcher:
                     _log, "server joined", address=backend.address, model=status.model, engine=backend.kind
                 )
                 wait, known = FIRST_WAIT_S, ""
-                async with self._presence(backend, status):
+                async with self._presence(backend, status, settled):
                     await self._poll(backend, probe, status)
             except WarmfleetError as error:
                 if (why := str(error)) != known:
@@ -93,6 +110,7 @@ class ServerWatcher:
                 _log.exception("following %s failed", backend.address)  # ours to mend; it is tried again
             finally:
                 self._core.roster.broken(backend.address, self._clock())
+            settled.set()
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_S)
 
@@ -133,19 +151,22 @@ class ServerWatcher:
         return worker is not None and worker.booked.slots > 0
 
     @asynccontextmanager
-    async def _presence(self, backend: Backend, status: pb.StatusResponse) -> AsyncIterator[None]:
+    async def _presence(
+        self, backend: Backend, status: pb.StatusResponse, settled: asyncio.Event
+    ) -> AsyncIterator[None]:
         """Its KV events are followed while the block lasts."""
         if not backend.events:
             yield
             return
-        task = asyncio.create_task(self._events(backend, status), name=f"events of {backend.address}")
+        events = self._events(backend, status, settled)
+        task = asyncio.create_task(events, name=f"events of {backend.address}")
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _events(self, backend: Backend, status: pb.StatusResponse) -> None:
+    async def _events(self, backend: Backend, status: pb.StatusResponse, settled: asyncio.Event) -> None:
         # pyzmq is there only where events are configured.
         from warmfleet_router.events import sglang, vllm
         from warmfleet_router.events.follower import Follower
@@ -163,9 +184,10 @@ class ServerWatcher:
         follower = Follower(decoder, mirror, counters, can_replay, backend.rank)
         try:
             await Subscriber(
-                backend.events, backend.replay, follower, sink, self._clock, backend.address
+                backend.events, backend.replay, follower, sink, self._clock, backend.address, settled.set
             ).run()
         except Exception as error:
             log.event(_log, "events lost", level=logging.WARNING, address=backend.address, why=str(error))
         finally:
+            settled.set()
             self._core.roster.follow(backend.address, None)

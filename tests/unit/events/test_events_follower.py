@@ -1,5 +1,6 @@
 """The follower against an engine whose batches are lost, doubled and replayed, and that restarts."""
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -71,6 +72,80 @@ def test_batches_in_order() -> None:
         side.hear(engine, seq)
     assert side.index.present == engine.present
     assert side.asked is None
+
+
+def test_what_an_idle_engine_has_said_before_is_asked_for_at_once() -> None:
+    engine, side = busy_engine(5), Side()
+    side.take(side.follower.begin(side.now))
+    assert (side.asked, side.follower.state) == (0, State.REPLAY)
+    side.replay(engine)
+    assert (side.index.present, side.follower.state) == (engine.present, State.LIVE)
+    engine.compute(PROMPTS[6])
+    side.hear(engine, 5)
+    assert side.index.present == engine.present
+    assert (side.counters.kv_gaps, side.counters.kv_new_epochs) == (0, 0)
+
+
+@pytest.mark.parametrize("kept", [10_000, 15])
+@pytest.mark.parametrize("missed", [0, 5, 12])  # of what was said, when the answer was made
+def test_what_is_said_while_the_answer_comes_is_applied_once_and_in_order(missed: int, kept: int) -> None:
+    """An engine that has forgotten its first batches tells a part. What one batch stored the next ones evict:
+    another order would leave something behind."""
+    engine, side = Engine(RELEASE), Side()
+    for before, prompt in zip([[], *PROMPTS], PROMPTS, strict=False):
+        engine.compute(prompt)
+        for block in ours(before):
+            engine.evict(block)
+    side.take(side.follower.begin(side.now))
+    live, answered = iter(range(len(engine.log) - 12, len(engine.log))), len(engine.log) - missed
+    for seq in range(max(answered - kept, 0), answered):
+        side.take(side.follower.replayed(seq, engine.log[seq], side.now))
+        for heard in itertools.islice(live, seq % 2):
+            side.hear(engine, heard)
+    side.take(side.follower.replay_ended(side.now))
+    for heard in live:
+        side.hear(engine, heard)
+    assert (side.follower.next, side.index.present) == (len(engine.log), engine.present)
+    assert (side.counters.kv_gaps, side.counters.kv_new_epochs) == (0, 0)
+
+
+def test_an_engine_that_restarts_before_its_answer_is_asked_again() -> None:
+    engine, side = busy_engine(5), Side()
+    side.take(side.follower.begin(side.now))
+    side.follower.disconnected()
+    again = Engine(RELEASE, seed=9)
+    for n in (7, 6):
+        again.compute(PROMPTS[n])
+    side.hear(again, 0)
+    side.replay(engine)  # what it had sent before
+    assert side.asked == 0
+    side.replay(again)
+    assert side.index.present == again.present
+
+
+def test_an_engine_that_restarts_after_its_answer_is_learned_anew() -> None:
+    engine, side = busy_engine(5), Side()
+    side.take(side.follower.begin(side.now))
+    side.replay(engine)
+    side.follower.disconnected()
+    again = Engine(RELEASE, seed=9)
+    again.compute(PROMPTS[7])
+    side.hear(again, 0)
+    side.replay(again)
+    if side.asked is not None:
+        side.replay(again)
+    assert side.index.present == again.present
+
+
+def test_an_answer_that_does_not_come_holds_nobody_up() -> None:
+    engine, side = busy_engine(2), Side()
+    side.take(side.follower.begin(side.now))
+    side.hear(engine, 0)
+    side.now += REPLAY_S + 1
+    side.take(side.follower.tick(side.now))
+    assert side.follower.state is State.LIVE
+    side.hear(engine, 1)
+    assert side.index.present == engine.present
 
 
 def test_a_first_number_above_zero_is_a_gap() -> None:
@@ -213,6 +288,7 @@ class Following(RuleBasedStateMachine):
         self.engine = Engine(RELEASE)
         self.sent = 0  # batches that left the engine
         self.starts = 0
+        self.side.take(self.side.follower.begin(self.side.now))
 
     @rule(prompt=st.integers(0, 7))
     def compute(self, prompt: int) -> None:

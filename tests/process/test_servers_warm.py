@@ -1,0 +1,72 @@
+"""A router that begins beside a server that has been at work: it knows what that holds before it takes calls."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.process import gateways
+from tests.process.gateways import one_tokenizer  # noqa: F401
+from tests.process.test_event_subscriber import RELEASE, Publisher
+from tests.unit.events.engine import PROMPTS, SIZE, Engine
+
+METRICS = f'vllm:cache_config_info{{block_size="{SIZE}",num_gpu_blocks="512"}} 1.0\n'
+
+
+async def models(_: web.Request) -> web.Response:
+    return web.json_response({"data": [{"id": "tiny", "max_model_len": 4096}]})
+
+
+async def metrics(_: web.Request) -> web.Response:
+    return web.Response(text=METRICS)
+
+
+@asynccontextmanager
+async def server() -> AsyncIterator[tuple[str, Publisher]]:
+    """The URL of one that is idle, and has computed and told before."""
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.get("/metrics", metrics)])
+    engine = Engine(RELEASE)
+    for prompt in PROMPTS:
+        engine.compute(prompt)
+    publisher = Publisher(engine)
+    try:
+        async with TestServer(app) as http:
+            yield str(http.make_url("")), publisher
+    finally:
+        await publisher.close()
+
+
+async def held(addresses: dict[str, str]) -> int:
+    """Blocks that the index says it has."""
+    url = f"http://{addresses['http']}/admin/workers"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        (worker,) = (await response.json())["workers"]
+        return int(worker["held_blocks"])
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+async def test_a_router_is_ready_when_it_has_heard_what_an_idle_server_remembers(kind: str) -> None:
+    async with server() as (url, publisher):
+        backend = {
+            "url": url,
+            "kind": kind,
+            "events": publisher.endpoint,
+            "replay": publisher.replay_endpoint,
+        }
+        async with gateways.router([], backends=[backend]) as addresses:
+            assert await held(addresses) == len(publisher.engine.present) > 8
+
+
+async def test_a_server_out_of_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmfleet_router.app.SETTLE_S", 3600.0)
+    nowhere: dict[str, Any] = {"url": "http://127.0.0.1:9", "kind": "vllm"}
+    events = {"events": "tcp://127.0.0.1:9", "replay": "tcp://127.0.0.1:9"}
+    async with server() as (url, publisher):
+        asked = {"url": url, "kind": "vllm", "events": publisher.endpoint}
+        async with gateways.router([], backends=[asked, nowhere | events]) as addresses:
+            assert addresses["http"]
