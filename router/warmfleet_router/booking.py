@@ -80,7 +80,7 @@ class Ledger:
         gateway.bookings[booking.id] = booking
         booking.worker.booked.alive += 1
         booking.worker.booked.pulling += booking.pulling
-        booking.worker.booked.coming.count(*booking.prefill, 1)
+        _comes(booking)
         _count(booking, 1)
 
     def included(self, worker: Worker, ids: Iterable[int]) -> int:
@@ -109,7 +109,7 @@ class Ledger:
         _pulled(booking)
         identity = booking.worker.identity
         if identity is not None and identity.anonymous:  # no report will ever name it
-            _prefilled(booking)
+            _prefilled(booking, now)
         else:
             _discount(booking)
         return booking
@@ -121,7 +121,7 @@ class Ledger:
             return None
         self._gateways[booking.gateway].seen_at = now
         _leave(booking)
-        self._remove(booking)
+        self._remove(booking, now)
         return booking
 
     def restarted(self, worker: Worker) -> list[Booking]:
@@ -151,7 +151,7 @@ class Ledger:
         named, youngest = set(live), now - 2 * BOOKING_HEARTBEAT_S
         lost = [b for b in known.bookings.values() if b.id not in named and b.made_at < youngest]
         for booking in lost:
-            self._remove(booking)
+            self._remove(booking, now)
         return lost
 
     def expire(self, now: float) -> list[Booking]:
@@ -161,18 +161,18 @@ class Ledger:
         for name in silent:
             bookings = list(self._gateways[name].bookings.values())
             for booking in bookings:
-                self._remove(booking)
+                self._remove(booking, now)
             ended += bookings
             self._gateways.pop(name, None)
         return ended
 
-    def _remove(self, booking: Booking) -> None:
+    def _remove(self, booking: Booking, now: float) -> None:
         del self._bookings[booking.id]
         gateway = self._gateways[booking.gateway]
         del gateway.bookings[booking.id]
         if not gateway.bookings:
             del self._gateways[booking.gateway]
-        _discount(booking)
+        _discount(booking, now)
         _pulled(booking)
         booking.worker.booked.ahead.leave(booking.id)
         booking.worker.booked.alive -= 1
@@ -184,11 +184,26 @@ def _pulled(booking: Booking) -> None:
     booking.pulling = 0
 
 
-def _prefilled(booking: Booking) -> None:
-    """No longer to be computed, though it may go on counting as a sequence."""
-    if booking.coming:
-        booking.coming = False
-        booking.worker.booked.coming.count(*booking.prefill, -1)
+def _comes(booking: Booking) -> None:
+    """Behind what is to be computed there; that this is overdue takes nothing off it."""
+    worker, booked = booking.worker, booking.worker.booked
+    if worker.identity is not None and worker.identity.anonymous:
+        booked.began = max(booked.began, booking.made_at - worker.rates.all_s(booked.coming))
+        booked.line[booking.id] = None
+    booked.coming.count(*booking.prefill, 1)
+
+
+def _prefilled(booking: Booking, now: float = 0.0) -> None:
+    """No longer to be computed, though it may go on counting as a sequence. After the oldest the next one is
+    begun."""
+    if not booking.coming:
+        return
+    booking.coming = False
+    booked = booking.worker.booked
+    booked.coming.count(*booking.prefill, -1)
+    if booked.line and next(iter(booked.line)) == booking.id:
+        booked.began = max(booked.began, now)
+    booked.line.pop(booking.id, None)
 
 
 def _leave(booking: Booking) -> None:
@@ -199,8 +214,8 @@ def _leave(booking: Booking) -> None:
         worker.booked.left_tokens += booking.context_tokens
 
 
-def _discount(booking: Booking) -> None:
-    _prefilled(booking)
+def _discount(booking: Booking, now: float = 0.0) -> None:
+    _prefilled(booking, now)
     if booking.counted:
         booking.counted = False
         _count(booking, -1)

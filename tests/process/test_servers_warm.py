@@ -1,4 +1,4 @@
-"""A router that begins beside a server that has been at work: it knows what that holds before it takes calls."""
+"""A router that begins beside a server at work: it knows what that holds before it takes calls."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -4,6 +4,7 @@ Health comes from the age of messages and from how requests ended, never from ke
 monotonic seconds.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -86,6 +87,7 @@ class Report:
     late_hits: int = 0
     step_age_s: float = 0.0  # the step under way had run
     others_s: float = 0.0  # of prompts that others have waiting at a server, as long as ours on the average
+    unbegun: int = 0  # of ours that it had waiting
 
 
 @dataclass(slots=True)
@@ -100,6 +102,10 @@ class Booked:
     left: int = 0  # sequences that have ended since the report
     left_tokens: int = 0  # their context
     ahead: Ahead = field(default_factory=Ahead)  # those that its report includes, until their first token
+    # Where reports name none: all of them in order, until their first token, and since when the oldest's
+    # prompt could be computed. What has passed since then is no longer to come.
+    line: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    began: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +124,8 @@ class Worker:
     booked: Booked = field(default_factory=Booked)
     # What report and booked come to, by ``settle``.
     flying: int = 0  # requests that it runs or is about to get
-    queue_until: float = 0.0  # when the reported queue should be computed
+    queue_until: float = 0.0  # when the reported queue should be computed ...
+    queue_from: float = 0.0  # ... as seen at this time
     rest_s: float = 0.0  # of work that comes after that queue
     guess: Approximate | None = None  # of what a silent one holds
     mirror: Mirror | None = None  # of what the events of one that is not ours told
@@ -176,14 +183,28 @@ class Worker:
         batch = max(report.running - booked.left, 0) + booked.slots
         context = max(report.context_tokens - booked.left_tokens, 0) + booked.context_tokens
         self.flying = batch + report.waiting
-        self.queue_until = report.at + self._queue_s() + report.others_s
-        self.rest_s = self.rates.all_s(booked.coming) + self._slot_s()
+        self._queue()
         _, sequence, token = self.rates.step.coefficients
         self.crowd_s = batch * sequence + context * token
         self.room, self.freeing_s = self._memory()
 
     def wait_s(self, now: float) -> float:
         return max(self.queue_until - now, 0.0) + self.rest_s
+
+    def _queue(self) -> None:
+        """Of a report that names no bookings the queue is what we have sent there: computed in order, so that
+        time takes it off as it does what is reported."""
+        report, booked = self.report, self.booked
+        coming_s, self.rest_s, self.queue_from = self.rates.all_s(booked.coming), self._slot_s(), report.at
+        if self.identity is not None and self.identity.anonymous:
+            if booked.line:
+                self.queue_from = max(report.at, booked.began)
+            unbegun_s = coming_s * min(report.unbegun / max(booked.coming.prompts, 1), 1.0)
+            until = max(booked.began + coming_s, report.at + unbegun_s, self.queue_from)
+            self.queue_until = until + report.others_s
+        else:
+            self.queue_until = report.at + self._queue_s() + report.others_s
+            self.rest_s += coming_s
 
     def _queue_s(self) -> float:
         """What the reported tokens take. How long the prompts are only the books know: where attention

@@ -147,4 +147,4 @@ def _partial(workers: Collection[Worker]) -> frozenset[str]:
 
 
 def _load_s(worker: Worker) -> float:
-    return worker.queue_until - worker.report.at + worker.rest_s + FLYING_S * worker.flying
+    return worker.queue_until - worker.queue_from + worker.rest_s + FLYING_S * worker.flying

@@ -204,6 +204,7 @@ class Roster:
             told = worker.report
             if worker.identity is not None and worker.identity.anonymous:
                 told.others_s = told.waiting * group.traffic.mean_s
+                told.unbegun = message.load.waiting - told.waiting
             group.pressure.observe(
                 told.evictions - last.evictions, told.late_hits - last.late_hits, group.total_blocks
             )

@@ -68,14 +68,84 @@ def test_prompts_that_others_have_waiting_are_taken_to_be_as_long_as_ours() -> N
     each_s = group.traffic.mean_s
     assert each_s > 0
     ours = [p.worker for p in placed].count("s")
-    before = worker.wait_s(100.1)
-    made.report(100.1, running=1, waiting=ours)
-    assert worker.wait_s(100.1) == pytest.approx(before)
-    made.report(100.2, running=1, waiting=ours + 40)
-    assert worker.wait_s(100.2) == pytest.approx(before + 40 * each_s)
-    assert {route(core, 100.2).worker for _ in range(3)} == {"t"}
-    made.report(100.3, running=1, waiting=ours)
-    assert worker.wait_s(100.3) == pytest.approx(before)
+    before = worker.wait_s(100.0)
+    made.report(100.0, running=1, waiting=ours)
+    assert worker.wait_s(100.0) == pytest.approx(before)
+    made.report(100.0, running=1, waiting=ours + 40)
+    assert worker.wait_s(100.0) == pytest.approx(before + 40 * each_s)
+    assert {route(core, 100.0).worker for _ in range(3)} == {"t"}
+    made.report(100.0, running=1, waiting=ours)
+    assert worker.wait_s(100.0) == pytest.approx(before)
+
+
+def line_of(prompts: int) -> tuple[RouterCore, FakeWorker, list[int], float]:
+    """A server with as many prompts sent to it at once, their bookings, and the seconds of each."""
+    core, made = server()
+    made.report(100.0)
+    bookings = [route(core, 100.0, tokens((n, 4096))).booking for n in range(prompts)]
+    return core, made, bookings, wait_of(core, made, 100.0) / prompts
+
+
+def wait_of(core: RouterCore, made: FakeWorker, now: float) -> float:
+    return core.roster.fleet.workers[made.address].wait_s(now)
+
+
+def begin(core: RouterCore, booking: int, now: float) -> None:
+    """Its first token has come."""
+    core.progress(pb.ProgressRequest(booking=booking, cached_later=True), now)
+
+
+def test_a_prompt_that_is_nearly_computed_is_not_counted_whole() -> None:
+    core, made, _, each_s = line_of(3)
+    assert each_s > 0.05
+    for share in (0.5, 1.0, 1.5, 2.9):
+        assert wait_of(core, made, 100.0 + share * each_s) == pytest.approx((3 - share) * each_s)
+    assert wait_of(core, made, 100.0 + 4 * each_s) == 0.0
+    made.report(100.0 + 0.5 * each_s, running=3)
+    assert wait_of(core, made, 100.0 + 0.5 * each_s) == pytest.approx(2.5 * each_s), (
+        "a report is no news of it"
+    )
+    (group,) = core.roster.models["m"]
+    assert min(group.loads) < 2.6 * each_s
+
+
+@pytest.mark.parametrize("took", [0.5, 1.0, 2.5])
+def test_the_next_prompt_begins_when_the_one_before_it_is_done(took: float) -> None:
+    core, made, bookings, each_s = line_of(3)
+    done = 100.0 + took * each_s
+    begin(core, bookings[0], done)
+    assert wait_of(core, made, done) == pytest.approx(2 * each_s)
+    assert wait_of(core, made, done + 0.5 * each_s) == pytest.approx(1.5 * each_s)
+
+
+def test_one_that_is_answered_out_of_turn_takes_only_itself_off() -> None:
+    core, made, bookings, each_s = line_of(3)
+    now = 100.0 + 0.5 * each_s
+    begin(core, bookings[2], now)
+    assert wait_of(core, made, now) == pytest.approx(1.5 * each_s)
+    core.finish(pb.FinishRequest(booking=bookings[1], outcome=pb.FinishRequest.IGNORE), now)
+    assert wait_of(core, made, now) == pytest.approx(0.5 * each_s)
+    core.finish(pb.FinishRequest(booking=bookings[0], outcome=pb.FinishRequest.DROPPED), now)
+    assert wait_of(core, made, now) == 0.0
+
+
+def test_one_that_comes_behind_an_overdue_one_is_counted_whole() -> None:
+    core, made, _, each_s = line_of(1)
+    late = 100.0 + 5 * each_s
+    made.report(late, running=1)
+    route(core, late, tokens((7, 4096)))
+    assert wait_of(core, made, late) == pytest.approx(each_s)
+    assert wait_of(core, made, late + 0.5 * each_s) == pytest.approx(0.5 * each_s)
+
+
+def test_prompts_that_a_server_says_wait_have_not_been_computed() -> None:
+    """However long they were expected to take."""
+    core, made, _, each_s = line_of(4)
+    late = 100.0 + 10 * each_s
+    made.report(late, running=1, waiting=3)
+    assert wait_of(core, made, late) == pytest.approx(3 * each_s)
+    made.report(late, running=4)
+    assert wait_of(core, made, late) == 0.0
 
 
 def test_what_it_had_cached_is_learned_with_the_end() -> None:
