@@ -7,23 +7,27 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import NamedTuple
 
 from warmfleet_proto.command import Command
-from warmfleet_proto.settings import ConfigError, read_key
+from warmfleet_proto.settings import ConfigError, load, read_key
 
+from warmfleet_router.config import RouterConfig
 from warmfleet_router.measure import measure
 from warmfleet_router.replay.profile import Profile, profile_of
 
 LENGTHS = [1024 << i for i in range(8)]  # tokens: 1k to 128k
+_DISK = 7e9  # bytes a second
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _RATE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGT]?)(B|b)(?:it)?/s")
 
 _EPILOG = """\
 Recomputing is the fitted engine's prefill, in its chunks, on an idle GPU; loading is bytes over rate plus
-latency. Rates: 12.5GB/s, or 100Gb/s in bits.
+latency. Rates: 12.5GB/s, or 100Gb/s in bits. Measured are prefill and, with --peer, its link; rates that were
+neither measured nor given are marked as assumed.
 
 examples:
   warmfleet breakeven --model llama-3-8b --gpu h200 --link 12.5GB/s
   warmfleet breakeven --engine my-gpu.toml --link 10Gb/s --latency-ms 5
   warmfleet breakeven --measure 127.0.0.1:50061 --peer 127.0.0.1:50062 --fleet-key fleet.key
+  warmfleet breakeven --measure w1.example:50061 --config router.toml --host 24GB/s --link 100Gb/s
 """
 
 
@@ -33,6 +37,7 @@ class Way(NamedTuple):
     name: str
     bytes_per_s: float
     latency_s: float = 0.0
+    assumed: bool = False  # neither given nor measured, beside figures that were
 
     def seconds(self, profile: Profile, tokens: int) -> float:
         return self.latency_s + profile.bring_s(tokens, self.bytes_per_s)
@@ -74,6 +79,9 @@ def table(profile: Profile, ways: list[Way]) -> str:
     """A row a length; the quickest way is starred."""
     heads = ["tokens", "GB", "recompute", *(way.name for way in ways), "makes KV at"]
     lines = ["".join(f"{head:>13}" for head in heads)]
+    if any(way.assumed for way in ways):
+        marks = ["", "", "", *("(assumed)" if way.assumed else "" for way in ways)]
+        lines.append("".join(f"{mark:>13}" for mark in marks))
     for tokens in LENGTHS:
         times = [recompute_s(profile, tokens), *(way.seconds(profile, tokens) for way in ways)]
         cells = [f"{_seconds(s)}{'*' if s == min(times) else ' '}" for s in times]
@@ -85,7 +93,7 @@ def table(profile: Profile, ways: list[Way]) -> str:
 
 def verdict(profile: Profile, way: Way) -> str:
     """One sentence."""
-    rate = f"{way.name} at {way.bytes_per_s / 1e9:g} GB/s"
+    rate = f"{way.name} at {way.bytes_per_s / 1e9:g} GB/s{' (assumed)' if way.assumed else ''}"
     found = crossing(profile, way)
     if found is None:
         return f"{rate}: recomputing is quicker up to {LENGTHS[-1] >> 10}k tokens"
@@ -105,9 +113,15 @@ def configure(parser: ArgumentParser) -> None:
         "--peer", metavar="HOST:PORT", default="", help="another, to pull from; with --measure"
     )
     parser.add_argument("--fleet-key", metavar="FILE", help="the key of their fleet; with --peer")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the router's TOML file, for its tls; with --measure"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one key of it, as tls.key=FILE"
+    )
     parser.add_argument("--link", metavar="RATE", help="to a peer; default: the profile's")
     parser.add_argument("--host", metavar="RATE", help="from pinned memory; default: the profile's")
-    parser.add_argument("--disk", metavar="RATE", default="7GB/s", help="default 7GB/s: a fast NVMe drive")
+    parser.add_argument("--disk", metavar="RATE", help="default 7GB/s: a fast NVMe drive")
     parser.add_argument("--latency-ms", type=float, default=1.0, metavar="MS", help="of a pull; default 1")
 
 
@@ -115,14 +129,7 @@ def run(arguments: Namespace) -> int:
     """Raises ConfigError."""
     fitted = profile_of(arguments.engine or f"{arguments.gpu}-{arguments.model}")
     profile = _measured(arguments) if arguments.measure else fitted
-    latency_s, link = arguments.latency_ms / 1e3, profile.link_bytes_per_s
-    if arguments.peer and not arguments.link:
-        latency_s = profile.link_latency
-    ways = [
-        Way("host", _rate("--host", arguments.host, profile.host_bytes_per_s or fitted.host_bytes_per_s)),
-        Way("disk", _rate("--disk", arguments.disk, 0.0)),
-        Way("peer", _rate("--link", arguments.link, link or fitted.link_bytes_per_s), latency_s),
-    ]
+    ways = _ways(arguments, profile, fitted)
     print(f"{profile.name}: seconds until the KV of a prefix is on the device\n")
     print(table(profile, ways), end="\n\n")
     for way in ways:
@@ -132,12 +139,30 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
+def _ways(arguments: Namespace, profile: Profile, fitted: Profile) -> list[Way]:
+    """Each by the rate that was given, else measured or fitted, else assumed. Raises ConfigError."""
+
+    def way(name: str, option: str, known: float, otherwise: float, latency_s: float = 0.0) -> Way:
+        given = getattr(arguments, option)
+        rate = _rate(f"--{option}", given, known or otherwise)
+        return Way(name, rate, latency_s, assumed=bool(arguments.measure) and not (given or known))
+
+    own_latency = arguments.peer and not arguments.link
+    latency_s = profile.link_latency if own_latency else arguments.latency_ms / 1e3
+    return [
+        way("host", "host", profile.host_bytes_per_s, fitted.host_bytes_per_s),
+        way("disk", "disk", 0.0, _DISK),
+        way("peer", "link", profile.link_bytes_per_s, fitted.link_bytes_per_s, latency_s),
+    ]
+
+
 def _measured(arguments: Namespace) -> Profile:
     """Raises ConfigError."""
     if arguments.peer and not arguments.fleet_key:
         raise ConfigError("--peer: --fleet-key is needed as well: workers give blocks to whoever has a grant")
     key = read_key("--fleet-key", arguments.fleet_key) if arguments.fleet_key else None
-    return asyncio.run(measure(arguments.measure, arguments.peer, key))
+    tls = load(RouterConfig, arguments.config, arguments.set).tls
+    return asyncio.run(measure(arguments.measure, arguments.peer, key, tls))
 
 
 def _rate(option: str, text: str | None, default: float) -> float:

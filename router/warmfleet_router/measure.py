@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import grpc
 from warmfleet_proto import worker_pb2 as pb
-from warmfleet_proto.channel import connect
+from warmfleet_proto.channel import Tls, connect
 from warmfleet_proto.hashing import chain, keys, root_hash
 from warmfleet_proto.limits import FRAME_BYTES, GRANT_TTL_S, TOKEN_BYTES
 from warmfleet_proto.settings import ConfigError
@@ -36,15 +36,15 @@ class Link(NamedTuple):
     latency_s: float
 
 
-async def measure(address: str, peer: str, fleet_key: bytes | None) -> Profile:
+async def measure(address: str, peer: str, fleet_key: bytes | None, tls: Tls | None = None) -> Profile:
     """Of the worker at ``address``; with the link from ``peer``, where there is one. Raises ConfigError."""
     try:
-        async with _bench(address) as target:
+        async with _bench(address, tls) as target:
             seen = await _prefills(target)
             token_s, pair_s = fitted(seen)
             link = Link(0.0, 0.0)
             if peer and fleet_key:
-                async with _bench(peer) as source:
+                async with _bench(peer, tls) as source:
                     link = await _link(source, target, Granter(fleet_key), seen[-1][0])
     except grpc.aio.AioRpcError as error:
         raise ConfigError(f"--measure: {address}: {error.details() or error.code()}") from None
@@ -121,8 +121,8 @@ class _Bench:
 
 
 @asynccontextmanager
-async def _bench(address: str) -> AsyncIterator[_Bench]:
-    async with connect(address) as channel:
+async def _bench(address: str, tls: Tls | None) -> AsyncIterator[_Bench]:
+    async with connect(address, tls) as channel:
         stub = WorkerStub(channel)  # type: ignore[no-untyped-call]
         status = await stub.Status(pb.StatusRequest(), timeout=10.0)
         call = stub.Serve()

@@ -11,7 +11,8 @@ from warmfleet_proto.settings import ConfigError
 from warmfleet_router import cli
 from warmfleet_router.measure import fitted, link_of, measure
 
-from tests.process.exchange import FLEET_KEY, pair
+from tests.process.exchange import FLEET_KEY, ONE_STEP, giving, pair
+from tests.unit.transfer.certificates import authority, certificate
 
 TOKEN_S, PAIR_S, BYTES_PER_S = 6e-4, 3e-7, 7e3
 FAST: dict[str, Any] = {"total_blocks": 256, "transfer": {"transports": ["tcp"]}}
@@ -42,16 +43,58 @@ async def test_what_it_measures_is_what_the_workers_take(tmp_path: Path) -> None
         assert not a.worker.exchange.leases.held()
 
 
-async def test_the_command(tmp_path: Path) -> None:
+async def breakeven(*flags: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "warmfleet_router.cli", "breakeven", *flags]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rates(said: str) -> dict[str, str]:
+    """Each way's, as its verdict has it."""
+    verdicts = (line.partition(" at ") for line in said.splitlines() if "GB/s" in line and ": " in line)
+    return {name: rest.partition(":")[0] for name, _, rest in verdicts if name in ("host", "disk", "peer")}
+
+
+async def test_the_command_says_what_it_did_not_measure(tmp_path: Path) -> None:
     key = tmp_path / "fleet.key"
     key.write_text(FLEET_KEY.hex())
     async with pair(tmp_path, **FAST) as (a, b):
-        flags = ["--measure", b.worker.grpc_address, "--peer", a.worker.grpc_address, "--fleet-key", str(key)]
-        command = [sys.executable, "-m", "warmfleet_router.cli", "breakeven", *flags]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"b at {b.worker.grpc_address}, measured: seconds")
-    assert "peer at" in done.stdout
+        of = ["--measure", b.worker.grpc_address]
+        pulled = await breakeven(
+            *of, "--peer", a.worker.grpc_address, "--fleet-key", str(key), "--host", "9GB/s"
+        )
+        alone = await breakeven(*of)
+    assert pulled.startswith(f"b at {b.worker.grpc_address}, measured: seconds")
+    assert rates(pulled) | {"peer": ""} == {"host": "9 GB/s", "disk": "7 GB/s (assumed)", "peer": ""}
+    assert "(assumed)" not in rates(pulled)["peer"]
+    assert rates(alone) == {
+        way: f"{rate} GB/s (assumed)" for way, rate in (("host", 55), ("disk", 7), ("peer", 12.5))
+    }
+    heads, marks = alone.splitlines()[2:4]
+    assert [
+        heads[: end + 9].split()[-1] for end in range(len(marks)) if marks.startswith("(assumed)", end)
+    ] == [
+        "host",
+        "disk",
+        "peer",
+    ]
+
+
+async def test_workers_behind_tls_are_measured_with_the_routers_own_files(tmp_path: Path) -> None:
+    tls = certificate(tmp_path, "worker", authority(tmp_path, "fleet"))
+    wire = {"certificate": tls.certificate, "key": tls.key, "authority": tls.authority}
+    config = tmp_path / "router.toml"
+    config.write_text("".join([f"tls.{name} = '{path}'\n" for name, path in wire.items()]))
+    key = tmp_path / "fleet.key"
+    key.write_text(FLEET_KEY.hex())
+    both = {"tls": wire, "chunk_tokens": ONE_STEP, **FAST}
+    async with giving(tmp_path, "a", **both) as a, giving(tmp_path, "b", **both) as b:
+        flags = ["--measure", b.grpc_address, "--peer", a.grpc_address, "--fleet-key", str(key)]
+        assert "(assumed)" not in rates(await breakeven(*flags, "--config", str(config)))["peer"]
+        sets = [part for name, path in wire.items() for part in ("--set", f"tls.{name}={path}")]
+        assert rates(await breakeven("--measure", b.grpc_address, *sets))["peer"] == "12.5 GB/s (assumed)"
 
 
 async def test_nobody_there() -> None:
