@@ -1,8 +1,11 @@
 """The rule of SGLang's cache-aware router: affinity while the fleet is balanced, else the shortest queue.
 
-As its documentation describes it (sglang-router 0.3.2, ``--policy cache_aware``). It is better off here than
-there: overlap comes from the workers' events and not from a tree of past requests. The size of a tree,
-which forgets nothing below 67 million characters, is what the worker has ever had to compute.
+It is that of sglang-router 0.3.2 (``--policy cache_aware``), which the live comparisons run beside: a prompt
+that nobody holds enough of goes to the first of those with fewest requests in flight. So does the package
+itself (``python -m tests.bars.sglang_rule``), and so does sgl-model-gateway/src/policies/cache_aware.rs in
+SGLang's repository since its pull request 14650. Until then such a prompt went to the smallest tree, as
+comments there still say; from 33138 on, which is later than 0.3.2, ties are broken at random. It is better
+off here than there: overlap comes from the workers' events and not from a tree of past requests.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
-SMALLEST, SHORTEST = 1, 2  # ranks of a nomination
+IMBALANCED, BALANCED = 1, 2  # ranks of the shortest queue: it is to be taken; only if nobody holds enough
 
 
 class SglangThreshold:
@@ -28,24 +31,17 @@ class SglangThreshold:
     def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
         queues = [worker.flying for worker in pool.workers]
         shortest, longest = min(queues), max(queues)
-        if longest - shortest > self._balance_abs and longest > self._balance_rel * shortest:
-            return [(pool.workers[queues.index(shortest)], SHORTEST)]
-        return [(min(pool.workers, key=_tree_tokens), SMALLEST)]
+        imbalanced = longest - shortest > self._balance_abs and longest > self._balance_rel * shortest
+        return [(pool.workers[queues.index(shortest)], IMBALANCED if imbalanced else BALANCED)]
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         named = nominated(candidates)[0]
-        if named.nominated == SHORTEST:
+        if named.nominated == IMBALANCED:
             return Choice(named, f"shortest queue of an imbalanced fleet: {named.worker.flying}")
         warmest = max(candidates, key=lambda c: c.overlap)
         if warmest.overlap > self._cache_threshold * ask.prompt_tokens:
             return Choice(warmest, f"longest match: {warmest.overlap} tokens")
-        return Choice(named, "smallest tree: nobody holds enough of the prompt")
+        return Choice(named, f"shortest queue, nobody holds enough of the prompt: {named.worker.flying}")
 
     def terms(self, ask: Ask, candidate: Candidate) -> Terms:
         return predicted(candidate)
-
-
-def _tree_tokens(worker: Worker) -> int:
-    """With what is on its way there: a prompt enters the tree when it is placed."""
-    asked = worker.hits.total
-    return asked.asked - asked.hit + worker.report.prefill_tokens + worker.booked.coming.tokens

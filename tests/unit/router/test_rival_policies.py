@@ -11,14 +11,12 @@ from tests.unit.router.test_policy import LONG, place, worker_named
 HALF = tokens((1, 2000), (9000, 2000))  # shares its first half with LONG
 
 
-def sglang(
-    running: tuple[int, ...], computed: tuple[int, ...] = (5000, 1000, 4000), **routing: object
-) -> tuple[RouterCore, list[FakeWorker]]:
+def sglang(running: tuple[int, ...], **routing: object) -> tuple[RouterCore, list[FakeWorker]]:
     """Three workers, of which the last holds LONG."""
     core, workers = fleet_of(3, policy="sglang_threshold", **routing)
     workers[2].store(LONG, 0.0)
-    for worker, n, tokens_ in zip(workers, running, computed, strict=True):
-        worker.report(0.0, running=n, prompt_tokens_total=9000 + tokens_, cached_tokens_total=9000)
+    for worker, n in zip(workers, running, strict=True):
+        worker.report(0.0, running=n)
     return core, workers
 
 
@@ -51,7 +49,7 @@ def test_sglang_tuned_to_a_gap_of_six() -> None:
     ("prompt", "threshold", "chosen"),
     [
         (HALF, 0.3, "w2"),
-        (HALF, 0.5, "w1"),  # half is not more than half: the smallest tree
+        (HALF, 0.5, "w1"),  # half is not more than half: the shortest queue
         (tokens((50_000, 4000)), 0.0, "w1"),
         (LONG, 0.99, "w2"),
     ],
@@ -59,14 +57,16 @@ def test_sglang_tuned_to_a_gap_of_six() -> None:
 def test_sglang_wants_more_than_a_share_of_the_prompt_to_match(
     prompt: bytes, threshold: float, chosen: str
 ) -> None:
-    core, _ = sglang((0, 0, 0), cache_threshold=threshold)
+    core, _ = sglang((2, 1, 1), cache_threshold=threshold)
     assert core.explain(ask(prompt), 0.1).chosen.worker == chosen
 
 
-def test_sglang_counts_what_it_has_placed_before_it_is_reported() -> None:
-    core, _ = sglang((0, 0, 0), computed=(2000, 0, 1500))
-    prompts = [tokens((100_000 * n, 2200)) for n in range(1, 4)]
-    assert [place(core, prompt)[0] for prompt in prompts] == ["w1", "w2", "w0"]
+def test_sglang_sends_what_nobody_holds_to_the_first_of_the_shortest_queues() -> None:
+    """However much each has had to compute before."""
+    core, workers = sglang((1, 0, 0))
+    workers[1].report(0.1, running=0, prompt_tokens_total=1_000_000, cached_tokens_total=0)
+    prompts = [tokens((100_000 * n, 2200)) for n in range(1, 5)]
+    assert [place(core, prompt)[0] for prompt in prompts] == ["w1", "w2", "w0", "w1"]
 
 
 def candidate(name: str, overlap_blocks: int, prefill_tokens: int, used: int) -> Candidate:
