@@ -1,7 +1,8 @@
 """``python -m tests.bars.gpu [SECTION ...]``: the bars of the GPU engine, on one GPU, beside its ceilings.
 
-Llama-3-8B's shape with random weights in bf16. The figures wanted are vLLM 0.26's on an H200. Without names
-all sections run but ``variants``; one that fails does not stop the others. ``moving`` alone is for two GPUs.
+Llama-3-8B's shape with random weights in bf16. The figures wanted are vLLM 0.26's on an H200, those of decode
+and prefill scaled where this card's ceilings are others. Without names all sections run but ``variants``; one
+that fails does not stop the others. ``moving`` alone is for two GPUs.
 """
 
 import gc
@@ -14,13 +15,12 @@ from functools import cached_property
 import torch
 from warmfleet_worker.engine.torch import TorchEngine
 
-from tests.bars.gpu import exactness, kernels, model, moving, serving, steps, variants
+from tests.bars.gpu import exactness, kernels, model, moving, scaled, serving, steps, variants
 from tests.bars.gpu.peers import Rates, transformers_prefill
 from tests.bars.gpu.timing import Ceilings, measure_ceilings
 from tests.bars.rows import Row, table
 
 BLOCKS = 37_000  # 78 GB: what 256 requests of 2k tokens fill, and a little more
-COPY, MATMUL = 4204e9, 775e12  # of the card on which vLLM's figures were measured
 
 
 class Bench:
@@ -56,8 +56,8 @@ class Bench:
         yield Row("-", "matmul 8192^3", f"{found.matmul / 1e12:.0f} TFLOP/s")
         yield Row("-", "matmul 8192^3, lasting load", f"{found.long_matmul / 1e12:.0f} TFLOP/s")
         yield Row("-", "attention, causal, 8k", f"{found.attention / 1e12:.0f} TFLOP/s")
-        scaled = f"{found.copy / COPY:.2f}, {found.matmul / MATMUL:.2f}"
-        yield Row("-", "copy and matmul over those of the card that the wanted figures come from", scaled)
+        ratios = f"{found.copy / scaled.COPY:.2f}, {found.matmul / scaled.MATMUL:.2f}"
+        yield Row("-", "copy and matmul over those of the card that the wanted figures come from", ratios)
 
     def beside(self) -> Iterator[Row]:
         """Before our engine takes the memory."""

@@ -11,6 +11,7 @@ import uvloop
 from warmfleet_worker.engine.base import Finish, Plan, Run, Sampling, Work
 from warmfleet_worker.engine.torch import TorchEngine
 
+from tests.bars.gpu import scaled
 from tests.bars.gpu.model import LLAMA_3_8B, TOKEN_BYTES, pick, weight_bytes
 from tests.bars.gpu.peers import Rates
 from tests.bars.gpu.prefixes import ttft_of_hit
@@ -34,7 +35,7 @@ def prefill(engine: TorchEngine, ceilings: Ceilings, peers: Rates) -> Iterator[R
         plans = prefill_plans(engine, count)
         took = wall_s(partial(run, engine, plans), repeats=5)
         rate = count / took
-        yield Row("1", f"prefill {count}", f"{rate:,.0f} tok/s", f">= {wanted:,}", rate >= wanted)
+        yield from scaled.prefill(f"prefill {count}", rate, wanted, ceilings.matmul)
         if count in peers:
             beside = f"{rate / peers[count]:.2f} x"
             yield Row("1", f"prefill {count}: over transformers' {peers[count]:,.0f} tok/s", beside)
@@ -100,7 +101,7 @@ def decode(engine: TorchEngine, ceilings: Ceilings) -> Iterator[Row]:
         took = decode_s(engine, rows, context, 2)
         floor = (weight_bytes() + rows * context * TOKEN_BYTES) / ceilings.copy
         what = f"decode step, batch {rows}, context {context}"
-        yield Row("2", what, f"{took * 1e3:.2f} ms", f"<= {wanted * 1e3:.2f} ms", took <= wanted)
+        yield from scaled.decode(what, took, wanted, ceilings.copy)
         if rows <= APART:
             apart = decode_s(engine, rows, context, 1)
             yield Row("2", f"{what}: planned one at a time", f"{apart * 1e3:.2f} ms")
