@@ -52,6 +52,7 @@ bars: $(STAMP)-dev
 bench-index: $(STAMP)-dev
 	$(BIN)/python -m tests.bars index index_soak
 
+# on one GPU; bar 8, the fleet of two, is `python -m tests.bars.gpu.fleet`, the kernels' property tests `pytest -m gpu`
 bench-gpu: $(STAMP)-dev
 	$(BIN)/python -m tests.bars.gpu
 
