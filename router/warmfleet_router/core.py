@@ -280,7 +280,7 @@ class RouterCore:
             self.counters.delivered_tokens += cached
         if booking.epoch != worker.epoch:
             return
-        self.roster.answered(booking, cached, now)
+        self.roster.answered(booking, cached, now, request.keyed_on_text)
         if booking.alone and 0.0 < request.ttft_s < LONGEST_S:
             held = record.expected if cached is None else cached
             worker.rates.observe_prefill(record.prompt_tokens - held, held, request.ttft_s, True)

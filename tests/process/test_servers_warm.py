@@ -8,10 +8,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from warmfleet_router.fleet.agreement import ENOUGH
 
 from tests.process import gateways
 from tests.process.gateways import one_tokenizer  # noqa: F401
 from tests.process.test_event_subscriber import RELEASE, Publisher
+from tests.process.test_servers import CHAT
 from tests.unit.events.engine import PROMPTS, SIZE, Engine
 
 METRICS = f'vllm:cache_config_info{{block_size="{SIZE}",num_gpu_blocks="512"}} 1.0\n'
@@ -19,6 +21,11 @@ METRICS = f'vllm:cache_config_info{{block_size="{SIZE}",num_gpu_blocks="512"}} 1
 
 async def models(_: web.Request) -> web.Response:
     return web.json_response({"data": [{"id": "tiny", "max_model_len": 4096}]})
+
+
+async def chat(_: web.Request) -> web.Response:
+    usage = {"prompt_tokens": 600, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 590}}
+    return web.json_response({"choices": [], "usage": usage})
 
 
 async def metrics(_: web.Request) -> web.Response:
@@ -29,7 +36,7 @@ async def metrics(_: web.Request) -> web.Response:
 async def server() -> AsyncIterator[tuple[str, Publisher]]:
     """The URL of one that is idle, and has computed and told before."""
     app = web.Application()
-    app.add_routes([web.get("/v1/models", models), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/v1/models", models), web.get("/metrics", metrics), web.post(CHAT, chat)])
     engine = Engine(RELEASE)
     for prompt in PROMPTS:
         engine.compute(prompt)
@@ -41,12 +48,12 @@ async def server() -> AsyncIterator[tuple[str, Publisher]]:
         await publisher.close()
 
 
-async def held(addresses: dict[str, str]) -> int:
-    """Blocks that the index says it has."""
+async def shown(addresses: dict[str, str]) -> dict[str, Any]:
     url = f"http://{addresses['http']}/admin/workers"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
+        worker: dict[str, Any]
         (worker,) = (await response.json())["workers"]
-        return int(worker["held_blocks"])
+        return worker
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
@@ -59,7 +66,7 @@ async def test_a_router_is_ready_when_it_has_heard_what_an_idle_server_remembers
             "replay": publisher.replay_endpoint,
         }
         async with gateways.router([], backends=[backend]) as addresses:
-            assert await held(addresses) == len(publisher.engine.present) > 8
+            assert (await shown(addresses))["held_blocks"] == len(publisher.engine.present) > 8
 
 
 async def test_a_server_out_of_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +77,23 @@ async def test_a_server_out_of_reach_is_not_waited_for(monkeypatch: pytest.Monke
         asked = {"url": url, "kind": "vllm", "events": publisher.endpoint}
         async with gateways.router([], backends=[asked, nowhere | events]) as addresses:
             assert addresses["http"]
+
+
+@pytest.mark.parametrize("picture", [True, False])
+async def test_an_answer_to_a_prompt_whose_ids_are_not_known_says_nothing_of_events(picture: bool) -> None:
+    """A picture's are nowhere to be had, others this server does not tell."""
+    shows: Any = {"type": "image_url", "image_url": {"url": "http://x/cat.png"}}
+    content = [{"type": "text", "text": "what is this?"}, shows] if picture else "what is this?"
+    async with server() as (url, publisher):
+        events = {"events": publisher.endpoint, "replay": publisher.replay_endpoint}
+        async with (
+            gateways.router([], backends=[{"url": url, "kind": "vllm", **events}]) as addresses,
+            aiohttp.ClientSession(f"http://{addresses['http']}") as session,
+        ):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+            for _ in range(ENOUGH + 5):
+                async with session.post(CHAT, json=body) as response:
+                    assert response.status == 200
+            worker = await shown(addresses)
+    assert (worker["agreement"], worker["presence"]) == (None, "announced")
+    assert worker["hit_rate"]["total"]["hit_tokens"] > 0

@@ -243,10 +243,11 @@ class Roster:
                 return instruction
         return None
 
-    def answered(self, booking: Booking, cached: int | None, now: float) -> None:
+    def answered(self, booking: Booking, cached: int | None, now: float, keyed_on_text: bool = False) -> None:
         """An anonymous server has answered in full, and told ``cached`` tokens, or not how many.
 
-        Where its answers and its events disagree, it goes on as if it had none.
+        Where its answers and its events disagree, it goes on as if it had none. Of a prompt whose token ids
+        were not known, as with images in it, events tell nothing that could be right or wrong.
         """
         worker, record = booking.worker, booking.record
         group = self.group_of(worker)
@@ -256,6 +257,8 @@ class Roster:
             worker.agreement.told(now, worker.hits, cached, record.prompt_tokens)
         if worker.guess is not None or cached is None:
             self.computed(booking, cached)
+        elif keyed_on_text:
+            return
         elif worker.agreement.lost(record.expected, cached, group.block_size):
             self.counters.kv_distrusted += 1
             group.index.clear(worker.slot)

@@ -18,6 +18,7 @@ class Pick:
         self.prefix = prefix  # of the path there
         self.headers = headers  # that the request is to be sent with
         self.body = body
+        self.keyed_on_text = False  # what it finds cached says nothing of events
         self._fleet = fleet
         self._booking = booking
         self._began = fleet.clock()
@@ -43,6 +44,7 @@ class Pick:
             completion_tokens=(usage.completion_tokens if usage else 0) or 0,
             cached_tokens=cached or 0,
             cached_known=cached is not None,
+            keyed_on_text=self.keyed_on_text,
             ttft_s=self._ttft_s,
             e2e_s=self._fleet.clock() - self._began,
         )

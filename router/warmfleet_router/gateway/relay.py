@@ -134,6 +134,7 @@ class Relay(Placed):
         if self._silent:  # the deadline was the client's, but that much patience is enough
             report.outcome, report.reason = FinishRequest.DROPPED, "silent"
         report.cached_known = cached is not None
+        report.keyed_on_text = not self.wanted.token_ids
         self.cached_tokens = report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
 
     # ---- the server's side

@@ -127,6 +127,7 @@ class Relays:
         outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
         headers = self._headers(chosen, tenant)
         pick = Pick(self._fleet, placement.booking, chosen.prefix, headers, outgoing)
+        pick.keyed_on_text = not wanted.token_ids
         try:
             for server in [chosen, *self._others(chosen, within, fallbacks)]:
                 pick.endpoints += await self._addresses.of(server.endpoint) or [server.endpoint]

@@ -1,5 +1,7 @@
 """Servers that are not ours, as the core sees them: loads without names, cached tokens told with the end."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,9 +35,11 @@ def route(core: RouterCore, now: float = 100.0, prompt: bytes = PROMPT) -> pb.Pl
     return core.route(pb.RouteRequest(gateway_id="g", model="m", token_ids=prompt, max_tokens=8), now)
 
 
-def answer(core: RouterCore, placed: pb.Placement, cached: int | None, now: float = 100.5) -> None:
+def answer(
+    core: RouterCore, placed: pb.Placement, cached: int | None, now: float = 100.5, **more: Any
+) -> None:
     core.progress(pb.ProgressRequest(booking=placed.booking, ttft_s=0.5, cached_later=True), now)
-    told = {} if cached is None else {"cached_tokens": cached, "cached_known": True}
+    told = more if cached is None else {"cached_tokens": cached, "cached_known": True} | more
     core.finish(
         pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK, ttft_s=0.5, **told), now
     )
@@ -229,6 +233,18 @@ def test_answers_that_agree_keep_it() -> None:
     for n in range(3 * ENOUGH):
         answer(core, route(core, 100.0 + n), 304, 100.5 + n)
     assert core.workers(200.0)[0].agreement == 1.0
+
+
+def test_an_answer_to_a_prompt_that_is_known_by_its_text_does_not_contradict_events() -> None:
+    """Nor does it take blocks out of the index."""
+    core, made = server()
+    core.roster.follow(made.address, Mirror(b"f" * 32, 16))
+    core.roster.told(made.address, Store(1, 0, b"".join(hashes_of(PROMPT))))
+    for n in range(ENOUGH + 5):
+        answer(core, route(core, 100.0 + n, tokens((n, 320))), 304, 100.5 + n, keyed_on_text=True)
+    answer(core, route(core, 190.0), 0, 190.5, keyed_on_text=True)
+    (view,) = core.workers(200.0)
+    assert (view.agreement, view.held_blocks, core.counters.kv_distrusted) == (None, 20, 0)
 
 
 def test_a_silent_server_is_guessed_from_its_answers() -> None:
