@@ -14,7 +14,9 @@ from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.figures import Figures, read
 
 TIMEOUT_S = 2.0
+HEALTH_S = 0.5
 MAX_ANSWER_BYTES = 4 << 20
+HEALTH_LOOKS = 4  # one of so many asks for /health beside /metrics: SGLang generates a token for it
 UNTOLD_CONTEXT = 1 << 20  # of a server that does not tell: it refuses by itself
 _MOST = 1 << 30
 _NAME_BYTES = 48  # of a model, in a fingerprint
@@ -37,11 +39,13 @@ class Probe:
         self._session = session
         self._has_metrics = True
         self._has_health = True
+        self._looks = 0  # at its load, since it was last well
         self.silent = False  # it shows its models alone, and has not answered the latest question in time
 
     async def status(self, epoch: int) -> pb.StatusResponse:
         """Who it is. Without events it is keyed on text, where nothing better is known."""
         self._has_metrics = self._has_health = True  # another one may answer there by now
+        self._looks = 0
         names = await self.names()
         figures = await self.figures()
         info = await self._info() if self._backend.kind == "sglang" else {}
@@ -67,10 +71,12 @@ class Probe:
         )
 
     async def figures(self) -> Figures:
-        """Its load; nothing but its being there where it has no /metrics."""
+        """Its load; nothing but its being there where it has no /metrics. Metrics may be well where the
+        engine is not: health is asked for beside them."""
         if self._has_metrics:
             answer = await self._get("/metrics")
             if answer is not None:
+                await self._check_health()
                 return read(answer.decode(errors="replace"), self._backend.rank)
             self._has_metrics = False
         if self._has_health:
@@ -79,6 +85,20 @@ class Probe:
             self._has_health = False
         await self.names()
         return Figures()
+
+    async def _check_health(self) -> None:
+        """It has answered just now: silence here is a busy engine."""
+        due, self._looks = self._looks % HEALTH_LOOKS == 0, self._looks + 1
+        if not (self._has_health and due):
+            return
+        try:
+            status, _ = await self._answer("/health", HEALTH_S)
+        except WorkerLost:
+            return
+        if status >= 500 and status != 501:
+            self._looks = 0  # at the next look again
+            raise _answers(status, "/health")
+        self._has_health = status == 200
 
     async def names(self) -> Names:
         """The first model is its own; what names it as its parent is an adapter over it.
@@ -100,24 +120,32 @@ class Probe:
 
     async def _get(self, path: str) -> bytes | None:
         """None where there is no such page."""
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        status, body = await self._answer(path)
+        if status in (404, 405, 501):
+            return None
+        if status != 200:
+            raise _answers(status, path)
+        return body
+
+    async def _answer(self, path: str, within_s: float = TIMEOUT_S) -> tuple[int, bytes]:
+        """Its status and body."""
+        timeout = aiohttp.ClientTimeout(total=within_s)
         url, self.silent = self._backend.base + path, False
         try:
             asked = self._session.get(
                 url, headers=self._backend.headers, timeout=timeout, allow_redirects=False
             )
             async with asked as response:
-                body = await read_at_most(response.content, MAX_ANSWER_BYTES)
+                return response.status, await read_at_most(response.content, MAX_ANSWER_BYTES)
         except TimeoutError:
             self.silent = not self._has_metrics and not self._has_health
-            raise WorkerLost(f"no answer to {path} within {TIMEOUT_S:g} s") from None
+            raise WorkerLost(f"no answer to {path} within {within_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WorkerLost(f"{path}: {str(error)[:200] or type(error).__name__}") from None
-        if response.status in (404, 405, 501):
-            return None
-        if response.status != 200:
-            raise WorkerLost(f"it answers {response.status} to {path}")
-        return body
+
+
+def _answers(status: int, path: str) -> WorkerLost:
+    return WorkerLost(f"it answers {status} to {path}")
 
 
 SILENCE_S = 5.0  # a server that is not heard of for so long is taken to be stuck

@@ -1,5 +1,9 @@
 """What a server is asked of itself."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import aiohttp
 import pytest
 from aiohttp import web
@@ -7,7 +11,8 @@ from aiohttp.test_utils import TestServer
 from warmfleet_proto.errors import WorkerLost
 from warmfleet_router.fleet.roster import MAX_FINGERPRINT_BYTES
 from warmfleet_router.servers.backend import Backend
-from warmfleet_router.servers.discovery import Probe
+from warmfleet_router.servers.discovery import HEALTH_LOOKS, Probe
+from warmfleet_router.servers.watcher import POLLS
 
 
 async def test_a_server_that_sends_elsewhere_is_not_followed() -> None:
@@ -83,6 +88,76 @@ async def test_a_server_that_is_back_is_asked_for_its_load_again() -> None:
         ready = True
         await probe.status(2)
         assert (await probe.figures()).running == 3
+
+
+class Sick:
+    """A server whose metrics are well; ``status`` is what it says of its health, 0 nothing at all."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.asked = 0
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text="vllm:num_requests_running 3.0\n")
+
+    async def health(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        if not self.status:
+            await asyncio.Event().wait()
+        return web.Response(status=self.status)
+
+
+@asynccontextmanager
+async def sick() -> AsyncIterator[tuple[Sick, Probe]]:
+    served, app = Sick(), web.Application()
+    app.add_routes([web.get("/v1/models", served.models), web.get("/metrics", served.metrics)])
+    app.add_routes([web.get("/health", served.health)])
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        yield served, _probe(server, session)
+
+
+async def test_a_server_that_says_that_it_is_not_well_is_lost_until_it_is() -> None:
+    async with sick() as (served, probe):
+        await probe.status(1)
+        served.status = 503
+        for _ in range(HEALTH_LOOKS - 1):
+            await probe.figures()
+        for _ in range(POLLS):  # at every look from then on
+            with pytest.raises(WorkerLost, match="503 to /health"):
+                await probe.figures()
+        with pytest.raises(WorkerLost, match="503 to /health"):
+            await probe.status(2)
+        served.status = 200
+        assert (await probe.figures()).running == 3
+
+
+async def test_health_is_asked_for_now_and_then() -> None:
+    async with sick() as (served, probe):
+        await probe.status(1)
+        for _ in range(2 * HEALTH_LOOKS):
+            await probe.figures()
+        assert served.asked == 3
+
+
+@pytest.mark.parametrize("status", [404, 403, 501])
+async def test_a_server_without_a_page_of_health_is_taken_at_its_metrics(status: int) -> None:
+    async with sick() as (served, probe):
+        served.status = status
+        for _ in range(2 * HEALTH_LOOKS):
+            assert (await probe.figures()).running == 3
+        assert served.asked == 1
+
+
+async def test_a_server_too_busy_to_say_how_it_is_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmfleet_router.servers.discovery.HEALTH_S", 0.05)
+    async with sick() as (served, probe):
+        served.status = 0
+        for _ in range(HEALTH_LOOKS):
+            assert (await probe.figures()).running == 3
+        assert served.asked == 1
 
 
 def _probe(server: TestServer, session: aiohttp.ClientSession) -> Probe:
