@@ -23,6 +23,7 @@ class Engines:
     def __init__(self) -> None:
         self.adapters = ["poet"]
         self.asked: list[tuple[str, str | None]] = []  # model, rank
+        self.adapter: str | None = None  # of the latest, in SGLang's way
 
     async def models(self, _: web.Request) -> web.Response:
         base = {"id": "base", "max_model_len": 4096, "root": "base", "parent": None}
@@ -35,6 +36,7 @@ class Engines:
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.asked.append((body["model"], request.headers.get("X-data-parallel-rank")))
+        self.adapter = body.get("lora_path")
         return web.json_response({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
 
 
@@ -93,3 +95,13 @@ async def test_ranks_are_workers_of_their_own() -> None:
         ranks = [worker.rpartition("#")[2] for worker in workers]
         assert sorted(ranks) == ["0", "0", "1", "1"]
         assert [rank for _, rank in engines.asked] == ranks
+
+
+@pytest.mark.parametrize(("kind", "told"), [("sglang", "poet"), ("vllm", None)])
+async def test_sglang_is_told_which_adapter_is_meant(kind: str, told: str | None) -> None:
+    """It answers with the model itself where only the name of a model says so."""
+    async with fleet(kind=kind) as (base, engines, http):
+        assert (await ask(http, base, "poet"))[0] == 200
+        assert (engines.asked[-1], engines.adapter) == (("poet", None), told)
+        assert (await ask(http, base, "base"))[0] == 200
+        assert engines.adapter is None

@@ -30,16 +30,28 @@ async def render(request: web.Request) -> web.Response:
     return web.json_response({"token_ids": RENDERED, "sampling_params": {"n": 1}, "features": None})
 
 
-async def ids(known: bool = False, chat: bool = True, silent: bool = False, **fields: Any) -> list[int]:
+async def refuse(request: web.Request) -> web.Response:
+    asked.append((request.path, await request.json()))
+    return web.json_response({"message": "prompt: Field required"}, status=400)
+
+
+async def ids(
+    known: bool = False,
+    chat: bool = True,
+    silent: bool = False,
+    engine: str = "vllm",
+    page: Any = tokenize,
+    **fields: Any,
+) -> list[int]:
     """As the router takes them; ``known``: the model's tokenizer is here."""
     asked.clear()
     app = web.Application()
-    app.add_routes([web.post("/tokenize", tokenize), web.post("/v1/chat/completions/render", render)])
+    app.add_routes([web.post("/tokenize", page), web.post("/v1/chat/completions/render", render)])
     loaded = load_once(demo_model_path())
     encoders = {"m": PromptEncoder(loaded)} if known else {}
     pool = ServerPool()
     async with TestServer(app) as server:
-        servers = [Server(str(server.make_url("")), "vllm", silent, "m")]
+        servers = [Server(str(server.make_url("")), engine, silent, "m")]
         prompt = {"messages": MESSAGES} if chat else {"prompt": "hi"}
         body = web.json_response({"model": "m", "temperature": 0.5, **prompt, **fields}).body
         assert isinstance(body, bytes)
@@ -88,3 +100,18 @@ async def test_nobody_is_asked_for_ids_that_do_not_say_which_image_it_is(known: 
 )
 async def test_a_prompt_that_our_template_would_make_otherwise_is_asked_about(kwargs: dict[str, Any]) -> None:
     assert await ids(known=True, **kwargs) == SERVER_IDS
+
+
+async def test_sglang_is_asked_for_what_it_can_tell() -> None:
+    assert await ids(engine="sglang") == SERVER_IDS
+    assert await ids(engine="sglang", chat=False) == SERVER_IDS
+    assert not await ids(engine="sglang", documents=[{"text": "x"}])
+    assert not asked
+
+
+async def test_who_tells_no_ids_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As SGLang of before 2026 does of a chat. Its events would be of no use, and nobody would know why."""
+    assert not await ids(engine="sglang", page=refuse)
+    assert [path for path, _ in asked] == ["/tokenize"]
+    (line,) = [record.fields for record in caplog.records if record.getMessage() == "token ids not told"]  # type: ignore[attr-defined]
+    assert "set tokenizers.m" in line["why"]

@@ -1,7 +1,8 @@
 """SGLang's KV events: vLLM's first layout, and fields of its own since.
 
 Under EAGLE it hashes pairs of neighbouring tokens and sends them so: the first of each pair is the
-token. A salt is told with every block of its prompt, and only in the map form.
+token. A salt is told with every block of its prompt, and only in the map form; so is an adapter's name, by
+releases of 2026. Before them an adapter's blocks look like those of the model itself.
 """
 
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ class _Fields(Struct):
 
 class _Stored(_Fields, tag="BlockStored"):
     cache_salt: wire.Name | None = None
+    lora_name: wire.Name | None = None
 
 
 class _StoredArray(_Fields, array_like=True, tag="BlockStored"):
@@ -78,15 +80,16 @@ def _stored(fields: _Fields) -> Stored | None:
     tier = wire.tier_of(fields.medium, None)
     if tier is None:
         return None
-    salt = fields.cache_salt if isinstance(fields, _Stored) else None
+    named = fields if isinstance(fields, _Stored) else None
+    adapter = (named.lora_name if named else None) or ("" if fields.lora_id is None else str(fields.lora_id))
     return Stored(
         tier,
         [wire.number(name) for name in fields.block_hashes],
         None if fields.parent_block_hash is None else wire.number(fields.parent_block_hash),
         [token if isinstance(token, int) else token[0] for token in fields.token_ids],
         fields.block_size,
-        "" if fields.lora_id is None else str(fields.lora_id),
-        salt or "",
+        adapter,
+        (named.cache_salt if named else None) or "",
         (),
     )
 

@@ -143,7 +143,8 @@ class Relay(Placed):
         now = self._fleet.clock()
         server = self._servers.of(self.placement.address)
         self.stream = sse.Stream(hide=not self.wanted.ask.wants_usage)
-        body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts)
+        adapter = self._servers.adapter_for(server, self.model)
+        body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts, adapter)
         headers = {"Content-Type": "application/json"}
         if server.knows_ids:
             headers["X-Request-Id"] = self.wanted.request_id

@@ -124,7 +124,9 @@ class Relays:
         placement = await self._fleet.router.route(asked)
         self._fleet.reports.booked(placement.booking)
         chosen = self._servers.of(placement.address)
-        outgoing = wanted.ask.salted(wanted.salt) if tenant.salt and chosen.knows_salts else body
+        salt = wanted.salt if tenant.salt and chosen.knows_salts else ""
+        adapter = self._servers.adapter_for(chosen, wanted.ask.model)
+        outgoing = wanted.ask.salted(salt, adapter) if salt or adapter else body
         headers = self._headers(chosen, tenant)
         pick = Pick(self._fleet, placement.booking, chosen.prefix, headers, outgoing)
         pick.keyed_on_text = not wanted.token_ids

@@ -1,8 +1,8 @@
 """A client's request to a server that is not ours: what placement needs of it, and what is sent on.
 
 Every field goes on byte for byte, known here or not; what the server makes of it is the server's
-business. Four are touched: usage is asked for, a tenant's salt is added, and both are told apart
-from what the client itself wanted.
+business. Usage is asked for, a tenant's salt is added, and both are told apart from what the client
+itself wanted; SGLang is told an adapter's name in a field of its own.
 """
 
 import hashlib
@@ -96,24 +96,29 @@ class Ask:
             b"warmfleet cache salt v1" + len(tenant).to_bytes(2) + tenant + own.encode()
         ).hexdigest()
 
-    def outgoing(self, salt: str, knows_salts: bool) -> bytes:
-        """The body for the server."""
+    def outgoing(self, salt: str, knows_salts: bool, adapter: str = "") -> bytes:
+        """The body for the server; ``adapter`` where its model's name does not say that."""
         fields: dict[str, Any] = dict(self.fields)
         if self.stream and not self.wants_usage:
             fields["stream_options"] = self._options() | {"include_usage": True}
         if salt and knows_salts:
             fields["cache_salt"] = salt
-        return msgspec.json.encode(fields)
+        return msgspec.json.encode(fields | _adapted(adapter))
 
-    def salted(self, salt: str) -> bytes:
-        """The client's body with its tenant's salt, and nothing else touched."""
-        return msgspec.json.encode(dict(self.fields) | {"cache_salt": salt})
+    def salted(self, salt: str, adapter: str = "") -> bytes:
+        """The client's body with these, where they are given, and nothing else touched."""
+        salted = {"cache_salt": salt} if salt else {}
+        return msgspec.json.encode(dict(self.fields) | salted | _adapted(adapter))
 
     def _options(self) -> dict[str, Any]:
         options = self.fields.get("stream_options")
         if options is None or options == NULL:
             return {}
         return dict(msgspec.json.decode(options, type=dict[str, Raw]))
+
+
+def _adapted(adapter: str) -> dict[str, str]:
+    return {"lora_path": adapter} if adapter else {}
 
 
 def model_of(body: bytes) -> str:

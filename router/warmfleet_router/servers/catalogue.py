@@ -71,7 +71,12 @@ class Server(NamedTuple):
 
     @property
     def tokenises(self) -> bool:
-        """It can be asked for the token ids of a prompt."""
+        """It can be asked for the token ids of a prompt; SGLang of before 2026 not for a chat's."""
+        return self.engine in ("vllm", "sglang")
+
+    @property
+    def renders(self) -> bool:
+        """It can be asked for the ids of a whole request."""
         return self.engine == "vllm"
 
 
@@ -125,6 +130,11 @@ class Servers:
     def adapter(self, model: str) -> str:
         """The adapter that a model's name names; empty where it is none."""
         return model if model in self._adapters else ""
+
+    def adapter_for(self, server: Server, model: str) -> str:
+        """The adapter that a server has to be told of. SGLang answers with the model itself where only the
+        name of a model says so."""
+        return self.adapter(model) if server.engine == "sglang" else ""
 
     def __contains__(self, model: str) -> bool:
         return model in self._models

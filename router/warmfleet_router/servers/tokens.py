@@ -1,12 +1,14 @@
 """Token ids as the server will have them: by the same tokenizer here, or by asking it."""
 
 import asyncio
+import logging
 from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, WorkerLost
 from warmfleet_proto.limits import PROMPT_BYTES, TOKEN_BYTES
 
@@ -16,6 +18,8 @@ from warmfleet_router.servers import media
 from warmfleet_router.servers.ask import EMBEDS, Ask, Known
 from warmfleet_router.servers.catalogue import Server
 from warmfleet_router.servers.pool import ServerPool
+
+_log = logging.getLogger(__name__)
 
 ASK_S = 5.0
 _MOST = PROMPT_BYTES // TOKEN_BYTES
@@ -51,6 +55,7 @@ class Tokens:
     def __init__(self, encoders: Mapping[str, PromptEncoder], pool: ServerPool) -> None:
         self._encoders = encoders
         self._pool = pool
+        self._untold: set[str] = set()  # servers that did not tell, of whom that is known
 
     async def of(self, ask: Ask, salt: bytes, servers: list[Server]) -> bytes:
         """Packed ids; empty where they cannot be had. Raises Rejected when too much waits."""
@@ -93,14 +98,17 @@ class Tokens:
             path, fields = "/tokenize", _only(ask.fields, ("model", "prompt", "add_special_tokens"))
         elif ask.known.documents == NULL and ask.known.reasoning_effort == NULL:
             path, fields = "/tokenize", _only(ask.fields, _CHAT)
-        else:
+        elif server.renders:
             path, fields = "/v1/chat/completions/render", ask.fields
+        else:
+            return b""
         headers = {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(ASK_S):
                 reply = await self._pool.post(server.url, path, msgspec.json.encode(fields), headers)
                 try:
                     if reply.status != 200:
+                        self._note(server, path, reply.status)
                         return b""
                     told = _told.decode(await reply.whole(16 * _MOST))
                 finally:
@@ -108,6 +116,13 @@ class Tokens:
         except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
             return b""
         return array("I", told.tokens or told.token_ids or ()).tobytes()
+
+    def _note(self, server: Server, path: str, status: int) -> None:
+        """Once a server: what its events tell is of no use for prompts whose ids are not known."""
+        if server.url not in self._untold:
+            self._untold.add(server.url)
+            why = f"it answers {status} to {path}; if that goes on, set tokenizers.{server.model}"
+            log.event(_log, "token ids not told", level=logging.WARNING, address=server.url, why=why)
 
 
 def _is_foreign(known: Known) -> bool:

@@ -75,6 +75,13 @@ SGLANG = [
         maps=True,
         rank="attn_dp_rank",
     ),
+    Release(
+        "sglang-lora",
+        (*REQUIRED, "medium", "cache_salt", "session_id", "lora_name"),
+        ("block_hashes", "medium"),
+        maps=True,
+        rank="attn_dp_rank",
+    ),
 ]
 
 

@@ -112,6 +112,13 @@ def test_a_salt_of_sglang_is_told_in_maps() -> None:
     assert event.salt == "s"
 
 
+def test_an_adapter_of_sglang_is_told_by_its_name() -> None:
+    told = stored([1], None, [5], 1, cache_salt="s", lora_name="ada")
+    (event,) = sglang.Decoder().batch(SGLANG[3].batch(told)).events
+    assert isinstance(event, Stored)
+    assert (event.adapter, event.salt) == ("ada", "s")
+
+
 def test_only_the_first_group_of_full_attention_speaks() -> None:
     kinds = [(0, "sliding_window"), (1, "full_attention"), (2, "mamba"), (3, "full_attention")]
     decoder = vllm.Decoder()
