@@ -38,15 +38,13 @@ def gather_blocks(
     slab: Memory,
     constants: SumConstants | None = None,
     sums: Tensor | None = None,
-    programs: int = 0,
 ) -> Tensor | None:
     """Copy ``pool[blocks]`` into ``slab[:len(blocks)]``; with constants, return the blocks' sums.
 
     ``blocks`` is int32 on the pool's device, the sums are int64 [n, 2]: added to ``sums`` where these are
-    given. Nothing is copied for a negative block. Blocks are a multiple of 4 bytes. ``programs``: so many
-    at most, one tile after the other: others then have their part of the memory's bandwidth; 0: one a tile.
+    given. Nothing is copied for a negative block. Blocks are a multiple of 4 bytes.
     """
-    return _move(pool, blocks, slab, None, constants, sums, programs)
+    return _move(pool, blocks, slab, None, constants, sums)
 
 
 def scatter_blocks(
@@ -67,7 +65,6 @@ def _move(
     tos: Tensor | None,
     constants: SumConstants | None,
     sums: Tensor | None = None,
-    programs: int = 0,
 ) -> Tensor | None:
     pool, table = (source, froms) if isinstance(source, Tensor) and froms is not None else (target, tos)
     assert isinstance(pool, Tensor)
@@ -78,8 +75,7 @@ def _move(
         if sums is None:
             sums = torch.zeros((count, 2), dtype=torch.int64, device=pool.device)
     if count:
-        tiles = triton.cdiv(words, _TILE)
-        _move_blocks[(min(programs, tiles * count),) if programs else (tiles, count)](
+        _move_blocks[(triton.cdiv(words, _TILE), count)](
             _words(source),
             _words(target),
             froms,
@@ -87,12 +83,9 @@ def _move(
             sums,
             *(constants or (None, None)),
             words,
-            tiles,
-            tiles * count,
             SUM=constants is not None,
             TILE=_TILE,
             ROW=constants.keys.shape[1] if constants else 1,
-            IN_TURN=bool(programs),
             num_warps=4,
         )
     return sums
@@ -114,54 +107,29 @@ def _move_blocks(
     keys,
     rungs,
     words,
-    tiles,
-    jobs,
-    SUM: tl.constexpr,
-    TILE: tl.constexpr,
-    ROW: tl.constexpr,
-    IN_TURN: tl.constexpr,
-):
-    if IN_TURN:
-        for job in range(tl.program_id(0), jobs, tl.num_programs(0)):
-            tile, n = job % tiles, job // tiles
-            _move_tile(source, target, froms, tos, sums, keys, rungs, words, tile, n, SUM, TILE, ROW)
-    else:
-        tile, n = tl.program_id(0), tl.program_id(1)
-        _move_tile(source, target, froms, tos, sums, keys, rungs, words, tile, n, SUM, TILE, ROW)
-
-
-@triton.jit
-def _move_tile(
-    source,
-    target,
-    froms,
-    tos,
-    sums,
-    keys,
-    rungs,
-    words,
-    tile,
-    n,
     SUM: tl.constexpr,
     TILE: tl.constexpr,
     ROW: tl.constexpr,
 ):
+    tile = tl.program_id(0)
+    n = tl.program_id(1)
     here, there = _place(froms, n), _place(tos, n)
-    if (here >= 0) & (there >= 0):
-        i = tile * TILE + tl.arange(0, TILE)
-        inside = i < words
-        word = tl.load(_words_of(source) + here * words + i, mask=inside, other=0)
-        tl.store(_words_of(target) + there * words + i, word, mask=inside)
-        if SUM:
-            value = tl.reshape(word.to(tl.uint32, bitcast=True).to(tl.uint64), [TILE // ROW, ROW])
-            k = tl.arange(0, ROW)
-            row = tile * (TILE // ROW) + tl.arange(0, TILE // ROW)
-            for half in tl.static_range(2):
-                key = tl.load(keys + half * ROW + k).to(tl.uint64, bitcast=True)
-                used = row * ROW < words
-                rung = tl.load(rungs + 2 * row + half, mask=used, other=0).to(tl.uint64, bitcast=True)
-                total = tl.sum(tl.sum(value * key[None, :], 1) * rung, 0)
-                tl.atomic_add(sums + 2 * n + half, total.to(tl.int64, bitcast=True), sem="relaxed")
+    if (here < 0) | (there < 0):
+        return
+    i = tile * TILE + tl.arange(0, TILE)
+    inside = i < words
+    word = tl.load(_words_of(source) + here * words + i, mask=inside, other=0)
+    tl.store(_words_of(target) + there * words + i, word, mask=inside)
+    if SUM:
+        value = tl.reshape(word.to(tl.uint32, bitcast=True).to(tl.uint64), [TILE // ROW, ROW])
+        k = tl.arange(0, ROW)
+        row = tile * (TILE // ROW) + tl.arange(0, TILE // ROW)
+        for half in tl.static_range(2):
+            key = tl.load(keys + half * ROW + k).to(tl.uint64, bitcast=True)
+            used = row * ROW < words
+            rung = tl.load(rungs + 2 * row + half, mask=used, other=0).to(tl.uint64, bitcast=True)
+            total = tl.sum(tl.sum(value * key[None, :], 1) * rung, 0)
+            tl.atomic_add(sums + 2 * n + half, total.to(tl.int64, bitcast=True), sem="relaxed")
 
 
 @triton.jit

@@ -44,13 +44,11 @@ class Mover:
     were waited for: so no event joins the stream with the steps'.
     """
 
-    def __init__(self, pool: Tensor, constants: SumConstants, most: int = 1, programs: int = 0) -> None:
-        """``pool`` [blocks, ...], of which it moves about so many at once, at most. ``programs`` of a gather,
-        at most; 0: as many as help it."""
+    def __init__(self, pool: Tensor, constants: SumConstants, most: int = 1) -> None:
+        """``pool`` [blocks, ...], of which it moves about so many at once, at most."""
         self.pool = pool.view(len(pool), -1).view(torch.int32)
         self._constants = constants
         self._most = most
-        self._programs = programs
         self._gathers: list[_Sheet] = []  # that are not in use
         self._scatters: list[_Sheet] = []
         self.stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None  # type: ignore[no-untyped-call]
@@ -119,7 +117,7 @@ class Mover:
         return _Sheet(self._most, self.pool.device, launch)
 
     def _gather(self, slab: Told, table: Tensor, sums: Tensor) -> None:
-        gather_blocks(self.pool, table, slab, self._constants, sums, self._programs)
+        gather_blocks(self.pool, table, slab, self._constants, sums)
 
     def _scatter(self, slab: Told, table: Tensor, sums: Tensor) -> None:
         scatter_blocks(slab, self.pool, table, self._constants, sums)

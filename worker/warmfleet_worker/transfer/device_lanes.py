@@ -23,7 +23,6 @@ from warmfleet_worker.transfer.transport import Filling, Lot
 
 SLABS = 3
 SLAB_BYTES = 256 << 20  # what a slab costs both ends in calls is less than it takes on its way
-GATHER_PROGRAMS = 0  # of a gather into a slab, beside which the link reads another one; 0: one a tile
 _ALIGNED = 256
 
 
@@ -93,7 +92,7 @@ class DeviceLanes:
             if self._movers:
                 return self._movers.pop()
         most = self._shape.slab_bytes // self.pool[0].nbytes
-        return Mover(self.pool, self.constants, most, GATHER_PROGRAMS)
+        return Mover(self.pool, self.constants, most)
 
     def give_back(self, mover: Mover) -> None:
         with self._lock:
