@@ -2,10 +2,8 @@
 
 import os
 import random
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,7 +22,7 @@ from warmfleet_worker.transfer.tcp_stream import TcpStream
 from warmfleet_worker.transfer.transport import Filling, Lot, Piece
 
 from tests.unit.transfer.hauls import LEASE, SECRET, Blocks
-from tests.unit.transfer.lanes import KINDS, SLABS, HostMemory, Pool, haul_of, leased, opened, pull, shape_of
+from tests.unit.transfer.lanes import KINDS, HostMemory, Pool, haul_of, leased, opened, pull, shape_of
 
 Serve = Callable[[Lanes, Blocks], Offer]
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -258,86 +256,6 @@ def test_a_connection_made_ahead_is_the_next_pulls(serve: Serve) -> None:
         taking.close()
         with pytest.raises(WorkerLost):
             accepted[-1].send([b"closed"])
-
-
-class Scripted:
-    """A source that speaks for itself: one connection after the other, each to its end."""
-
-    def __init__(self, *answers: Callable[[TcpStream], None]) -> None:
-        self.offer = Offer(transport="shm", host=here(), socket=f"test-{secrets.token_hex(8)}")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(f"\0{self.offer.socket}")
-        self._listener.listen()
-        self._thread = Thread(target=self._serve, args=answers, daemon=True)
-        self._thread.start()
-
-    def _serve(self, *answers: Callable[[TcpStream], None]) -> None:
-        for answer in answers:
-            stream = TcpStream(self._listener.accept()[0])
-            stream.receive(frames.HELLO_BYTES)
-            answer(stream)
-            stream.close()
-
-    def close(self) -> None:
-        self._thread.join()
-        self._listener.close()
-
-
-def test_where_the_lanes_are_known_it_is_asked_before_the_lane_is_open() -> None:
-    pool = Pool.random(6, 64)
-    shape, other = shape_of(pool, 2), shape_of(pool, 3)
-    asked: list[list[tuple[int, int, int]]] = []
-
-    def welcome(stream: TcpStream, shape: lane.Shape, early: int) -> None:
-        """With so many questions read before. Its lane cannot be opened."""
-        read = [stream.receive(lane.ASK_BYTES) for _ in range(early)]
-        asked.append([lane.read_ask(each, 6, 6, SLABS) for each in read])
-        lane.send_welcome(stream, pool.block_bytes, 6, shape)
-
-    def changed(stream: TcpStream) -> None:
-        welcome(stream, other, 2)
-
-    source = Scripted(
-        lambda stream: welcome(stream, shape, 0),
-        lambda stream: welcome(stream, shape, 2),
-        lambda stream: welcome(stream, lane.Shape(0, 0), 2),
-        changed,
-        changed,
-    )
-    taking = LaneTarget(KINDS["shm"](Pool.empty(pool), shape))
-    why = []
-    for _ in range(5):
-        haul = haul_of(pool, range(6))
-        (error,) = pull(taking, source.offer, haul)
-        why.append(str(error))
-        wanted = [piece.first for _ in range(6) if (piece := haul.take(1))]
-        assert wanted == [*range(6)], "what was asked for is wanted again"
-    source.close()
-    assert asked == [
-        [],
-        [(0, 2, 0), (2, 2, 1)],
-        [(0, 2, 0), (2, 2, 1)],
-        [(0, 2, 0), (2, 2, 1)],
-        [(0, 3, 0), (3, 3, 1)],
-    ]
-    assert "no lane to spare" in why[2]
-    assert "others than they were" in why[3]
-    assert why[0] == why[1] == why[4]
-
-
-def test_a_pull_after_another_brings_all_of_it(serve: Serve) -> None:
-    source = Pool.random(25, 1100)
-    target, shape = Pool.empty(source), shape_of(source, 3)
-    taking, offer = (
-        LaneTarget(KINDS["shm"](target, shape)),
-        serve(KINDS["shm"](source, shape), leased(source)),
-    )
-    for streams in (1, 1, 2):
-        target.words.zero_()
-        haul = haul_of(target, range(25))
-        assert pull(taking, offer, haul, streams) == []
-        assert (haul.arrived, haul.bad) == (25, 0)
-        assert (target.words == source.words).all()
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])

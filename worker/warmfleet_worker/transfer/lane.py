@@ -5,8 +5,7 @@ questions, sums and what opens the lane, never blocks:
 
     target: HELLO   as on a data port
     source: WELCOME magic, bytes of a block, blocks of the lease, slabs, bytes of each; then the handle
-    target: ASK     first, count, slab             as many under way as there are slabs, the first with HELLO
-                                                   where the lane's shape is known from before
+    target: ASK     first, count, slab             as many under way as there are slabs
     source: ANSWER  first, count, sums             in the order of the questions; count 0: the lease has ended
 
 A slab is the target's from its answer until it is asked for again, so nothing is overwritten that is still

@@ -11,13 +11,12 @@ from warmfleet_proto.transfer_pb2 import Offer
 
 from warmfleet_worker.transfer import frames, lane
 from warmfleet_worker.transfer.here import here
-from warmfleet_worker.transfer.lane import Landing, Lanes, Shape, Window
+from warmfleet_worker.transfer.lane import Landing, Lanes, Window
 from warmfleet_worker.transfer.tcp_stream import STALL_S, TcpStream, connect
 from warmfleet_worker.transfer.transport import Address, Haul, Piece
 
 _FIRST = 2  # slabs asked for at once: the source begins to fill all of them before it answers the first
 _MOST_AHEAD = 64  # connections that wait for their pull
-_MOST_SHAPES = 64  # of sources' lanes, remembered
 _ALL = 1 << 30
 
 
@@ -31,7 +30,6 @@ class LaneTarget:
         self.streams = lanes.streams
         self._lanes = lanes
         self._ahead: dict[str, TcpStream] = {}  # by the source's socket
-        self._shapes: dict[str, Shape] = {}  # of its lanes, by the same
         self._lock = Lock()
 
     def reaches(self, offer: Offer) -> bool:
@@ -60,36 +58,15 @@ class LaneTarget:
         try:
             if stream.is_another_users:
                 raise WorkerLost("the source is another user's")
-            drain = _Drain(stream, haul)
+            stream.send([frames.hello(lease, secret)])
+            shape = lane.receive_welcome(stream, haul.block_bytes, haul.blocks)
+            window = self._lanes.open(stream, shape)
             try:
-                self._run(drain, stream, offer, frames.hello(lease, secret), haul)
+                _Drain(stream, window, haul, shape).run()
             finally:
-                drain.give_up()
+                window.close()
         finally:
             stream.close()
-
-    def _run(self, drain: "_Drain", stream: TcpStream, offer: Offer, hello: bytes, haul: Haul) -> None:
-        """Where the source's lanes are known it is asked at once: it fills while its lane is opened here."""
-        known = self._shapes.get(offer.socket)
-        drain.begin(hello, known)
-        shape = lane.receive_welcome(stream, haul.block_bytes, haul.blocks)
-        if known != shape:
-            self._remember(offer.socket, shape)
-            if known is not None:
-                raise WorkerLost("the source's lanes are others than they were")
-        window = self._lanes.open(stream, shape)
-        try:
-            drain.run(window, shape)
-        finally:
-            window.close()
-
-    def _remember(self, socket: str, shape: Shape) -> None:
-        if socket:  # within the host: elsewhere more than the lane's shape may be told first
-            with self._lock:
-                self._shapes.pop(socket, None)
-                self._shapes[socket] = shape
-                if len(self._shapes) > _MOST_SHAPES:
-                    del self._shapes[next(iter(self._shapes))]
 
     def _stream(self, host: str, offer: Offer) -> TcpStream:
         if not offer.socket:
@@ -122,30 +99,22 @@ class _Drain:
     lock too, and that what lands has been begun first.
     """
 
-    def __init__(self, stream: TcpStream, haul: Haul) -> None:
+    def __init__(self, stream: TcpStream, window: Window, haul: Haul, shape: lane.Shape) -> None:
         self._stream = stream
+        self._window = window
         self._haul = haul
-        self._most = 0  # blocks of a slab
-        self._free: deque[int] = deque()
+        self._most = shape.slab_bytes // haul.block_bytes
+        self._free = deque(range(shape.slabs))
         self._asked: deque[_Asked] = deque()
         self._landing: deque[_Landing] = deque()
         self._landed: list[tuple[Piece, int]] = []
 
-    def begin(self, hello: bytes, known: Shape | None) -> None:
-        """Says hello, and asks for the first slabs where the lane is ``known``."""
-        if known is not None:
-            self._has(known)
-        self._stream.send([hello, *self._questions(_FIRST)])
-
-    def run(self, window: Window, shape: Shape) -> None:
-        """To the end. What has begun to land has landed then."""
+    def run(self) -> None:
         try:
-            if not self._most:
-                self._has(shape)
-                self._ask(_FIRST)
+            self._ask(_FIRST)
             while not self._haul.over:
                 if self._asked:
-                    self._start(window)
+                    self._start()
                     self._ask()
                 if len(self._landing) > bool(self._asked):
                     self._land()
@@ -153,41 +122,25 @@ class _Drain:
                 if not self._asked and not self._landing:
                     return
         finally:
-            self.give_up()
-
-    def give_up(self) -> None:
-        """What has begun to land ends before anybody else may have its blocks; the rest is wanted again."""
-        while self._landing:
-            with suppress(WorkerLost):
-                self._land()
-        self._tell()
-        while self._asked:
-            self._haul.lost(self._asked.pop().piece)
-
-    def _has(self, shape: Shape) -> None:
-        self._most = shape.slab_bytes // self._haul.block_bytes
-        self._free = deque(range(shape.slabs))
+            self._give_up()
 
     def _ask(self, most: int = _ALL) -> None:
-        if questions := self._questions(most):
-            self._stream.send(questions)
-
-    def _questions(self, most: int) -> list[bytes]:
-        """With so many slabs asked for at most."""
-        questions: list[bytes] = []
-        while self._free and len(self._asked) < most and (piece := self._haul.take(self._most)):
+        """With so many slabs at most."""
+        while self._free and len(self._asked) < most:
+            piece = self._haul.take(self._most)
+            if piece is None:
+                return
             slab = self._free.popleft()
             self._asked.append(_Asked(piece, slab))
-            questions.append(lane.ask(piece.first, piece.blocks, slab))
-        return questions
+            self._stream.send([lane.ask(piece.first, piece.blocks, slab)])
 
-    def _start(self, window: Window) -> None:
+    def _start(self) -> None:
         piece, slab = self._asked[0]
         if not frames.is_answer(self._stream.receive(frames.RANGE_BYTES), piece.first, piece.blocks):
             raise WorkerLost("the lease has ended")
         data, size = self._stream.receive(piece.blocks * frames.SUM_BYTES), frames.SUM_BYTES
         sums = [data[at : at + size] for at in range(0, len(data), size)]
-        landed = window.start(slab, piece.targets, piece.seeds)
+        landed = self._window.start(slab, piece.targets, piece.seeds)
         self._asked.popleft()
         self._landing.append(_Landing(piece, slab, sums, landed))
 
@@ -208,6 +161,15 @@ class _Drain:
     def _tell(self) -> None:
         while self._landed:
             self._haul.landed(*self._landed.pop())
+
+    def _give_up(self) -> None:
+        """What has begun to land ends before anybody else may have its blocks."""
+        while self._landing:
+            with suppress(WorkerLost):
+                self._land()
+        self._tell()
+        for piece, _ in self._asked:
+            self._haul.lost(piece)
 
 
 def _connect(name: str) -> TcpStream:
