@@ -17,6 +17,7 @@ from tests.bars import load
 from tests.bars.programs import Program, Starter, programs
 
 VOCAB_SIZE = 49_152  # of the demo model's tokenizer, which the gateway uses for sim workers as well
+SIM_TOKEN_BYTES = 8  # of a sim worker's KV
 
 
 class Counts(NamedTuple):
@@ -63,12 +64,18 @@ def sim_fleet(
     timing: Mapping[str, float] = load.TIMING,
     settings: Sequence[str] = (),
     routers: int = 0,
+    link: float = 0.0,
 ) -> Iterator[Fleet]:
-    """Workers without a model; unless ``instant`` they take the times of ``timing``."""
+    """Workers without a model; unless ``instant`` they take the times of ``timing``. Each gives its peers the
+    KV of ``link`` tokens a second; 0: nothing."""
     each = ["engine=sim", f"sim.vocab_size={VOCAB_SIZE}", f"total_blocks={total_blocks}", *settings]
     each += ["sim.instant=true"] if instant else [f"sim.timing.{k}={v}" for k, v in timing.items()]
-    with fleet([each] * workers, policy, routers=routers) as running:
-        yield running
+    if link:
+        each += ['transfer.transports=["tcp"]', f"transfer.bytes_per_s={link * SIM_TOKEN_BYTES}"]
+    with tempfile.TemporaryDirectory() as folder:
+        every, more = with_keys(Path(folder), [each] * workers) if link else ([each] * workers, [])
+        with fleet(every, policy, *more, routers=routers) as running:
+            yield running
 
 
 @contextmanager
@@ -86,12 +93,17 @@ def giving_fleet(workers: int, *settings: str) -> Iterator[Fleet]:
     from warmfleet_router.local import demo
 
     with tempfile.TemporaryDirectory() as folder:
-        names = [f"w{n}" for n in range(workers)]
-        keys = write_keys(Path(folder), names)
-        shared = ["engine=torch", f"model={demo.weights()}", "dtype=float32", "threads=1", *settings]
-        each = [[*shared, f"transfer.key_file={keys[name]}"] for name in names]
-        with fleet(each, "cheapest", f"fleet_key_file={keys['']}") as running:
+        each = ["engine=torch", f"model={demo.weights()}", "dtype=float32", "threads=1", *settings]
+        every, more = with_keys(Path(folder), [each] * workers)
+        with fleet(every, "cheapest", *more) as running:
             yield running
+
+
+def with_keys(folder: Path, workers: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+    """The settings of workers that give each other blocks, and the router's, with new keys in ``folder``."""
+    keys = write_keys(folder, [f"w{n}" for n in range(len(workers))])
+    every = [[*each, f"transfer.key_file={keys[f'w{n}']}"] for n, each in enumerate(workers)]
+    return every, [f"fleet_key_file={keys['']}"]
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Side by side with ``sglang-router --policy cache_aware`` over the same kind of workers, each way with a
 fleet of its own that starts cold and sees the same requests at the same times. Agents at .7 are six
 workloads, taken together: which of 24 prefixes comes first, and beside which other it falls, is luck that
-decides a single one. ``LIVE_SECONDS`` in the environment shortens a run, ``LIVE_CASES`` names what to run.
+decides a single one. Chats at .7 once more with a link between the workers, which only our router makes use
+of. ``LIVE_SECONDS`` in the environment shortens a run, ``LIVE_CASES`` names what to run.
 """
 
 import asyncio
@@ -30,9 +31,10 @@ class Case(NamedTuple):
     workload: str
     utilisation: float
     seeds: tuple[int, ...] = (6,)
+    link: bool = False  # of 12.5 GB/s between the workers
 
     def __str__(self) -> str:
-        return f"{self.workload} at {self.utilisation}"
+        return f"{self.workload} at {self.utilisation}{' with a link' * self.link}"
 
     def turns(self, seed: int) -> list[Turn]:
         def at_rate(rate: float) -> list[Turn]:
@@ -52,6 +54,7 @@ class Outcome(NamedTuple):
 CASES = [
     Case("agent", 0.7, (1, 2, 3, 4, 5, 6)),
     Case("chat", 0.7),
+    Case("chat", 0.7, link=True),
     Case("agent", 0.35),
     Case("chat", 0.35),
 ]
@@ -68,8 +71,8 @@ def side_by_side(case: Case) -> list[Row]:
         turns = case.turns(seed)
         bound = offered(turns).hit_rate
         print(f"   {case}, seed {seed}: {len(turns)} requests, infinite cache {bound:.3f}")
-        peers.append(run("sglang-router", turns))
-        ours.append(run("cheapest", turns))
+        peers.append(run("sglang-router", turns, case.link))
+        ours.append(run("cheapest", turns, case.link))
     return compare(case, together(ours), together(peers))
 
 
@@ -78,9 +81,10 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(records, mean([o.skew for o in outcomes]), mean([o.cpu_ms for o in outcomes]))
 
 
-def run(way: str, turns: list[Turn]) -> Outcome:
+def run(way: str, turns: list[Turn], linked: bool = False) -> Outcome:
     ours = way != "sglang-router"
-    with sim_fleet(WORKERS, policy=way if ours else "round_robin") as fleet:
+    link = load.LINK_BYTES_PER_S / load.KV_BYTES if linked else 0.0
+    with sim_fleet(WORKERS, policy=way if ours else "round_robin", link=link) as fleet:
         program, url = (fleet.router, fleet.url) if ours else sglang(fleet.starter, fleet.faces)
         before = program.cpu_s()
         records = asyncio.run(play(url, turns, model=fleet.model))

@@ -13,6 +13,8 @@ BATCH = 4
 PREFILL_TOKEN_S = 0.5e-3
 STEP_S = 20e-3
 SEQUENCE_S = 1e-3
+LINK_BYTES_PER_S = 12.5e9  # between workers, where there is a link
+KV_BYTES = 128 << 10  # a token, of Llama-3-8B
 
 # One slow GPU: 2,000 prompt tokens a second, so that a fleet of eight is busy at a dozen requests a second.
 TIMING = {

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterator
 from functools import lru_cache
 
+import msgspec
 from warmfleet_proto.hashing import block_hash, root_hash
 from warmfleet_proto.limits import KEY_BYTES, MAX_CHOICES, TOKEN_BYTES
 from warmfleet_proto.settings import load as load_settings
@@ -41,8 +42,10 @@ def trace(turns: list[Turn]) -> Trace:
     return Trace("live", BLOCK, [_request(turn) for turn in turns])
 
 
-def play(routing: Routing, workload: Trace, workers: int, seed: int = 0) -> Fleet:
-    fleet = Fleet(routing, PROFILE, BLOCK, [BLOCKS] * workers, seed=seed)
+def play(routing: Routing, workload: Trace, workers: int, seed: int = 0, link: float = 0.0) -> Fleet:
+    """``link`` in bytes a second between the workers; 0: nobody pulls."""
+    profile = msgspec.structs.replace(PROFILE, link_bytes_per_s=link, kv_bytes_per_token=load.KV_BYTES)
+    fleet = Fleet(routing, profile, BLOCK, [BLOCKS] * workers, seed=seed)
     fleet.run(workload)
     return fleet
 
@@ -94,7 +97,7 @@ def main(argv: list[str]) -> None:
         for named in argv or ["cheapest", "sglang_threshold", "dynamo_cost", "prefix_hash", "round_robin"]:
             policy, *settings = named.split(",")
             routing = load_settings(Routing, None, [*settings, f"policy={policy}"])
-            fleet = play(routing, workload, WORKERS)
+            fleet = play(routing, workload, WORKERS, link=load.LINK_BYTES_PER_S * case.link)
             rows.append(report.summarise(named, fleet, workload.span_s))
         print(f"\n{case}, seed {seed}, {len(workload.requests)} requests")
         print(report.table(rows, report.bounds(workload, BLOCKS * WORKERS)), flush=True)

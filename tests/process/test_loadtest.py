@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 from warmfleet_router.replay import report
-from warmfleet_router.routing import Routing
+from warmfleet_router.routing import PolicyName, Routing
 
 from loadtest.workloads import chat
 from tests.bars import load, sharing, virtual
 from tests.bars.fleet import sim_fleet
 from tests.unit.loadtest.headless import locust
 
-POLICIES = ("round_robin", "cheapest")
+POLICIES: tuple[PolicyName, ...] = ("round_robin", "cheapest")
 USERS = "--users 6 --spawn-rate 3 --run-time 30s --longest-prefix 3000 --max-tokens 16"
 
 
@@ -45,10 +45,21 @@ def test_cheapest_beats_round_robin_on_conversations_that_share_a_prompt() -> No
 
 def test_its_first_tokens_come_sooner() -> None:
     """The same turns in virtual time: on the machine's clock, what else it does would count as well."""
-    workload: load.Workload = lambda rate: chat(rate, 30.0, sharing.SEED, sharing.SHAPE)  # noqa: E731
-    turns = load.at(sharing.UTILISATION, sharing.WORKERS, 30.0, workload)
-    played = [virtual.play(Routing(policy=p), virtual.trace(turns), sharing.WORKERS) for p in POLICIES]
-    plain, ours = [report.summarise(p, fleet, 30.0) for p, fleet in zip(POLICIES, played, strict=True)]
+    plain, ours = [chats(policy) for policy in POLICIES]
     assert ours.ttft_mean < plain.ttft_mean
     assert ours.ttft_p99 < plain.ttft_p99
     assert ours.hit > 1.3 * plain.hit
+
+
+def test_a_link_spares_chats_the_choice_between_hits_and_time() -> None:
+    """Without one, turns that leave a busy holder compute their history again."""
+    sticky, ours, linked = chats("sglang_threshold"), chats("cheapest"), chats("cheapest", link=12.5e9)
+    assert linked.hit > max(sticky.hit, ours.hit)
+    assert linked.ttft_mean < 0.9 * min(sticky.ttft_mean, ours.ttft_mean)
+
+
+def chats(policy: PolicyName, link: float = 0.0) -> report.Row:
+    workload: load.Workload = lambda rate: chat(rate, 30.0, sharing.SEED, sharing.SHAPE)  # noqa: E731
+    turns = load.at(sharing.UTILISATION, sharing.WORKERS, 30.0, workload)
+    fleet = virtual.play(Routing(policy=policy), virtual.trace(turns), sharing.WORKERS, link=link)
+    return report.summarise(policy, fleet, 30.0)
