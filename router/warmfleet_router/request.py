@@ -17,7 +17,7 @@ from warmfleet_proto.limits import (
 from warmfleet_router.hasher import Hasher
 
 MAX_PROMPT_TOKENS = PROMPT_BYTES // TOKEN_BYTES
-MAX_EXCLUDED = 1024  # tried already, or outside of a gateway's subset
+MAX_EXCLUDED = 1 << 16  # tried already, or outside of a gateway's subset: most of the largest fleet
 NOBODY: Final[frozenset[str]] = frozenset()
 _FORGETFUL: Final = Hasher(memo_bytes=0)
 

@@ -39,6 +39,7 @@ BARS = {
     "staleness": "3.7: hit rate against the delay and loss of presence events",
     "replay_speed": "3.8: the replay's own CPU, 8 and 1,000 workers",
     "relay": "6.4: streams relayed from other servers: gateway and Envoy beside sglang-router",
+    "usage": "6.4: what it costs to read the usage of answers that pass Envoy",
     "picks": "6.2: CPU of an endpoint pick for Envoy",
     "vllm": "6.1: two real vLLM behind the gateway: predicted against reported cached tokens; minutes",
     "vllm_ranks": "6.1: one real vLLM with two data-parallel ranks and an adapter; minutes",

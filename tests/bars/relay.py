@@ -61,29 +61,41 @@ def main() -> list[Row]:
 
 def embedded(starter: Starter, urls: list[str]) -> list[Way]:
     """The router with its gateway, and Envoy with the router as its picker: one process of ours for both."""
-    config, envoy_config = LOGS / "relay-router.toml", LOGS / "relay-envoy.json"
+    router, flags = picking(starter, urls)
+    envoy = with_picker(starter, "Envoy", router, flags)
+    written = json.loads((LOGS / "relay-Envoy.json").read_bytes())
+    alone_config, alone_listen = LOGS / "relay-envoy-alone.json", f"127.0.0.1:{free_port()}"
+    alone_config.write_text(json.dumps(without_picker(written, alone_listen)))
+    alone = data_plane(starter, "relay-envoy-alone", alone_config)
+    return [
+        Way("gateway", base(router.ready()["http"]), [router]),
+        envoy,
+        Way(ALONE, f"http://{alone_listen}", [alone]),
+    ]
+
+
+def picking(starter: Starter, urls: list[str]) -> tuple[Program, list[str]]:
+    """A router that knows all servers, and its flags."""
+    config = LOGS / "relay-router.toml"
     config.write_text("\n".join(f'[[backends]]\nurl = "{url}"' for url in urls))
-    picker, listen = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    places = ["http=127.0.0.1:0", "listen=127.0.0.1:0", f"picker={picker}"]
+    places = ["http=127.0.0.1:0", "listen=127.0.0.1:0", f"picker=127.0.0.1:{free_port()}"]
     flags = ["--config", str(config), *(part for place in places for part in ("--set", place))]
     router = starter.start("relay-router", [sys.executable, "-m", "warmfleet_router", *flags])
     url = base(router.ready()["http"])
     for _ in router.polls(30):
         if json.loads(get(f"{url}/admin/workers"))["fleet"]["healthy"] == len(urls):
             break
+    return router, flags
+
+
+def with_picker(starter: Starter, name: str, router: Program, flags: list[str]) -> Way:
+    """Envoy as ``envoy-config`` with these flags has it."""
+    config, listen = LOGS / f"relay-{name}.json", f"127.0.0.1:{free_port()}"
     write = [sys.executable, "-m", "warmfleet_router.cli", "envoy-config", "--listen", listen, *flags]
-    made = starter.start("relay-envoy-config", write)
+    made = starter.start(f"relay-{name}-config", write)
     made.process.wait(60)
-    envoy_config.write_bytes(made.log.read_bytes())
-    envoy = data_plane(starter, "relay-envoy", envoy_config)
-    alone_config, alone_listen = LOGS / "relay-envoy-alone.json", f"127.0.0.1:{free_port()}"
-    alone_config.write_text(json.dumps(without_picker(json.loads(envoy_config.read_bytes()), alone_listen)))
-    alone = data_plane(starter, "relay-envoy-alone", alone_config)
-    return [
-        Way("gateway", url, [router]),
-        Way("Envoy", f"http://{listen}", [envoy, router]),
-        Way(ALONE, f"http://{alone_listen}", [alone]),
-    ]
+    config.write_bytes(made.log.read_bytes())
+    return Way(name, f"http://{listen}", [data_plane(starter, f"relay-{name}", config), router])
 
 
 def data_plane(starter: Starter, name: str, config: Path) -> Program:

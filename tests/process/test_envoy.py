@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,9 @@ class Plane:
 
 
 @asynccontextmanager
-async def plane(tmp_path: Path, count: int, duplex: bool = False, **settings: Any) -> AsyncIterator[Plane]:
+async def plane(
+    tmp_path: Path, count: int, duplex: bool = False, usage: bool = False, **settings: Any
+) -> AsyncIterator[Plane]:
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(sim_worker(name=f"w{n}", **TIMING)) for n in range(count)]
         backends = [Backend(url=f"http://{worker.http_address}") for worker in workers]
@@ -64,7 +68,7 @@ async def plane(tmp_path: Path, count: int, duplex: bool = False, **settings: An
         running = gateways.router([], backends=given, picker="127.0.0.1:0", **settings)
         addresses = await router.enter_async_context(running)
         listen = f"127.0.0.1:{free_port()}"
-        config = bootstrap(Plan(listen, addresses["picker"], backends, Limits(), duplex))
+        config = bootstrap(Plan(listen, addresses["picker"], backends, duplex=duplex, usage=usage))
         url = await stack.enter_async_context(envoy(config, listen, tmp_path))
         made = Plane(url, addresses, workers)
         made.router = router
@@ -104,6 +108,43 @@ async def test_a_stream_through_envoy_is_placed_as_by_the_gateway(tmp_path: Path
             third = await http.post(made.gateway + CHAT, json=body | {"stream": False})
             assert third.headers["X-Warmfleet-Worker"] == made.workers[home].http_address
             assert (await third.json())["usage"]["prompt_tokens_details"]["cached_tokens"] > 1000
+
+
+@pytest.mark.parametrize("duplex", [False, True], ids=["buffered", "duplex"])
+async def test_usage_gets_to_the_books_and_to_the_clients_that_asked_for_it(
+    tmp_path: Path, duplex: bool
+) -> None:
+    async with plane(tmp_path, 1, duplex, usage=True) as made, aiohttp.ClientSession() as http:
+        wanted = {"include_usage": True}
+        for n, more in enumerate(({}, {"stream": True}, {"stream": True, "stream_options": wanted})):
+            body = {"model": "tiny", "messages": LONG, "max_tokens": 4} | more
+            async with http.post(made.url + CHAT, json=body) as response:
+                assert response.status == 200
+                answer = (await response.read()).decode()
+            assert ("usage" in answer) == (n != 1)
+            assert n == 0 or answer.endswith("data: [DONE]\n\n")
+
+            async def booked(least: int) -> bool:
+                return await delivered(http, made) > least
+
+            await until(partial(booked, 384 * n - 1))  # nothing was cached for the first
+            assert (await made.workers_shown(http))[0]["bookings"] == 0
+
+
+async def delivered(http: aiohttp.ClientSession, made: Plane) -> int:
+    """Tokens that servers have reported as cached."""
+    async with http.get(f"{made.gateway}/metrics") as response:
+        (line,) = re.findall(r"^warmfleet_router_delivered_tokens_total (\S+)$", await response.text(), re.M)
+        return int(float(line))
+
+
+async def test_an_answer_goes_on_without_the_picker_that_reads_it(tmp_path: Path) -> None:
+    async with plane(tmp_path, 1, usage=True) as made, aiohttp.ClientSession() as http:
+        body = {"model": "tiny", "messages": LONG, "max_tokens": 300, "stream": True}
+        async with http.post(made.url + CHAT, json=body) as response:
+            await response.content.readany()
+            await made.router.aclose()
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_its_load_is_let_go_when_the_answer_ends_or_the_client_leaves(tmp_path: Path) -> None:
@@ -159,7 +200,7 @@ async def test_a_killed_picker_is_done_without_and_its_successor_places_the_next
         killed = stack.enter_context(program(tmp_path, "router", config, http=ANY, listen=ANY))
         said = await asyncio.to_thread(lambda: killed.said)
         listen = f"127.0.0.1:{free_port()}"
-        configured = bootstrap(Plan(listen, picker, backends, Limits(), duplex))
+        configured = bootstrap(Plan(listen, picker, backends, duplex=duplex))
         url = await stack.enter_async_context(envoy(configured, listen, tmp_path))
         made = Plane(url, said, workers)
         await until(lambda: all_healthy(made, http))

@@ -5,10 +5,13 @@ import json
 import pytest
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
+from warmfleet_proto.router_pb2 import ListWorkersResponse, Placement, RouteRequest, WorkerView
 from warmfleet_router.gateway.intake import Tenants
+from warmfleet_router.hasher import Hasher
 from warmfleet_router.local import demo
 from warmfleet_router.picker import replies
 from warmfleet_router.picker.exchange import Exchange
+from warmfleet_router.request import checked
 
 from tests.bars.pick_parts import Bench, answers, messages
 
@@ -27,6 +30,33 @@ async def test_a_body_that_goes_on_after_its_end_is_refused_and_leaves_nothing_b
     (refused,) = await answers(exchange, whole)
     assert refused.immediate_response.status.code == 400
     assert sum(worker.bookings for worker in bench.core.workers(20.0)) == 0
+
+
+@needs_demo
+async def test_one_of_two_thousand_servers_may_be_all_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    bench = Bench("m", [body])
+    names = [f"10.1.{n >> 8}.{n & 255}:1" for n in range(2000)]
+    view = {"state": "healthy", "model": "m", "engine": "openai", "max_context": 1000}
+    views = [WorkerView(worker=name, address=f"http://{name}", **view) for name in names]
+    bench.relays.update(ListWorkersResponse(workers=views))
+
+    async def route(asked: RouteRequest) -> Placement:
+        (left,) = set(names) - checked(asked, Hasher()).exclude
+        return Placement(booking=1, address=f"http://{left}")
+
+    monkeypatch.setattr(bench.fleet.router, "route", route)
+    exchange = Exchange(bench.relays, Tenants([]), 1 << 20)
+    headers, whole, _ = messages(body)
+    hint = headers.metadata_context.filter_metadata[replies.SUBSET_NAMESPACE]
+    hint.update({replies.SUBSET: ["10.1.6.7:1"]})
+    await answers(exchange, headers)
+    (picked,) = await answers(exchange, whole)
+    assert picked.WhichOneof("response") == "request_body", picked
+    told = picked.dynamic_metadata[replies.NAMESPACE]
+    assert told[replies.ENDPOINT] == told[replies.CHOICE] == "10.1.6.7:1"
 
 
 @needs_demo

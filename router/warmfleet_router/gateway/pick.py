@@ -19,6 +19,7 @@ class Pick:
         self.headers = headers  # that the request is to be sent with
         self.body = body
         self.keyed_on_text = False  # what it finds cached says nothing of events
+        self.hide_usage = False  # from the client: it was asked for here
         self._fleet = fleet
         self._booking = booking
         self._began = fleet.clock()

@@ -106,10 +106,12 @@ class Relays:
         path: str,
         subset: AbstractSet[str],
         fallbacks: int,
+        usage: bool,
     ) -> Pick:
         """Where somebody else should send a request: one of ``subset``, or of all when that is empty.
 
-        Raises BadRequest and Rejected.
+        ``usage``: a stream should end with it, whether the client asked or not. Raises BadRequest and
+        Rejected.
         """
         body = self._aliases.resolved(body)
         wanted = await self._wanted(request_id, body, tenant, 0.0, path)
@@ -126,10 +128,15 @@ class Relays:
         chosen = self._servers.of(placement.address)
         salt = wanted.salt if tenant.salt and chosen.knows_salts else ""
         adapter = self._servers.adapter_for(chosen, wanted.ask.model)
-        outgoing = wanted.ask.salted(salt, adapter) if salt or adapter else body
+        hide = usage and wanted.ask.stream and not wanted.ask.wants_usage
+        outgoing = body
+        if hide:
+            outgoing = wanted.ask.outgoing(salt, chosen.knows_salts, adapter)
+        elif salt or adapter:
+            outgoing = wanted.ask.salted(salt, adapter)
         headers = self._headers(chosen, tenant)
         pick = Pick(self._fleet, placement.booking, chosen.prefix, headers, outgoing)
-        pick.keyed_on_text = not wanted.token_ids
+        pick.keyed_on_text, pick.hide_usage = not wanted.token_ids, hide
         try:
             for server in [chosen, *self._others(chosen, within, fallbacks)]:
                 pick.endpoints += await self._addresses.of(server.endpoint) or [server.endpoint]

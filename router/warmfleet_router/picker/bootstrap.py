@@ -23,6 +23,7 @@ from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import place_of
 
 _HEADERS = (":path", ":status", "authorization", "x-request-id")  # that the picker reads
+_OF_ANSWERS = ("content-type", "content-encoding")  # where it reads those as well
 
 
 class Plan(NamedTuple):
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     authority: str = ""  # that signs certificates of https backends
     found: bool = False  # there are servers beside those that are listed
     tenants: bool = False  # requests without a key are refused
+    usage: bool = False  # answers pass the picker, chunk by chunk
 
     @property
     def needs_picker(self) -> bool:
@@ -95,9 +97,10 @@ def _external(plan: Plan) -> dict[str, Any]:
         "request_body_mode": "FULL_DUPLEX_STREAMED" if plan.duplex else "BUFFERED",
         "request_trailer_mode": "SEND" if plan.duplex else "SKIP",
         "response_header_mode": "SEND",
-        "response_body_mode": "NONE",  # Python never touches a byte of an answer
+        "response_body_mode": "STREAMED" if plan.usage else "NONE",  # Python never touches a byte then
         "response_trailer_mode": "SKIP",
     }
+    read = _HEADERS + (_OF_ANSWERS if plan.usage else ())
     config = {
         "@type": f"{TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": {"envoy_grpc": {"cluster_name": PICKER}, "timeout": "0s"},
@@ -108,7 +111,7 @@ def _external(plan: Plan) -> dict[str, Any]:
             "receiving_namespaces": {"untyped": [NAMESPACE]},
             "forwarding_namespaces": {"untyped": [SUBSET_NAMESPACE]},
         },
-        "forward_rules": {"allowed_headers": {"patterns": [{"exact": name} for name in _HEADERS]}},
+        "forward_rules": {"allowed_headers": {"patterns": [{"exact": name} for name in read]}},
     }
     return {"name": "picker", "typed_config": config}
 

@@ -11,11 +11,12 @@ from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.pick import Pick
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.picker import replies
-from warmfleet_router.servers import sse
+from warmfleet_router.picker.answer import Answer
 
 _PATHS = ("/v1/chat/completions", "/v1/completions")
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
+_ANSWERED = frozenset((":status", "content-type", "content-encoding"))  # of a response's
 _FALLBACKS = 2  # endpoints named behind the choice
 
 Picking = Callable[[], Awaitable[Sequence[replies.Reply]]]
@@ -33,9 +34,10 @@ class Exchange:
         self._sent = bytearray()  # of the body, and how much there was, kept or not
         self._size = 0
         self._duplex = self._echo = False
+        self._learns = False  # bodies of answers come here
         self._pick: Pick | None = None
         self._status = 0
-        self._usage = sse.Stream(hide=False)
+        self._answer = Answer(hide=False)
 
     def take(self, message: Any) -> Sequence[replies.Reply] | Picking:
         """At once, but for the end of a body: what it returns is awaited before the next message is given."""
@@ -55,12 +57,13 @@ class Exchange:
 
     def ended(self, error: BaseException | None = None) -> None:
         if self._pick is not None:
-            self._pick.ended(self._status, self._usage.usage, error)
+            self._pick.ended(self._status, self._answer.usage(), error)
 
     def _begin(self, message: Any) -> Sequence[replies.Reply]:
         self._headers = _values(message.request_headers, _READ)
         self._duplex = message.protocol_config.request_body_mode == _DUPLEX
-        self._echo = message.protocol_config.response_body_mode == _DUPLEX
+        answers = message.protocol_config.response_body_mode
+        self._echo, self._learns = answers == _DUPLEX, bool(answers)
         self._subset = _subset(message.metadata_context)
         if self._duplex and not message.request_headers.end_of_stream:
             return []  # answered with the body: only then is the endpoint known
@@ -93,7 +96,10 @@ class Exchange:
             raise BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)
         tenant = self._tenants.of(self._headers.get("authorization"))
         request_id = intake.request_id(self._headers.get("x-request-id"))
-        self._pick = await self._relays.pick(request_id, body, tenant, path, self._subset, _FALLBACKS)
+        self._pick = await self._relays.pick(
+            request_id, body, tenant, path, self._subset, _FALLBACKS, self._learns
+        )
+        self._answer = Answer(self._pick.hide_usage)
         outgoing, endpoints, headers = self._pick.body, self._pick.endpoints, self._pick.headers
         if self._pick.prefix:
             headers += ((":path", self._pick.prefix + self._headers[":path"]),)
@@ -102,21 +108,23 @@ class Exchange:
         return [replies.picked(endpoints, headers, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
-        status = _values(headers, (":status",)).get(":status", "")
+        values = _values(headers, _ANSWERED)
+        status = values.get(":status", "")
         self._status = int(status) if status.isdecimal() and len(status) == 3 else 0
         if self._pick is not None and self._status == 200:
-            self._pick.answering()
+            self._answer.begins(values.get("content-type", ""), values.get("content-encoding", ""))
+            if not self._learns:  # else its first token is seen
+                self._pick.answering()
 
     def _passed(self, part: Any) -> replies.Reply:
         """Bodies come here only where the operator has them sent, for the usage in them."""
-        if not self._usage.done and self._status == 200:
-            try:
-                self._usage.feed(part.body)
-            except WarmfleetError:
-                self._usage.done = True  # no stream of events: nothing is learned of it
+        body, last = part.body, part.end_of_stream
+        if self._pick is not None and self._status == 200 and body:
+            self._pick.answering()
+        passed = self._answer.feed(body, last)
         if self._echo:
-            return replies.passed_on("response_body", part.body, part.end_of_stream)
-        return replies.goes_on("response_body")
+            return replies.passed_on("response_body", passed, last)
+        return replies.goes_on("response_body") if passed == body else replies.passed(passed)
 
 
 def _values(headers: Any, names: Container[str]) -> dict[str, str]:

@@ -31,9 +31,14 @@ Reply = Any  # ext.ProcessingResponse: the stubs have no types
 # with how bodies are sent.
 _REQUEST_HEADERS = ext.ProcessingRequest(request_headers=ext.HttpHeaders()).SerializeToString()[:1]
 _RESPONSE_HEADERS = ext.ProcessingRequest(response_headers=ext.HttpHeaders()).SerializeToString()[:1]
-_BUFFERED = ext.ProcessingRequest(
-    protocol_config=ext.ProtocolConfiguration(request_body_mode=ProcessingMode.BodySendMode.BUFFERED)
-).SerializeToString()
+_BUFFERED = tuple(
+    ext.ProcessingRequest(
+        protocol_config=ext.ProtocolConfiguration(
+            request_body_mode=ProcessingMode.BodySendMode.BUFFERED, response_body_mode=answers
+        )
+    ).SerializeToString()
+    for answers in (ProcessingMode.BodySendMode.NONE, ProcessingMode.BodySendMode.STREAMED)
+)
 _REPLACE = HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -99,6 +104,16 @@ def passed_on(kind: str, piece: bytes, last: bool) -> Reply:
     common.body_mutation.streamed_response.body = piece
     common.body_mutation.streamed_response.end_of_stream = last
     return ext.ProcessingResponse(**{kind: ext.BodyResponse(response=common)})
+
+
+def passed(piece: bytes) -> Reply:
+    """To a piece of an answer: this goes on in its place."""
+    common = ext.CommonResponse()
+    if piece:
+        common.body_mutation.body = piece
+    else:
+        common.body_mutation.clear_body = True
+    return ext.ProcessingResponse(response_body=ext.BodyResponse(response=common))
 
 
 def refused(error: WarmfleetError) -> Reply:

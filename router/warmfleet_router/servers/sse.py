@@ -71,6 +71,17 @@ class Stream:
             return whole
         return b"".join(event for event in _split(whole) if self._keep(event))
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be fed without being too many."""
+        return MAX_EVENT_BYTES - len(self._rest)
+
+    def rest(self) -> bytes:
+        """What is held of an event, which is then forgotten."""
+        held = bytes(self._rest)
+        self._rest.clear()
+        return held
+
     def _whole(self, data: bytes) -> bytes:
         """The events that ``data`` completes. What is held of one is neither copied nor searched again."""
         rest = self._rest

@@ -23,7 +23,7 @@ PROMPT = tokens((1, 100))
         ({"token_ids": PROMPT, "choices": 129}, "choices", "more than 128"),
         ({"token_ids": PROMPT, "salt": bytes(65)}, "salt", "more than 64"),
         ({"token_ids": PROMPT, "request_id": "x" * 129}, "request_id", "more than 128"),
-        ({"token_ids": PROMPT, "exclude": ["w"] * 1025}, "exclude", "more than 1024"),
+        ({"token_ids": PROMPT, "exclude": ["w"] * 65537}, "exclude", "more than 65536"),
         ({"token_ids": PROMPT, "max_tokens": 100_000}, "prompt", "context of 100000 tokens"),
         ({"token_ids": PROMPT, "max_tokens": 2**32 - 1}, "prompt", "context of 100000 tokens"),
     ],

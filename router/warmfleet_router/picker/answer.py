@@ -1,0 +1,55 @@
+"""An answer on its way through Envoy: passed on, and read for what it cost."""
+
+from warmfleet_proto.errors import WorkerLost
+
+from warmfleet_router.servers import sse
+
+MAX_BODY_BYTES = 4 << 20  # of one that is not streamed; of a larger one nothing is learned
+
+
+class Answer:
+    """``hide``: the client did not ask for the usage that its stream ends with."""
+
+    def __init__(self, hide: bool) -> None:
+        self._hide = hide
+        self._stream: sse.Stream | None = None
+        self._body: bytearray | None = None
+
+    def begins(self, content_type: str, encoding: str) -> None:
+        """With the headers of a good answer; what is compressed is not looked into."""
+        if encoding:
+            return
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
+            self._stream = sse.Stream(self._hide)
+        elif kind == "application/json":
+            self._body = bytearray()
+
+    def feed(self, part: bytes, last: bool) -> bytes:
+        """What of it the client gets now."""
+        if self._stream is not None and not self._stream.done:
+            return self._watched(self._stream, part, last)
+        if self._body is not None:
+            self._body += part
+            if len(self._body) > MAX_BODY_BYTES:
+                self._body = None
+        return part
+
+    def usage(self) -> sse.Usage | None:
+        """Once all of it has been fed."""
+        if self._stream is not None:
+            return self._stream.usage
+        body, self._body = self._body, None
+        try:
+            return sse.read_body(bytes(body)) if body else None
+        except WorkerLost:  # no answer of a model's
+            return None
+
+    def _watched(self, stream: sse.Stream, part: bytes, last: bool) -> bytes:
+        if len(part) > stream.room:
+            stream.done = True  # an event without end: nothing is learned of it
+            return stream.rest() + part
+        whole = stream.feed(part)
+        if not self._hide:
+            return part
+        return whole + stream.rest() if last or stream.done else whole
