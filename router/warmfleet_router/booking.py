@@ -7,43 +7,46 @@ includes it, and stays alive until it ends once: by Finish, or because its gatew
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from warmfleet_proto.errors import Rejected
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKINGS
 
 from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.prices.wanted import Prefix
-from warmfleet_router.view import PlacementView
 
 ID_BITS = 48  # of a booking's id, after its router's tag
 
 
-@dataclass(slots=True, eq=False)
-class Booking:
+class Booking(msgspec.Struct, eq=False):
     id: int
     gateway: str
     worker: Worker
     epoch: int  # the worker's, when it was made
     made_at: float
     slots: int
-    context_tokens: int
+    prompt_tokens: int
+    expected: int  # of those, tokens that need no computing
+    predicted_ttft_s: float
     alone: bool  # the worker had nothing else to do
-    record: PlacementView
     source: str = ""  # the peer that blocks are pulled from
     pulling: int = 0  # tokens of theirs, until its first one is seen
     pull_bytes: float = 0.0  # of those blocks
     prefix: Prefix | None = None  # that it has asked for again
-    marks: list[int] = field(default_factory=list)  # in the group's BookedPrefixes
+    marks: list[int] = []  # in the group's BookedPrefixes
     keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed ...
     mirrored: Sequence[int] = ()  # ... and where events of a server that is not ours tell of it
     since: int = 0  # the guess's or the mirror's clock
     counted: bool = True  # as load, not yet in the worker's report
     started: bool = False  # its first token has been seen
     coming: bool = True  # counted, its prefill as well
+    delivered: int | None = None  # tokens that the worker reports as cached, once known
+    ttft_s: float | None = None  # once known
+    ending: str = ""  # while alive; then ok, ignore, dropped, expired
 
     @property
     def prefill(self) -> tuple[int, int]:
         """Tokens that are expected to need computing, and the cached ones before them."""
-        return self.record.prompt_tokens - self.record.expected, self.record.expected
+        return self.prompt_tokens - self.expected, self.expected
 
 
 @dataclass(slots=True)
@@ -78,8 +81,9 @@ class Ledger:
             gateway = self._gateways[booking.gateway] = _Gateway(booking.made_at)
         gateway.seen_at = booking.made_at
         gateway.bookings[booking.id] = booking
-        booking.worker.booked.alive += 1
-        booking.worker.booked.pulling += booking.pulling
+        booked = booking.worker.booked
+        booked.alive += 1
+        booked.pulling += booking.pulling
         _comes(booking)
         _count(booking, 1)
 
@@ -211,7 +215,7 @@ def _leave(booking: Booking) -> None:
     worker = booking.worker
     if booking.started and not booking.counted and booking.epoch == worker.epoch:
         worker.booked.left += booking.slots
-        worker.booked.left_tokens += booking.context_tokens
+        worker.booked.left_tokens += booking.prompt_tokens
 
 
 def _discount(booking: Booking, now: float = 0.0) -> None:
@@ -224,4 +228,4 @@ def _discount(booking: Booking, now: float = 0.0) -> None:
 def _count(booking: Booking, sign: int) -> None:
     booked = booking.worker.booked
     booked.slots += sign * booking.slots
-    booked.context_tokens += sign * booking.context_tokens
+    booked.context_tokens += sign * booking.prompt_tokens

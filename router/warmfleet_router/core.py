@@ -5,8 +5,8 @@ Pure: messages and ``now`` (monotonic seconds) go in, messages and values come o
 
 from collections import deque
 from collections.abc import Iterable
-from copy import copy
 
+import msgspec
 import xxhash
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected
@@ -34,6 +34,17 @@ MOST_TOKENS = 1e6  # so is a longer completion
 _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
 
+class _Past(msgspec.Struct):
+    """A placement, for those who ask about it later."""
+
+    booking: Booking
+    request_id: str
+    tenant: str
+    model: str
+    worker: str  # its name: it may leave
+    decision: Decision
+
+
 class RouterCore:
     """Raises BadRequest and Rejected where a caller can cause it.
 
@@ -53,7 +64,7 @@ class RouterCore:
         self._ids = 0
         self._ledger = Ledger(self._tag)
         self.roster = Roster(self._ledger, self.counters, routing)
-        self._history: deque[tuple[PlacementView, Decision]] = deque(maxlen=HISTORY)
+        self._history: deque[_Past] = deque(maxlen=HISTORY)
 
     # ---- gateways
 
@@ -70,7 +81,7 @@ class RouterCore:
         except Rejected:
             self.counters.rejected += 1
             raise
-        self._count(booking, decision, now)
+        self._count(wanted, booking, decision, now)
         placed = answers.placement(decision, booking.id, self.policy.name)
         if self.granter is not None and decision.choice.candidate.pull is not None:
             placed.pull.grant.CopyFrom(self.granter.grant(claims(decision, wanted.salt, now)))
@@ -126,14 +137,16 @@ class RouterCore:
 
     def placements(self, limit: int = HISTORY) -> list[PlacementView]:
         """The latest first."""
-        return [copy(record) for record, _ in list(self._history)[::-1][:limit]]
+        return [_view(past, self.policy.name) for past in list(self._history)[::-1][:limit]]
 
     def recall(self, request_id: str, booking: int) -> list[tuple[PlacementView, pb.Explanation]]:
         """Of the latest placements those of this request, or with this booking: what they chose from."""
         found = [
-            (r, d) for r, d in self._history if (request_id or None) == r.request_id or r.booking == booking
+            (_view(past, self.policy.name), answers.explanation(past.decision, self.policy, past.booking.id))
+            for past in self._history
+            if (request_id or None) == past.request_id or past.booking.id == booking
         ]
-        return [(copy(r), answers.explanation(d, self.policy, r.booking)) for r, d in found[::-1]]
+        return found[::-1]
 
     def totals(self, now: float) -> Totals:
         return total_view(self.roster, self.workers(now), self.policy.name, now)
@@ -182,17 +195,17 @@ class RouterCore:
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
         worker, chosen = decision.worker, decision.choice.candidate
-        id_ = self._next_id()
         booking = Booking(
-            id=id_,
+            id=self._next_id(),
             gateway=wanted.gateway,
             worker=worker,
             epoch=worker.epoch,
             made_at=now,
             slots=wanted.slots,
-            context_tokens=wanted.prompt_tokens,
+            prompt_tokens=wanted.prompt_tokens,
+            expected=chosen.overlap,
+            predicted_ttft_s=decision.ttft_s,
             alone=not worker.flying,
-            record=_record(wanted, decision, id_, self.policy.name, now),
             source=chosen.pull.source.name if chosen.pull else "",
             pulling=chosen.pull.tokens if chosen.pull else 0,
             pull_bytes=chosen.pull.tokens * decision.group.token_bytes if chosen.pull else 0.0,
@@ -223,24 +236,26 @@ class RouterCore:
             if id_ and id_ not in self._ledger:
                 return id_
 
-    def _count(self, booking: Booking, decision: Decision, now: float) -> None:
-        counters, record = self.counters, booking.record
+    def _count(self, wanted: Request, booking: Booking, decision: Decision, now: float) -> None:
+        counters, worker = self.counters, booking.worker
         counters.placements += 1
         counters.panic += decision.group.panic
-        counters.prompt_tokens += record.prompt_tokens
-        counters.available_tokens += record.available
-        counters.expected_tokens += record.expected
-        booking.worker.placements += 1
-        booking.worker.routed.add(now)
-        self._history.append((record, decision))
+        counters.prompt_tokens += booking.prompt_tokens
+        counters.available_tokens += decision.available
+        counters.expected_tokens += booking.expected
+        worker.placements += 1
+        worker.routed.add(now)
+        self._history.append(
+            _Past(booking, wanted.request_id, wanted.tenant, wanted.model, worker.name, decision)
+        )
 
     # ---- learning
 
     def _learn(self, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
-        record, worker = booking.record, booking.worker
-        cached = min(request.cached_tokens, record.prompt_tokens - 1)
+        worker = booking.worker
+        cached = min(request.cached_tokens, booking.prompt_tokens - 1)
         if not request.cached_later:
-            record.delivered = cached
+            booking.delivered = cached
             self.counters.delivered_tokens += cached
         if booking.epoch != worker.epoch:
             return
@@ -250,18 +265,18 @@ class RouterCore:
             self._learn_links(booking, request, cached, now)
         if 0.0 < request.prefill_s < LONGEST_S:
             worker.rates.observe_prefill(
-                record.prompt_tokens - cached, cached, request.prefill_s, booking.alone
+                booking.prompt_tokens - cached, cached, request.prefill_s, booking.alone
             )
             self.roster.measured(worker)
         if 0.0 < request.ttft_s < LONGEST_S:
-            record.ttft_s = request.ttft_s
+            booking.ttft_s = request.ttft_s
             worker.ttft.add(now, request.ttft_s)
-            worker.rates.observe_ttft(record.predicted_ttft_s, request.ttft_s)
+            worker.rates.observe_ttft(booking.predicted_ttft_s, request.ttft_s)
 
     def _learn_links(self, booking: Booking, request: pb.ProgressRequest, cached: int, now: float) -> None:
         group, worker = self.roster.group_of(booking.worker), booking.worker
         if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
-            prompt, without = booking.record.prompt_tokens, cached - min(request.pulled_tokens, cached)
+            prompt, without = booking.prompt_tokens, cached - min(request.pulled_tokens, cached)
             cold_s = worker.rates.prefill_s(prompt - without, without)
             saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
             self.moves.note(booking.source, worker.name, request, saved_s)
@@ -273,17 +288,17 @@ class RouterCore:
     def _learn_late(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
         """From a backend that tells with its end what it had cached. Its queue is part of the time to the
         first token: only a request that met none says what prefill takes."""
-        record, worker = booking.record, booking.worker
-        cached = min(request.cached_tokens, record.prompt_tokens - 1) if request.cached_known else None
+        worker = booking.worker
+        cached = min(request.cached_tokens, booking.prompt_tokens - 1) if request.cached_known else None
         if cached is not None:
-            record.delivered = cached
+            booking.delivered = cached
             self.counters.delivered_tokens += cached
         if booking.epoch != worker.epoch:
             return
         self.roster.answered(booking, cached, now, request.keyed_on_text)
         if booking.alone and 0.0 < request.ttft_s < LONGEST_S:
-            held = record.expected if cached is None else cached
-            worker.rates.observe_prefill(record.prompt_tokens - held, held, request.ttft_s, True)
+            held = booking.expected if cached is None else cached
+            worker.rates.observe_prefill(booking.prompt_tokens - held, held, request.ttft_s, True)
             self.roster.measured(worker)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
@@ -293,7 +308,7 @@ class RouterCore:
             self._ended(booking, "expired")
 
     def _ended(self, booking: Booking, ending: str) -> None:
-        booking.record.ending = ending
+        booking.ending = ending
         self.roster.changed(booking.worker)
 
     def _judge(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
@@ -334,23 +349,24 @@ def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:
     return prefix
 
 
-def _record(wanted: Request, decision: Decision, id_: int, policy: str, now: float) -> PlacementView:
+def _view(past: _Past, policy: str) -> PlacementView:
+    booking, decision = past.booking, past.decision
     return PlacementView(
-        at=now,
-        booking=id_,
-        request_id=wanted.request_id,
-        tenant=wanted.tenant,
-        model=wanted.model,
-        worker=decision.worker.name,
+        at=booking.made_at,
+        booking=booking.id,
+        request_id=past.request_id,
+        tenant=past.tenant,
+        model=past.model,
+        worker=past.worker,
         policy=policy,
         reason=decision.choice.reason,
         price_s=decision.price_s,
         terms=decision.terms,
-        prompt_tokens=wanted.prompt_tokens,
+        prompt_tokens=booking.prompt_tokens,
         available=decision.available,
-        expected=decision.choice.candidate.overlap,
-        delivered=None,
+        expected=booking.expected,
+        delivered=booking.delivered,
         predicted_ttft_s=decision.ttft_s,
-        ttft_s=None,
-        ending="",
+        ttft_s=booking.ttft_s,
+        ending=booking.ending,
     )

@@ -4,7 +4,8 @@ The same code serves live requests, dry runs and trace replay.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
@@ -14,7 +15,7 @@ from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, T
 from warmfleet_router.request import Request
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct):
     group: Group
     ask: Ask
     choice: Choice
@@ -28,7 +29,7 @@ class Decision(NamedTuple):
     ttft_s: float  # predicted
 
 
-class _Survey(NamedTuple):
+class _Survey(msgspec.Struct):
     """Of one group."""
 
     group: Group
@@ -40,17 +41,18 @@ def decide(
     policy: Policy, request: Request, pools: Sequence[tuple[Group, Pool]], ticket: int, now: float
 ) -> Decision:
     """Among all ``pools``, none of which is empty. Changes nothing."""
-    surveys = [_survey(policy, request, group, pool, ticket, now) for group, pool in pools]
-    if len(surveys) > 1:
+    if len(pools) > 1:
+        surveys = [_survey(policy, request, group, pool, ticket, now) for group, pool in pools]
         return _among(policy, surveys)
-    group, ask, found = surveys[0]
-    choice = policy.choose(ask, found.candidates)
-    return _decision(policy, group, ask, choice, found)
+    group, pool = pools[0]
+    survey = _survey(policy, request, group, pool, ticket, now)
+    choice = policy.choose(survey.ask, survey.offers.candidates)
+    return _decision(policy, group, survey.ask, choice, survey.offers)
 
 
 def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
     soonest_s = min(survey.ask.soonest_s for survey in surveys)
-    asks = [survey.ask._replace(soonest_s=soonest_s) for survey in surveys]
+    asks = [msgspec.structs.replace(survey.ask, soonest_s=soonest_s) for survey in surveys]
     candidates = [candidate for survey in surveys for candidate in survey.offers.candidates]
     choice = policy.choose(asks[0], candidates)
     worker = choice.candidate.worker
@@ -61,7 +63,8 @@ def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
         least_s=min(survey.offers.least_s for survey in surveys),
     )
     made = _decision(policy, surveys[chosen].group, asks[chosen], choice, found)
-    return made._replace(available=max(ask.shared for ask in asks))
+    made.available = max(ask.shared for ask in asks)
+    return made
 
 
 def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Offers) -> Decision:
@@ -70,7 +73,7 @@ def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Off
     price_s = 0.0
     for _, seconds in terms:
         price_s += seconds
-    fields = (
+    return Decision(
         group,
         ask,
         choice,
@@ -83,7 +86,6 @@ def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Off
         price_s,
         wait + bring + prefill,
     )
-    return tuple.__new__(Decision, fields)
 
 
 def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: int, now: float) -> _Survey:
@@ -100,15 +102,14 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
                 blocks[slot] = booked
                 if booked > most:
                     most = booked
-    available = min(most * size, prompt - 1)
-    ranks: dict[int, int] = {}
-    for worker, rank in policy.nominate(ask, pool):
-        slot = worker.slot
-        if rank > ranks.get(slot, 0):
-            ranks[slot] = rank
-        if slot not in blocks:
-            blocks[slot] = 0
-    if pool.members.isdisjoint(map(group.workers.__getitem__, blocks)):
+    available = most * size
+    if available >= prompt:
+        available = prompt - 1  # the last token is always computed
+    ranks = policy.nominate(ask, pool)
+    for slot in ranks:
+        blocks.setdefault(slot, 0)
+    # The least booked of all may all be outside of a pool that was made for this request.
+    if pool is not group.pool and pool.members.isdisjoint(map(group.workers.__getitem__, blocks)):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
     found = offers(
         group.workers,
@@ -126,8 +127,8 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     workers = len(pool.workers)
     outgrown = 0.0 if group.copies_ahead else _outgrown(group, keys, available, found, workers, now)
     pace = group.traffic.pace(workers, now)
-    # What Ask() itself calls, from Python.
-    ask = tuple.__new__(Ask, (*ask[:6], pace, found.usual_s, found.soonest_s, available, outgrown))
+    ask.pace, ask.usual_s, ask.soonest_s = pace, found.usual_s, found.soonest_s
+    ask.shared, ask.outgrown = available, outgrown
     return _Survey(group, ask, found)
 
 

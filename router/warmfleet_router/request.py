@@ -1,7 +1,8 @@
 """What a gateway asks, checked: nothing in it can surprise the code behind."""
 
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 from warmfleet_proto import hashing
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest
@@ -22,7 +23,7 @@ NOBODY: Final[frozenset[str]] = frozenset()
 _FORGETFUL: Final = Hasher(memo_bytes=0)
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True):
     """Either ``token_ids`` or ``keys`` is given; the other is empty."""
 
     request_id: str
@@ -42,7 +43,7 @@ class Request(NamedTuple):
     @property
     def context(self) -> int:
         """Tokens that a worker must have room for."""
-        return self.prompt_tokens + max(self.max_tokens, 1)
+        return self.prompt_tokens + (self.max_tokens or 1)
 
     def keys_for(self, fingerprint: bytes, block_size: int) -> bytes:
         """Packed keys of the prompt's full blocks, as workers of this kind hash them."""
@@ -66,7 +67,7 @@ def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
         _check_most("choices", "choices", choices, MAX_CHOICES)
     if exclude:
         _check_most("excluded workers", "exclude", len(exclude), MAX_EXCLUDED)
-    fields = (
+    return Request(
         *names,
         salt,
         *_prompt(request),
@@ -76,11 +77,11 @@ def checked(request: pb.RouteRequest, hasher: Hasher) -> Request:
         request.bypass_cache,
         hasher,
     )
-    return tuple.__new__(Request, fields)  # what Request() itself calls, from Python
 
 
 def _prompt(request: pb.RouteRequest) -> tuple[bytes, bytes, int]:
-    match request.WhichOneof("prompt"):
+    keys = request.keys
+    match "keys" if keys else request.WhichOneof("prompt"):
         case "token_ids":
             token_ids = request.token_ids
             if not token_ids:
@@ -92,7 +93,7 @@ def _prompt(request: pb.RouteRequest) -> tuple[bytes, bytes, int]:
                 raise BadRequest(f"prompt_tokens says {request.prompt_tokens}, not {tokens}", "prompt_tokens")
             return token_ids, b"", tokens
         case "keys":
-            tokens, keys = request.prompt_tokens, request.keys
+            tokens = request.prompt_tokens
             _check_whole("keys", keys, KEY_BYTES)
             if not tokens:
                 raise BadRequest("prompt_tokens is required with keys", "prompt_tokens")

@@ -59,7 +59,7 @@ class WorkerView:
     agreement: float | None = None  # share of answers that found what events had told, 0 to 1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PlacementView:
     """One past placement. Overlaps in tokens; None until known."""
 

@@ -30,10 +30,10 @@ class Judged(NamedTuple):
     differs: str | None  # None: the log does not tell enough to replay it
 
 
-class LoggedRequest(Request):
+class LoggedRequest(Request, frozen=True):
     """Its keys are known for every kind of workers that could have served it."""
 
-    chains: dict[str, bytes]
+    chains: dict[str, bytes] = msgspec.field(default_factory=dict)
 
     def keys_for(self, fingerprint: bytes, block_size: int) -> bytes:
         return self.chains.get(kind_of(fingerprint, block_size), b"")
@@ -88,7 +88,7 @@ class Player:
         return Judged(line, wanted.chains, _difference(line, placement))
 
     def _wanted(self, asked: Asked) -> LoggedRequest:
-        wanted = LoggedRequest(
+        return LoggedRequest(
             asked.id,
             asked.gateway,
             asked.tenant,
@@ -101,9 +101,8 @@ class Player:
             asked.slots,
             frozenset(asked.exclude),
             asked.bypass_cache,
+            chains={chain.kind: self._chains.keys(chain) for chain in asked.chains},
         )
-        wanted.chains = {chain.kind: self._chains.keys(chain) for chain in asked.chains}
-        return wanted
 
 
 class PlayedCore(RouterCore):

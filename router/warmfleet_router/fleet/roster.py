@@ -249,23 +249,23 @@ class Roster:
         Where its answers and its events disagree, it goes on as if it had none. Of a prompt whose token ids
         were not known, as with images in it, events tell nothing that could be right or wrong.
         """
-        worker, record = booking.worker, booking.record
+        worker = booking.worker
         group = self.group_of(worker)
         if group is None:
             return
         if cached is not None:
-            worker.agreement.told(now, worker.hits, cached, record.prompt_tokens)
+            worker.agreement.told(now, worker.hits, cached, booking.prompt_tokens)
         if worker.guess is not None or cached is None:
             self.computed(booking, cached)
         elif keyed_on_text:
             return
-        elif worker.agreement.lost(record.expected, cached, group.block_size):
+        elif worker.agreement.lost(booking.expected, cached, group.block_size):
             self.counters.kv_distrusted += 1
             group.index.clear(worker.slot)
             assert worker.identity is not None  # it is in a group
             worker.guess = Approximate(worker.identity.total_blocks)
         else:
-            self._heal(booking, cached // group.block_size, -(-record.expected // group.block_size))
+            self._heal(booking, cached // group.block_size, -(-booking.expected // group.block_size))
 
     def _heal(self, booking: Booking, found: int, expected: int) -> None:
         """What its answer did not find is not there any more, whatever its events have told; in blocks."""

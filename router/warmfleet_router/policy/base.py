@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.ring import Ring
 
 
-class Ask(NamedTuple):
-    """One request, as one group of workers sees it."""
+class Ask(msgspec.Struct):
+    """One request, as one group of workers sees it. What its group's traffic makes of it comes later."""
 
     keys: Sequence[int]  # of the prompt's full blocks, in order
     block_size: int
@@ -70,7 +72,7 @@ class Candidate(NamedTuple):
         return self.pull.from_tokens if self.pull else self.overlap
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True):
     candidate: Candidate
     reason: str  # one sentence
 
@@ -86,8 +88,8 @@ class Policy(Protocol):
     def pulls(self) -> bool:
         """Whether candidates may bring blocks from their peers."""
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
-        """Workers to be priced beside those of most overlap and least load, with their ranks from 1."""
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
+        """Slots of workers to be priced beside those of most overlap and least load, and their ranks."""
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         """One of ``candidates``, of which there is at least one."""
