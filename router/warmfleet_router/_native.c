@@ -1,6 +1,6 @@
 // What Python sees of _presence.h. The owner's thread keeps the GIL throughout, and no Python code
 // runs while the structures are in use: arguments are turned into memory before, answers after.
-// And the inner loops of a placement, _offers.h, which are all about Python's objects; and the hashing of
+// And the inner loops of a placement, _offers.h and _ring.h, which are all about Python's objects; and the hashing of
 // prompts, _chain.h, where the processor can.
 
 #define Py_LIMITED_API 0x030B0000
@@ -18,6 +18,7 @@ static PyObject *attribute(const char *from, const char *name) {
 
 #include "_chain.h"
 #include "_offers.h"
+#include "_ring.h"
 
 typedef struct {
     PyObject_HEAD
@@ -302,6 +303,7 @@ static PyType_Spec spec = {
 static PyMethodDef functions[] = {
     {"offers", native_offers, METH_VARARGS, NULL},
     {"nearest", native_nearest, METH_VARARGS, NULL},
+    {"homes", native_homes, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,14 +1,23 @@
 // The inner loops of a placement: offers_python defines them. The same operations on doubles in the same
 // order, so the results are equal to the last bit. What is rare is asked of Python.
 
-enum { GUESS, CONFIDENCE, QUEUE_UNTIL, REST, CROWD, FULL_AT, WEIGHT, REPORT, FREE_BLOCKS, RATES, COMPLETION,
-       PREFILL, COEFFICIENTS, SPAN, ROOM, FREEING, NAMES };
-static const char *const spelled[NAMES] = {
-    "guess", "confidence", "queue_until", "rest_s", "crowd_s", "full_at", "weight", "report", "free_blocks",
-    "rates", "completion", "prefill", "coefficients", "span", "room", "freeing_s"};
+enum { GUESS, QUEUE_UNTIL, REST, CROWD, FULL_AT, REPORT, RATES, ROOM, FREEING, FLYING, FREE_BLOCKS, COMPLETION,
+       PREFILL, SPAN, COEFFICIENTS, NAMES };
+#define FLEET "warmfleet_router.fleet.fleet"
+static const char *const spelled[NAMES][3] = {
+    {FLEET, "Worker", "guess"},        {FLEET, "Worker", "queue_until"},
+    {FLEET, "Worker", "rest_s"},       {FLEET, "Worker", "crowd_s"},
+    {FLEET, "Worker", "full_at"},      {FLEET, "Worker", "report"},
+    {FLEET, "Worker", "rates"},        {FLEET, "Worker", "room"},
+    {FLEET, "Worker", "freeing_s"},    {FLEET, "Worker", "flying"},
+    {FLEET, "Report", "free_blocks"},  {"warmfleet_router.prices.pricing", "Rates", "completion"},
+    {"warmfleet_router.prices.pricing", "Rates", "prefill"},
+    {"warmfleet_router.prices.pricing", "Rates", "span"},
+    {"warmfleet_router.prices.rates", "Line", "coefficients"}};
 enum { WORKER, OVERLAP, WAIT, BRING, PREFILL_S, DECODE, SLOW, NOMINATED, EVICTION, PULL, FIELDS };
 
-static PyObject *names[NAMES];  // interned
+// The classes' own descriptors: asking them takes half of what looking their names up takes.
+static struct { PyObject *descriptor; descrgetfunc get; } named[NAMES];
 static PyTypeObject *candidate_type, *offers_type;  // policy.base.Candidate, offers_python.Offers
 static PyTypeObject *sequence_type;                 // Offers, below
 static double shortest_wait;  // traffic.SHORTEST_S
@@ -44,17 +53,19 @@ static inline double double_of(PyObject *number) {  // steals; -1 with an error 
     return value;
 }
 
-static inline double figure(PyObject *of, int name) { return double_of(PyObject_GetAttr(of, names[name])); }
+static inline PyObject *part(PyObject *of, int name) { return named[name].get(named[name].descriptor, of, NULL); }
+
+static inline double figure(PyObject *of, int name) { return double_of(part(of, name)); }
 
 static inline double field(PyObject *tuple, Py_ssize_t i) { return PyFloat_AsDouble(PyTuple_GetItem(tuple, i)); }
 
 static bool line_of(PyObject *rates, Wanted *w) {
-    PyObject *line = PyObject_GetAttr(rates, names[PREFILL]);
+    PyObject *line = part(rates, PREFILL);
     if (line == w->line) {
         Py_XDECREF(line);
         return line;
     }
-    PyObject *list = line ? PyObject_GetAttr(line, names[COEFFICIENTS]) : NULL;
+    PyObject *list = line ? part(line, COEFFICIENTS) : NULL;
     if (list && PyList_Size(list) == 3) {
         w->base = PyFloat_AsDouble(PyList_GetItem(list, 0));
         w->token = PyFloat_AsDouble(PyList_GetItem(list, 1));
@@ -67,7 +78,7 @@ static bool line_of(PyObject *rates, Wanted *w) {
 }
 
 static bool pace_of(PyObject *worker, Wanted *w, Pace *p) {
-    PyObject *rates = PyObject_GetAttr(worker, names[RATES]);
+    PyObject *rates = part(worker, RATES);
     if (rates && line_of(rates, w)) {
         p->completion = figure(rates, COMPLETION);
         p->span = w->reuse != 0.0 ? figure(rates, SPAN) : 0.0;
@@ -77,7 +88,7 @@ static bool pace_of(PyObject *worker, Wanted *w, Pace *p) {
 }
 
 static double free_blocks(PyObject *worker) {
-    PyObject *report = PyObject_GetAttr(worker, names[REPORT]);
+    PyObject *report = part(worker, REPORT);
     double blocks = report ? figure(report, FREE_BLOCKS) : -1.0;
     Py_XDECREF(report);
     return blocks;
@@ -88,16 +99,14 @@ static double free_blocks(PyObject *worker) {
 static double weight_of(PyObject *worker, double now) {
     if (now >= figure(worker, FULL_AT)) return 1.0;
     if (PyErr_Occurred()) return -1.0;
-    PyObject *at = PyFloat_FromDouble(now);
-    PyObject *weight = at ? PyObject_CallMethodObjArgs(worker, names[WEIGHT], at, NULL) : NULL;
-    Py_XDECREF(at);
-    return double_of(weight);
+    return double_of(PyObject_CallMethod(worker, "weight", "d", now));
 }
 
 // Of what a worker is taken to hold that announces nothing.
 static bool guessed(PyObject *worker, Offer *o) {
-    PyObject *guess = PyObject_GetAttr(worker, names[GUESS]);
-    if (guess && guess != Py_None) o->overlap = (long long)((double)o->overlap * figure(guess, CONFIDENCE));
+    PyObject *guess = part(worker, GUESS);
+    if (guess && guess != Py_None)
+        o->overlap = (long long)((double)o->overlap * double_of(PyObject_GetAttrString(guess, "confidence")));
     Py_XDECREF(guess);
     return !PyErr_Occurred();
 }
@@ -315,10 +324,21 @@ static PyType_Spec sequence_spec = {
     .slots = sequence_slots,
 };
 
+static bool named_of(int name) {
+    PyObject *class = attribute(spelled[name][0], spelled[name][1]);
+    PyObject *found = class ? PyObject_GetAttrString(class, spelled[name][2]) : NULL;
+    Py_XDECREF(class);
+    if (found) named[name].get = (descrgetfunc)PyType_GetSlot(Py_TYPE(found), Py_tp_descr_get);
+    if (found && !named[name].get)
+        PyErr_Format(PyExc_TypeError, "%s.%s is none of its slots", spelled[name][1], spelled[name][2]);
+    named[name].descriptor = found;
+    return named[name].get;
+}
+
 // When offers are first asked for: who has the index alone need not have what placements import.
 static bool offers_init(void) {
     for (int i = 0; i < NAMES; i++)
-        if (!(names[i] = PyUnicode_InternFromString(spelled[i]))) return false;
+        if (!named_of(i)) return false;
     candidate_type = (PyTypeObject *)attribute("warmfleet_router.policy.base", "Candidate");
     offers_type = candidate_type ? (PyTypeObject *)attribute("warmfleet_router.offers_python", "Offers") : NULL;
     shortest_wait = offers_type ? double_of(attribute("warmfleet_router.prices.traffic", "SHORTEST_S")) : 0.0;

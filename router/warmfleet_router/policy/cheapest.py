@@ -17,10 +17,9 @@ go to the prompt's ring home, so that routers agree without talking.
 from collections.abc import Sequence
 from math import inf
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.offers import nearest
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms
-from warmfleet_router.prices.demand import depths
+from warmfleet_router.prices.demand import marks
 
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
@@ -44,18 +43,18 @@ class Cheapest:
         # A constant is the plain price that the adaptive one has to beat.
         self.late_s = LATE_S if externality is None else inf
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
         """The ring homes at token depths 1k, 2k, 4k, ...; of a shorter prompt the home of all its blocks."""
-        if not ask.keys:
-            return []
         keys, size = ask.keys, ask.block_size
-        length, most, homes = len(keys) * size, pool.bound(self._bound), []
-        members, home_of = pool.members, pool.ring.home
-        for rank, depth in enumerate(depths(size, length) or [length], 1):
-            home = home_of(keys[depth // size - 1], members, most)
+        if not keys:
+            return {}
+        ends = marks(size, keys, len(keys) * size) or [keys[-1]]
+        homes = pool.ring.homes(ends, pool.members, pool.bound(self._bound))
+        ranks: dict[int, int] = {}
+        for rank, home in enumerate(reversed(homes), 1):
             if home is not None:
-                homes.append((home, rank))
-        return homes
+                ranks[home.slot] = rank
+        return ranks
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         near = nearest(
@@ -80,24 +79,29 @@ class Cheapest:
     def _following(self, ask: Ask) -> float:
         if self._externality is not None:
             return self._externality
-        return min(max(ask.pace * ask.usual_s, LEAST_FOLLOWING), MOST_FOLLOWING)
+        following = ask.pace * ask.usual_s
+        if following <= LEAST_FOLLOWING:  # comparisons: min and max take ten times as long
+            return LEAST_FOLLOWING
+        return following if following < MOST_FOLLOWING else MOST_FOLLOWING
 
     def _outgrown(self, ask: Ask) -> float:
         return ask.outgrown if self._externality is None else 0.0
 
     def terms(self, ask: Ask, candidate: Candidate) -> Terms:
+        _, _, wait, bring, prefill, decode, weight, _, eviction, pull = candidate
         following, outgrown = self._following(ask), self._outgrown(ask)
-        following += outgrown * (min(ask.pace * candidate.wait_s, MOST_FOLLOWING) - following)
-        late = candidate.wait_s + candidate.bring_s + candidate.prefill_s - ask.soonest_s
+        if outgrown:
+            following += outgrown * (min(ask.pace * wait, MOST_FOLLOWING) - following)
+        late = wait + bring + prefill - ask.soonest_s
         terms = (
-            ("wait", candidate.wait_s),
-            ("bring", candidate.bring_s),
-            ("prefill", candidate.prefill_s),
-            ("externality", following * candidate.prefill_s),
-            ("eviction", candidate.eviction_s * (1.0 + following if candidate.pull else 1.0)),
-            ("decode", candidate.decode_s),
+            ("wait", wait),
+            ("bring", bring),
+            ("prefill", prefill),
+            ("externality", following * prefill),
+            ("eviction", eviction * (1.0 + following) if pull else eviction),
+            ("decode", decode),
             ("lateness", late * late / (self.late_s + ask.usual_s)),
         )
-        if candidate.weight == 1.0:
+        if weight == 1.0:
             return terms
-        return (*terms, ("slow_start", sum(s for _, s in terms) * (1.0 / candidate.weight - 1.0)))
+        return (*terms, ("slow_start", sum(s for _, s in terms) * (1.0 / weight - 1.0)))

@@ -19,8 +19,8 @@ class DynamoCost:
     def __init__(self, overlap_weight: float) -> None:
         self._overlap_weight = overlap_weight
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
-        return []
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
+        return {}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         costs = [self._cost(ask, candidate) for candidate in candidates]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, predicted
 
 
@@ -10,12 +9,12 @@ class LeastLoaded:
     name = "least_loaded"
     pulls = False
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
         """Those with the fewest; ties go round."""
         fewest = min(worker.flying for worker in pool.workers)
         least = [worker for worker in pool.workers if worker.flying == fewest]
         turn = ask.ticket % len(least)
-        return [(worker, 1 + (i == turn)) for i, worker in enumerate(least)]
+        return {worker.slot: 1 + (i == turn) for i, worker in enumerate(least)}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         best = min(candidates, key=lambda c: (load(c), -c.nominated))

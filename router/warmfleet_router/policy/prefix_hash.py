@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
 
@@ -16,12 +15,12 @@ class PrefixHash:
         self._depth_tokens = depth_tokens
         self._bound = bound
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
         blocks = min(self._depth_tokens // ask.block_size, len(ask.keys))
         if not blocks:  # nothing to hash: in turn
-            return [(pool.workers[ask.ticket % len(pool.workers)], 1)]
+            return {pool.workers[ask.ticket % len(pool.workers)].slot: 1}
         home = pool.ring.home(ask.keys[blocks - 1], pool.members, pool.bound(self._bound))
-        return [(home, 1)] if home else []
+        return {home.slot: 1} if home else {}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         home = nominated(candidates)[0]

@@ -5,7 +5,7 @@ Routers that know the same workers name the same home without talking.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import xxhash
 from uhashring import HashRing
@@ -13,6 +13,34 @@ from uhashring import HashRing
 from warmfleet_router.fleet.fleet import Worker
 
 POINTS = 64  # on the ring, a worker
+
+
+def homes_python(
+    points: Sequence[int],
+    owners: Sequence[Worker],
+    keys: Sequence[int],
+    members: Container[Worker],
+    most: float,
+) -> list[Worker | None]:
+    """Of each key the first of ``members`` from there on with at most ``most`` in flight, else the first."""
+    homes = []
+    for key in keys:
+        start, home = bisect_left(points, key), None
+        for i in range(start - len(owners), start):  # from there on, and round
+            worker = owners[i]
+            if worker in members:
+                if worker.flying <= most:
+                    home = worker
+                    break
+                home = home or worker
+        homes.append(home)
+    return homes
+
+
+try:
+    from warmfleet_router._native import homes
+except ImportError:  # installed without a compiler
+    homes = homes_python
 
 
 class Ring:
@@ -35,17 +63,14 @@ class Ring:
         self._points = array("Q")
 
     def home(self, key: int, members: Container[Worker], most: float) -> Worker | None:
-        """The first of ``members`` from the key on with at most ``most`` in flight, else the first."""
+        return self.homes([key], members, most)[0]
+
+    def homes(self, keys: list[int], members: Container[Worker], most: float) -> list[Worker | None]:
+        """Of each key the first of ``members`` from there on with at most ``most`` in flight, else the first;
+        None where there are no members."""
         if not self._points:
             self._unroll()
-        start, owners, first = bisect_left(self._points, key), self._owners, None
-        for i in range(start - len(owners), start):  # from there on, and round
-            worker = owners[i]
-            if worker in members:
-                if worker.flying <= most:
-                    return worker
-                first = first or worker
-        return first
+        return homes(self._points, self._owners, keys, members, most)
 
     def _unroll(self) -> None:
         points = sorted(self._ring.get_points())

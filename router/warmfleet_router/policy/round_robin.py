@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
 
@@ -10,8 +9,8 @@ class RoundRobin:
     name = "round_robin"
     pulls = False
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
-        return [(pool.workers[ask.ticket % len(pool.workers)], 1)]
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
+        return {pool.workers[ask.ticket % len(pool.workers)].slot: 1}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         turns = nominated(candidates)  # one a group

@@ -10,7 +10,6 @@ off here than there: overlap comes from the workers' events and not from a tree 
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 
 IMBALANCED, BALANCED = 1, 2  # ranks of the shortest queue: it is to be taken; only if nobody holds enough
@@ -28,11 +27,11 @@ class SglangThreshold:
         self._balance_rel = balance_rel
         self._cache_threshold = cache_threshold
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
         queues = [worker.flying for worker in pool.workers]
         shortest, longest = min(queues), max(queues)
         imbalanced = longest - shortest > self._balance_abs and longest > self._balance_rel * shortest
-        return [(pool.workers[queues.index(shortest)], IMBALANCED if imbalanced else BALANCED)]
+        return {pool.workers[queues.index(shortest)].slot: IMBALANCED if imbalanced else BALANCED}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         named = nominated(candidates)[0]

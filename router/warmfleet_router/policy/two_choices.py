@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import xxhash
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, nominated, predicted
 from warmfleet_router.policy.least_loaded import load
 
@@ -18,14 +17,14 @@ class TwoChoices:
     def __init__(self, seed: int) -> None:
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
 
-    def nominate(self, ask: Ask, pool: Pool) -> list[tuple[Worker, int]]:
+    def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
         draw = xxhash.xxh64_intdigest(ask.ticket.to_bytes(8, "little"), self._seed)
         size = len(pool.workers)
         if size == 1:
-            return [(pool.workers[0], 1)]
+            return {pool.workers[0].slot: 1}
         first = draw % size
         second = (first + 1 + (draw >> 32) % (size - 1)) % size
-        return [(pool.workers[first], 2), (pool.workers[second], 1)]
+        return {pool.workers[first].slot: 2, pool.workers[second].slot: 1}
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         drawn = nominated(candidates)
