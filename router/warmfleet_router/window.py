@@ -19,11 +19,11 @@ class Rolling:
         self._sum = 0
 
     def add(self, now: float, count: int = 1) -> None:
-        second = int(now)
-        if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1][1] += count
+        second, buckets = int(now), self._buckets
+        if buckets and (last := buckets[-1])[0] == second:
+            last[1] += count
         else:
-            self._buckets.append([second, count])
+            buckets.append([second, count])
             self._trim(second)
         self._sum += count
 

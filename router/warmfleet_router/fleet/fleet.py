@@ -180,8 +180,12 @@ class Worker:
     def settle(self) -> None:
         """After a change of report or booked."""
         report, booked = self.report, self.booked
-        batch = max(report.running - booked.left, 0) + booked.slots
-        context = max(report.context_tokens - booked.left_tokens, 0) + booked.context_tokens
+        batch, context = report.running, report.context_tokens
+        if booked.left:
+            batch = max(batch - booked.left, 0)
+            context = max(context - booked.left_tokens, 0)
+        batch += booked.slots
+        context += booked.context_tokens
         self.flying = batch + report.waiting
         self._queue()
         _, sequence, token = self.rates.step.coefficients
@@ -212,11 +216,16 @@ class Worker:
         What the books do not know is of mean length. Tokens leave the report when their step ends: the step's
         age counts against them."""
         ahead, tokens = self.booked.ahead, self.report.prefill_tokens
-        known = min(tokens, ahead.sums.tokens)
+        if not tokens:
+            return 0.0
+        known = ahead.sums.tokens
+        if known > tokens:
+            known = tokens
         seconds = self.rates.queue_s(tokens - known)
         if known:
             seconds += self.rates.all_s(ahead.left(known))
-        return max(seconds - self.report.step_age_s, 0.0)
+        seconds -= self.report.step_age_s
+        return seconds if seconds > 0.0 else 0.0
 
     def _slot_s(self) -> float:
         """Until a sequence ends, where one more would be above what it runs at once."""

@@ -36,11 +36,13 @@ class Demand:
 
     def placed(self, keys: Sequence[int], shared: int, work_s: float, now: float) -> None:
         """A request whose first ``shared`` tokens some worker holds; ``work_s`` is left to do there."""
-        marked, prefixes = marks(self._block_size, keys, shared), self._prefixes
-        if marked:
-            self._all = _then(self._all, now) + work_s, now, self._all[2]
-        for key in marked:
-            seconds, at, since = prefixes.pop(key, (0.0, now, now))
+        marked, prefixes, new = ends(self._block_size, shared), self._prefixes, (0.0, now, now)
+        if not marked:
+            return
+        self._all = _then(self._all, now) + work_s, now, self._all[2]
+        for end in marked:
+            key = keys[end]
+            seconds, at, since = prefixes.pop(key, new)
             prefixes[key] = seconds * exp((at - now if now > at else 0.0) / MEMORY_S) + work_s, now, since
         while len(prefixes) > MAX_PREFIXES:
             del prefixes[next(iter(prefixes))]
@@ -58,11 +60,11 @@ class Demand:
         """How much of what a copy takes the deepest marked prefix within ``shared`` tokens asks of each of
         its ``holders`` in MEMORY_S, 0 to 1, with ``own_s`` of the request at hand; 0 while it has asked no
         more of them than all marked ones of each of the ``workers``."""
-        within = depths(self._block_size, shared)
-        work = self._prefixes.get(keys[within[-1] // self._block_size - 1]) if within else None
+        marked = ends(self._block_size, shared)
+        work = self._prefixes.get(keys[marked[0]]) if marked else None
         if work is None:
             return 0.0
-        each = (_then(work, now) + own_s) / max(holders, 1)
+        each = (_then(work, now) + own_s) / (holders or 1)
         if each <= (_then(self._all, now) + own_s) / workers:
             return 0.0
         each /= 1.0 - exp(-(max(now - work[2], 0.0) + FIRST_S) / MEMORY_S)
@@ -74,17 +76,22 @@ class Demand:
         return within[-1] if within else shared
 
 
-@lru_cache(maxsize=4096)  # a placement asks four times
 def depths(block_size: int, shared: int) -> Sequence[int]:
     """The marked ones within ``shared`` tokens."""
     return DEPTHS[bisect_left(DEPTHS, block_size) : bisect_right(DEPTHS, shared)]
 
 
+@lru_cache(maxsize=4096)  # a placement asks three times
+def ends(block_size: int, shared: int) -> Sequence[int]:
+    """Positions of the blocks that end at the marked depths within ``shared`` tokens, the deepest first."""
+    return tuple(depth // block_size - 1 for depth in depths(block_size, shared)[::-1])
+
+
 def marks(block_size: int, keys: Sequence[int], shared: int) -> list[int]:
-    """Keys of the blocks at the marked depths within ``shared`` tokens, the deepest first."""
-    return [keys[depth // block_size - 1] for depth in depths(block_size, shared)[::-1]]
+    """Keys of those blocks."""
+    return [keys[end] for end in ends(block_size, shared)]
 
 
 def _then(work: _Work, now: float) -> float:
     seconds, at, _ = work
-    return seconds * exp(-max(now - at, 0.0) / MEMORY_S)
+    return seconds * exp((at - now if now > at else 0.0) / MEMORY_S)

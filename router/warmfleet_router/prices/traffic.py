@@ -49,7 +49,8 @@ class Traffic:
 
     def _kept(self, now: float) -> float:
         """The share of what was remembered of the newest request's moment."""
-        return exp(-max(now - self._at, 0.0) / MEMORY_S) if self._at is not None else 1.0
+        at = self._at
+        return exp((at - now) / MEMORY_S) if at is not None and now > at else 1.0
 
     def _watched_s(self, keep: float) -> float:
         return self._seconds * keep + MEMORY_S * (1.0 - keep)
@@ -57,9 +58,10 @@ class Traffic:
     def pace(self, workers: int, now: float) -> float:
         """Requests that come to a worker while it empties its queue, for each second of that queue: arrivals
         over 1 - utilisation, as in a busy period of M/G/1."""
-        keep, workers = self._kept(now), max(workers, 1)
+        keep, workers = self._kept(now), workers or 1
         busy = self._work_s * keep / (MEMORY_S * workers)
-        return self._requests * keep / (self._watched_s(keep) * workers) / (1.0 - min(busy, FULL))
+        idle = 1.0 - (busy if busy < FULL else FULL)
+        return self._requests * keep / (self._watched_s(keep) * workers) / idle
 
 
 def usual_wait_s(waits_s: Iterable[float]) -> float:
