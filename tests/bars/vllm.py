@@ -152,6 +152,7 @@ class Front:
 def beside(starter: Starter, servers: list[Server], ours: Front) -> Iterator[Row]:
     """The same kind of talks by other ways, each with texts of its own."""
     robin = Front(starter, "round_robin", servers)
+    yield fresh(robin, ours, servers)
     robin.answers = talks(robin.url, MODEL, SHAPE, 107)
     ways = {"cheapest": ours.answers, "round robin": robin.answers}
     try:
@@ -168,6 +169,13 @@ def beside(starter: Starter, servers: list[Server], ours: Front) -> Iterator[Row
     yield Row("6.1", "two vLLM: hit rate, cheapest over round robin", figure, "> 1x", wanted)
     figure = f"{ttfts['cheapest'] / ttfts['round robin']:.2f}x"
     yield Row("6.1", "two vLLM: TTFT mean, cheapest over round robin", figure)
+
+
+def fresh(begun: Front, ours: Front, servers: list[Server]) -> Row:
+    """A router that has just begun, beside one that has heard all that the servers told."""
+    known, told = (sum(f.worker(s)["held_blocks"] for s in servers) for f in (begun, ours))
+    what = "two idle vLLM: blocks that a new router knows of, of those told"
+    return Row("6.1", what, f"{known} of {told}", "all", known == told > 0)
 
 
 def _post(url: str, body: bytes) -> None:
