@@ -44,6 +44,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests by how they ended.", ["outcome"])
+        self._limited = self._counter(
+            "limited_requests", "Requests refused because their tenant had too many in flight."
+        )
         self._prompt = self._counter("gateway_prompt_tokens", "Prompt tokens of placed requests.")
         self._in_flight = Gauge(
             f"{_PREFIX}in_flight_requests", "Requests between first byte and ending.", registry=self.registry
@@ -79,6 +82,9 @@ class Metrics:
         self._in_flight.dec()
         self._requests.labels(outcome=outcome).inc()
         self._e2e.observe(e2e_s)
+
+    def limited(self) -> None:
+        self._limited.inc()
 
     def placed(self, prompt_tokens: int, prepare_s: float, placing_s: float) -> None:
         self._prompt.inc(prompt_tokens)

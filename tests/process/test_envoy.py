@@ -125,17 +125,16 @@ async def test_usage_gets_to_the_books_and_to_the_clients_that_asked_for_it(
             assert n == 0 or answer.endswith("data: [DONE]\n\n")
 
             async def booked(least: int) -> bool:
-                return await delivered(http, made) > least
+                return await counted(http, made, "delivered_tokens_total") > least
 
             await until(partial(booked, 384 * n - 1))  # nothing was cached for the first
             assert (await made.workers_shown(http))[0]["bookings"] == 0
 
 
-async def delivered(http: aiohttp.ClientSession, made: Plane) -> int:
-    """Tokens that servers have reported as cached."""
+async def counted(http: aiohttp.ClientSession, made: Plane, name: str) -> int:
     async with http.get(f"{made.gateway}/metrics") as response:
-        (line,) = re.findall(r"^warmfleet_router_delivered_tokens_total (\S+)$", await response.text(), re.M)
-        return int(float(line))
+        (count,) = re.findall(rf"^warmfleet_router_{name} (\S+)$", await response.text(), re.M)
+        return int(float(count))
 
 
 async def test_an_answer_goes_on_without_the_picker_that_reads_it(tmp_path: Path) -> None:
@@ -231,6 +230,38 @@ async def test_tenants_are_told_apart_by_their_keys(tmp_path: Path) -> None:
             assert response.status == 401
         http.headers["Authorization"] = f"Bearer {KEY}"
         await chat(http, made.url, LONG)
+
+
+@pytest.mark.parametrize("by", ["url", "gateway"], ids=["Envoy", "gateway"])
+async def test_a_tenant_with_too_much_in_flight_is_told_to_come_back(tmp_path: Path, by: str) -> None:
+    tenants = [*TENANTS, {"name": "bob", "key_sha256": [hashlib.sha256(b"bob").hexdigest()]}]
+    limits = {"tenant_in_flight": 2, "drain_s": 1.0}
+    async with plane(tmp_path, 1, tenants=tenants, limits=limits) as made, AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        alice, bob = ({"Authorization": f"Bearer {key}"} for key in (KEY, "bob"))
+        body = {"model": "tiny", "messages": LONG, "max_tokens": 4}
+        for url in (made.url, made.gateway):  # one bound for both ways
+            held = await http.post(
+                url + CHAT, json=body | {"max_tokens": 5000, "stream": True}, headers=alice
+            )
+            stack.callback(held.close)
+            await held.content.readany()
+        url = getattr(made, by)
+        async with http.post(url + CHAT, json=body, headers=alice) as response:
+            assert response.status == 429
+            assert response.headers["Retry-After"] == "1"
+            assert (await response.json())["error"]["code"] == "rate_limit_exceeded"
+        async with http.post(url + CHAT, json=body, headers=bob) as response:
+            assert response.status == 200
+        assert await counted(http, made, "limited_requests_total") == 1
+        held.close()
+
+        async def let_in() -> bool:
+            async with http.post(url + CHAT, json=body, headers=alice) as response:
+                return response.status == 200
+
+        await until(let_in)
+        await until(let_in)  # each has left
 
 
 async def test_a_picker_needs_its_stubs_and_loopback_or_tls() -> None:

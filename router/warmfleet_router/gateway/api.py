@@ -119,6 +119,13 @@ class Api:
         record.tenant = tenant.name
         if self._in_flight > self._limits.in_flight:
             raise Rejected(f"{self._limits.in_flight} requests are in flight already")
+        with self._tenants.in_flight(tenant):
+            return await self._answered(request, parse, record, tenant, deadline)
+
+    async def _answered(
+        self, request: web.Request, parse: Parse, record: Record, tenant: intake.Tenant, deadline: float
+    ) -> tuple[web.StreamResponse, Exception | None]:
+        """The same for a request that is let in."""
         body = await intake.read_body(request, self._limits.body_bytes)
         body = await self._preparer.parsed(self._aliases.resolved, body)
         if self._relays.serves(body):

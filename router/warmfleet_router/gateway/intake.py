@@ -6,12 +6,14 @@ import hmac
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
-from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.limits import BODY_READ_S, MAX_ID_CHARS
 
 _FREE_CHUNKS = 4096  # HTTP chunks of any size; beyond them a body must average _CHUNK_BYTES a chunk
@@ -38,9 +40,17 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tenants:
-    """Whose key a request carries. Without any tenant every request is anonymous."""
+    """Whose key a request carries. Without any tenant every request is anonymous.
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    ``most``: requests of each that may be in flight; 0: no bound. ``refused`` hears of those beyond it.
+    """
+
+    def __init__(
+        self, keys: Sequence[Key], most: int = 0, refused: Callable[[], None] = lambda: None
+    ) -> None:
+        self._most = most
+        self._refused = refused
+        self._in_flight: Counter[str] = Counter()
         self._known = [
             (bytes.fromhex(digest), Tenant(key.name, _salt(key))) for key in keys for digest in key.key_sha256
         ]
@@ -57,6 +67,25 @@ class Tenants:
         if not found:
             raise BadRequest("Authorization: unknown API key", "Authorization", 401)
         return found[0]
+
+    def enter(self, tenant: Tenant) -> None:
+        """A request is in flight until it leaves. Raises Rejected (429)."""
+        if self._most and self._in_flight[tenant.name] >= self._most:
+            self._refused()
+            raise Rejected(f"{self._most} requests of yours are in flight already", status=429)
+        self._in_flight[tenant.name] += 1
+
+    def leave(self, tenant: Tenant) -> None:
+        self._in_flight[tenant.name] -= 1
+
+    @contextmanager
+    def in_flight(self, tenant: Tenant) -> Iterator[None]:
+        """For as long as the block lasts. Raises Rejected (429)."""
+        self.enter(tenant)
+        try:
+            yield
+        finally:
+            self.leave(tenant)
 
     def named(self, name: str | None) -> Tenant:
         """For operators, who need no key. Raises BadRequest (404); without a name it is the first tenant."""

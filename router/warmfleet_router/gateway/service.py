@@ -57,7 +57,7 @@ class Gateway:
         )
         self._aliases = Aliases(aliases or {})
         preparer = Preparer(encoders, self._catalogue)
-        tenants = self.tenants = intake.Tenants(keys)
+        tenants = self.tenants = intake.Tenants(keys, limits.tenant_in_flight, metrics.limited)
         self.relays = Relays(
             self._fleet, {} if server_keys is None else server_keys, encoders.relayed, self._aliases
         )

@@ -35,6 +35,7 @@ class Exchange:
         self._size = 0
         self._duplex = self._echo = False
         self._learns = False  # bodies of answers come here
+        self._tenant: intake.Tenant | None = None  # of which this one is in flight
         self._pick: Pick | None = None
         self._status = 0
         self._answer = Answer(hide=False)
@@ -56,6 +57,9 @@ class Exchange:
         return [replies.goes_on(kind)] if kind else []
 
     def ended(self, error: BaseException | None = None) -> None:
+        tenant, self._tenant = self._tenant, None
+        if tenant is not None:
+            self._tenants.leave(tenant)
         if self._pick is not None:
             self._pick.ended(self._status, self._answer.usage(), error)
 
@@ -95,6 +99,8 @@ class Exchange:
         if path not in _PATHS:
             raise BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)
         tenant = self._tenants.of(self._headers.get("authorization"))
+        self._tenants.enter(tenant)
+        self._tenant = tenant
         request_id = intake.request_id(self._headers.get("x-request-id"))
         self._pick = await self._relays.pick(
             request_id, body, tenant, path, self._subset, _FALLBACKS, self._learns
