@@ -33,12 +33,13 @@ async def test_a_body_that_goes_on_after_its_end_is_refused_and_leaves_nothing_b
 
 
 @needs_demo
+@pytest.mark.parametrize("allowed", ["10.1.6.7:1", "127.0.0.1:7"], ids=["address", "of a name"])
 async def test_one_of_two_thousand_servers_may_be_all_that_is_allowed(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, allowed: str
 ) -> None:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
     bench = Bench("m", [body])
-    names = [f"10.1.{n >> 8}.{n & 255}:1" for n in range(2000)]
+    names = [f"10.1.{n >> 8}.{n & 255}:1" for n in range(1999)] + ["localhost:7"]
     view = {"state": "healthy", "model": "m", "engine": "openai", "max_context": 1000}
     views = [WorkerView(worker=name, address=f"http://{name}", **view) for name in names]
     bench.relays.update(ListWorkersResponse(workers=views))
@@ -51,12 +52,12 @@ async def test_one_of_two_thousand_servers_may_be_all_that_is_allowed(
     exchange = Exchange(bench.relays, Tenants([]), 1 << 20)
     headers, whole, _ = messages(body)
     hint = headers.metadata_context.filter_metadata[replies.SUBSET_NAMESPACE]
-    hint.update({replies.SUBSET: ["10.1.6.7:1"]})
+    hint.update({replies.SUBSET: [allowed]})
     await answers(exchange, headers)
     (picked,) = await answers(exchange, whole)
     assert picked.WhichOneof("response") == "request_body", picked
     told = picked.dynamic_metadata[replies.NAMESPACE]
-    assert told[replies.ENDPOINT] == told[replies.CHOICE] == "10.1.6.7:1"
+    assert told[replies.ENDPOINT] == told[replies.CHOICE] == allowed
 
 
 @needs_demo

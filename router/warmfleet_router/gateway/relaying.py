@@ -135,11 +135,12 @@ class Relays:
         elif salt or adapter:
             outgoing = wanted.ask.salted(salt, adapter)
         headers = self._headers(chosen, tenant)
-        pick = Pick(self._fleet, placement.booking, chosen.prefix, headers, outgoing)
+        pick = Pick(self._fleet, placement.booking, chosen.place.prefix, headers, outgoing)
         pick.keyed_on_text, pick.hide_usage = not wanted.token_ids, hide
         try:
             for server in [chosen, *self._others(chosen, within, fallbacks)]:
-                pick.endpoints += await self._addresses.of(server.endpoint) or [server.endpoint]
+                endpoint = server.place.endpoint
+                pick.endpoints += await self._addresses.of(endpoint) or [endpoint]
         except BaseException as error:
             pick.ended(0, None, error)
             raise
@@ -147,32 +148,33 @@ class Relays:
 
     async def _within(self, servers: Sequence[Server], subset: AbstractSet[str]) -> list[Server]:
         """Those of ``subset``, which names them as they are configured, or by an address."""
-        return [
-            server
-            for server in servers
-            if server.endpoint in subset or not subset.isdisjoint(await self._addresses.of(server.endpoint))
-        ]
+
+        async def named(endpoint: str) -> bool:
+            return endpoint in subset or not subset.isdisjoint(await self._addresses.of(endpoint))
+
+        return [server for server in servers if await named(server.place.endpoint)]
 
     def _others(self, chosen: Server, within: Sequence[Server], most: int) -> list[Server]:
         """That could take a request in the place of ``chosen``, with the headers that it is sent with."""
-        same, key = chosen.prefix, self._keys.get(chosen.url)
+        place, key = chosen.place, self._key(chosen)
         found: dict[str, Server] = {}
         for server in within:
             if len(found) == most:
                 break
-            if server.endpoint != chosen.endpoint and (server.prefix, self._keys.get(server.url)) == (
-                same,
-                key,
-            ):
-                found[server.endpoint] = server
+            endpoint, prefix = server.place.endpoint, server.place.prefix
+            if endpoint != place.endpoint and prefix == place.prefix and self._key(server) == key:
+                found[endpoint] = server
         return list(found.values())
+
+    def _key(self, server: Server) -> str:
+        return self._keys.get(server.url, "") if self._keys else ""
 
     def _headers(self, server: Server, tenant: intake.Tenant) -> tuple[Header, ...]:
         """What of a request's headers is not the client's to say."""
         headers: list[Header] = []
         if server.rank:
             headers.append((RANK, server.rank))
-        if key := self._keys.get(server.url):
+        if key := self._key(server):
             headers += [(name.lower(), value) for name, value in bearer(key).items()]
         elif tenant is not intake.ANONYMOUS:  # its key is for us alone
             headers.append(("authorization", None))

@@ -16,6 +16,7 @@ from warmfleet_router.picker.answer import Answer
 _PATHS = ("/v1/chat/completions", "/v1/completions")
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
+_STATUS = frozenset((":status",))
 _ANSWERED = frozenset((":status", "content-type", "content-encoding"))  # of a response's
 _FALLBACKS = 2  # endpoints named behind the choice
 
@@ -114,12 +115,13 @@ class Exchange:
         return [replies.picked(endpoints, headers, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
-        values = _values(headers, _ANSWERED)
+        values = _values(headers, _ANSWERED if self._learns else _STATUS)
         status = values.get(":status", "")
         self._status = int(status) if status.isdecimal() and len(status) == 3 else 0
         if self._pick is not None and self._status == 200:
-            self._answer.begins(values.get("content-type", ""), values.get("content-encoding", ""))
-            if not self._learns:  # else its first token is seen
+            if self._learns:  # its first token is seen then
+                self._answer.begins(values.get("content-type", ""), values.get("content-encoding", ""))
+            else:
                 self._pick.answering()
 
     def _passed(self, part: Any) -> replies.Reply:

@@ -17,12 +17,13 @@ class Place(NamedTuple):
 
     host: str
     endpoint: str  # HOST:PORT
-    prefix: str
+    prefix: str  # of all its paths; mostly empty
     tls: bool
 
 
 @lru_cache(1 << 14)
 def place_of(url: str) -> Place:
+    """A rank behind it says nothing of that."""
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
     shown = f"[{host}]" if ":" in host else host
@@ -51,14 +52,8 @@ class Server(NamedTuple):
         return self.address.partition("//")[2]
 
     @property
-    def endpoint(self) -> str:
-        """HOST:PORT."""
-        return place_of(self.url).endpoint
-
-    @property
-    def prefix(self) -> str:
-        """Of all its paths; mostly empty."""
-        return place_of(self.url).prefix
+    def place(self) -> Place:
+        return place_of(self.address)
 
     @property
     def knows_salts(self) -> bool:
