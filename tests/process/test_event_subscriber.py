@@ -1,7 +1,9 @@
 """Subscribers against real ZeroMQ publishers: honest ones that come and go, and a hostile one."""
 
 import asyncio
+import random
 import resource
+import socket as tcp
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -174,8 +176,8 @@ async def test_an_engine_that_connects_finds_a_subscriber_that_binds() -> None:
     context = zmq.asyncio.Context.instance()
     engine = Engine(RELEASE)
     engine.compute(PROMPTS[0])
-    with context.socket(zmq.PUB) as before:
-        port = before.bind_to_random_port("tcp://127.0.0.1", 20_000, 30_000)  # below what connections take
+    # No publisher before it: an engine that met one would give up for good.
+    with closed_port() as port:
         listener = Listener(f"tcp://*:{port}")
         await asyncio.sleep(0)  # it finds its port taken
     async with closing(listener):
@@ -187,6 +189,20 @@ async def test_an_engine_that_connects_finds_a_subscriber_that_binds() -> None:
                     await socket.send_multipart([b"", bytes(8), engine.log[0]])
                     await asyncio.sleep(0.02)
         assert listener.index.present == engine.present
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """Taken, and nobody listens; below the ports that connections take."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with tcp.socket() as taken:
+            try:
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield port
+            return
+    pytest.fail("no port is free")
 
 
 @contextmanager
