@@ -30,8 +30,9 @@ class BookedPrefixes:
             return []
         depths = grid(self._step, len(keys))
         first = bisect_right(depths, held)
-        # The first depth is always marked: without it nobody looks further.
-        marked = [keys[depth - 1] for depth in (*depths[: min(first, 1)], *depths[first:])]
+        marked = [keys[depth - 1] for depth in depths[first:]]
+        if first:  # the first depth is always marked: without it nobody looks further
+            marked.insert(0, keys[depths[0] - 1])
         for key in marked:
             workers = self._marks.get(key)
             if workers is None:
@@ -53,9 +54,10 @@ class BookedPrefixes:
         """Leading blocks by worker, rounded down to a mark; of the MOST_WORKERS that share most of them."""
         depths, marks = grid(self._step, len(keys)), self._marks
         found: dict[int, int] = {}
-        if not depths or keys[depths[0] - 1] not in marks:
+        root = marks.get(keys[depths[0] - 1]) if depths else None
+        if root is None:
             return found
-        wanted = min(len(marks[keys[depths[0] - 1]]), MOST_WORKERS)
+        wanted = min(len(root), MOST_WORKERS)
         for depth in reversed(depths):
             workers = marks.get(keys[depth - 1])
             if workers is not None:
