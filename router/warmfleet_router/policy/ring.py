@@ -6,6 +6,7 @@ Routers that know the same workers name the same home without talking.
 from array import array
 from bisect import bisect_left
 from collections.abc import Container, Sequence
+from operator import itemgetter
 
 import xxhash
 from uhashring import HashRing
@@ -47,19 +48,17 @@ class Ring:
     """Keys and points are 64-bit numbers; keys are taken as they are, being hashes already."""
 
     def __init__(self) -> None:
-        self._ring = HashRing([], hash_fn=_point, vnodes=POINTS)
-        self._workers: dict[str, Worker] = {}
+        self._marks: dict[Worker, list[int]] = {}  # each worker's points: nobody else's come or go with it
         self._points = array("Q")  # in one piece of memory: a search reads a dozen of thousands
         self._owners: list[Worker] = []
 
     def add(self, worker: Worker) -> None:
-        self._workers[worker.name] = worker
-        self._ring.add_node(worker.name)
+        ring = HashRing([worker.name], hash_fn=_point, vnodes=POINTS)
+        self._marks[worker] = [point for point, _ in ring.get_points()]
         self._points = array("Q")
 
     def remove(self, worker: Worker) -> None:
-        del self._workers[worker.name]
-        self._ring.remove_node(worker.name)
+        del self._marks[worker]
         self._points = array("Q")
 
     def home(self, key: int, members: Container[Worker], most: float) -> Worker | None:
@@ -73,9 +72,10 @@ class Ring:
         return homes(self._points, self._owners, keys, members, most)
 
     def _unroll(self) -> None:
-        points = sorted(self._ring.get_points())
+        points = [(point, worker) for worker, marks in self._marks.items() for point in marks]
+        points.sort(key=itemgetter(0))
         self._points = array("Q", [point for point, _ in points])
-        self._owners = [self._workers[name] for _, name in points]
+        self._owners = [worker for _, worker in points]
 
 
 def _point(text: str) -> int:

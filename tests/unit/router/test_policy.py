@@ -5,11 +5,12 @@ from collections import Counter as Tally
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uhashring import HashRing
 from warmfleet_router.core import RouterCore
 from warmfleet_router.fleet.fleet import Identity, Worker
 from warmfleet_router.policy.base import Ask, Candidate, Pool, PullPlan
 from warmfleet_router.policy.cheapest import LATE_S, Cheapest
-from warmfleet_router.policy.ring import Ring
+from warmfleet_router.policy.ring import POINTS, Ring, _point
 from warmfleet_router.prices.pricing import shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, tokens
@@ -143,6 +144,17 @@ def test_bypassing_the_cache_expects_nothing() -> None:
     core, workers = fleet_of(2)
     workers[0].store(LONG, 0.0)
     assert core.route(ask(LONG, bypass_cache=True), 0.1).expected_tokens == 0
+
+
+def test_the_ring_is_that_of_all_its_workers() -> None:
+    """Made a worker at a time, so that a thousandth joins in the time of the first."""
+    ring, workers = Ring(), [worker_named(f"w{i}") for i in range(8)]
+    for worker in workers:
+        ring.add(worker)
+    ring.remove(workers[3])
+    whole = HashRing([w.name for w in workers if w is not workers[3]], hash_fn=_point, vnodes=POINTS)
+    ring.homes([], set(workers), 0.0)
+    assert list(zip(ring._points, (w.name for w in ring._owners), strict=True)) == sorted(whole.get_points())
 
 
 def test_ring_moves_few_keys_when_a_worker_leaves() -> None:
