@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # A GPU machine takes torch's default (CUDA) build; elsewhere the CPU build is enough and far smaller.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 
-NATIVE := $(addprefix router/warmfleet_router/,_native.c _chain.h _lookup.h _offers.h _presence.h)
+NATIVE := router/warmfleet_router/_native.c $(wildcard router/warmfleet_router/_*.h)
 
 $(STAMP)-base: pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -15,7 +15,7 @@ import xxhash
 from warmfleet_proto.limits import HASH_BYTES, KEY_BYTES, TOKEN_BYTES
 
 _MASK = (1 << 128) - 1
-_PIECE = 32  # blocks that are remembered together
+_PIECE = 512  # tokens of blocks that are remembered together
 
 
 @lru_cache(maxsize=1024)  # tenants and kinds of workers are few
@@ -35,7 +35,7 @@ def block_hash(parent: bytes, token_ids: bytes) -> bytes:
 
 def chain(root: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     """BlockHashes of all *full* blocks of a prompt, in order; a partial tail has none."""
-    piece = _PIECE * block_size * TOKEN_BYTES
+    piece = max(_PIECE // block_size, 1) * block_size * TOKEN_BYTES
     whole = len(token_ids) // piece * piece
     hashes, parent = [], root
     for start in range(0, whole, piece):
@@ -44,7 +44,7 @@ def chain(root: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     return hashes + _links(parent, token_ids[whole:], block_size)
 
 
-@lru_cache(maxsize=4096)  # 2M tokens in blocks of 16, and some 4 kB each
+@lru_cache(maxsize=4096)  # 2M tokens in blocks of up to 512, and some 4 kB each in blocks of 16
 def _remembered(parent: bytes, token_ids: bytes, block_size: int) -> list[bytes]:
     """A conversation comes again with every turn, an agent's prefix with every request."""
     return _links(parent, token_ids, block_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from warmfleet_router.core import RouterCore
 from warmfleet_router.policy.base import Ask, Candidate, Choice
 from warmfleet_router.policy.cheapest import Cheapest
@@ -87,13 +88,13 @@ class Without(Cheapest):
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         if not self._copies:
-            ask = ask._replace(outgrown=0.0)
+            ask = replace(ask, outgrown=0.0)
         if self._term not in Candidate._fields:
             return super().choose(ask, candidates)
         cheaper = [c._replace(**{self._term: 0.0}) for c in candidates]
         chosen = super().choose(ask, cheaper)
         whole = candidates[next(i for i, c in enumerate(cheaper) if c is chosen.candidate)]
-        return chosen._replace(candidate=whole)
+        return replace(chosen, candidate=whole)
 
 
 def play(of: Play) -> Row:

@@ -74,7 +74,8 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     needed = limits.blocks(length + 1) - len(shared)
     further = len(sequence.choices) - 1
     held = [node.block for node in nodes]
-    if cache.pool.free < needed + further + room > cache.available_beside(held):
+    wanted = needed + further + room
+    if wanted > cache.pool.free and wanted > cache.available_beside(held):  # the first is soon counted
         return False
     cache.pin(held)
     fresh = cache.allocate(needed + further)

@@ -247,7 +247,7 @@ class Scheduler:
             self._coming.subtract(request.hashes)
             for block_hash in request.hashes:
                 if not self._coming[block_hash]:
-                    self._coming.pop(block_hash)
+                    self._coming.pop(block_hash, None)
 
     def check_integrity(self, lent: Iterable[int] = ()) -> None:
         """Raises AssertionError when blocks, sequences and requests disagree. ``lent``: pinned for peers."""

@@ -22,8 +22,8 @@ class Catalogue:
 
     A model counts if prompts can be made for it: by a tokenizer of its own (``named``: the ids of each, by
     model), or by the router's. That one is ``served_name``'s where this is given; else theirs whose
-    vocabulary is its own, or the only model's that there is: vocabularies are padded. Another model would
-    read the ids as other words.
+    vocabulary is its own, or the only model's that there is or was: vocabularies are padded. Another model
+    would read the ids as other words.
     """
 
     def __init__(self, served_name: str, own: Vocabulary, named: Mapping[str, int] | None = None) -> None:
@@ -32,6 +32,7 @@ class Catalogue:
         self._named = named or {}
         self._contexts: dict[str, list[int]] = {}  # the smallest first
         self._refused: dict[str, str] = {}  # why
+        self._taken: dict[str, set[int]] = {}  # vocabularies of those that were served at the last look
 
     def update(self, fleet: ListWorkersResponse) -> dict[str, str]:
         """The models that are refused from now on, and why. A model without workers stays: whether it can be
@@ -42,6 +43,7 @@ class Catalogue:
                 models.setdefault(worker.model, []).append(worker)
         sizes = {model: {worker.vocab_size for worker in workers} for model, workers in models.items()}
         right = self._right(sizes)
+        self._taken = {model: sizes[model] for model in right}
         known, self._refused = self._refused, {m: self._why(m, sizes[m]) for m in sizes if m not in right}
         for model, workers in models.items():
             contexts = sorted(worker.max_context for worker in workers if worker.state not in _ABSENT)
@@ -63,13 +65,14 @@ class Catalogue:
             return fitting | fits
         equal = {model for model in fits if sizes[model] <= {own.tokens, own.model}}
         alone = own.given and len(rest) == 1
-        return fitting | (equal or (fits if alone else set()))
+        before = {model for model in fits if self._taken.get(model) == sizes[model]}
+        return fitting | (equal or (fits if alone else before))
 
     def _why(self, model: str, sizes: set[int]) -> str:
         rows = " and ".join(map(str, sorted(sizes)))
         if model in self._named:
             return f"tokenizers.{model} has {self._named[model]} ids, the workers of the model {rows}"
-        if self._served_name:
+        if self._served_name not in ("", model):
             return f"it is not served_name, and tokenizers.{model} is not set"
         return f"its workers have {rows} ids, the tokenizer here {self._own.tokens}; set tokenizers.{model}"
 

@@ -89,6 +89,20 @@ def test_a_model_that_was_alone_is_given_up_for_the_one_that_is_meant() -> None:
     assert offered(catalogue, qwen=QWEN, smollm=SMOLLM) == {"smollm"}
 
 
+def test_a_model_that_was_alone_goes_on_when_another_padded_one_joins() -> None:
+    catalogue = Catalogue("", Vocabulary(200))
+    assert offered(catalogue, a=256) == {"a"}
+    assert offered(catalogue, a=256, b=300) == {"a"}
+    assert offered(catalogue, a=260, b=300) == set(), "not the one that it was"
+
+
+def test_the_reason_of_a_refusal_is_the_true_one() -> None:
+    catalogue = Catalogue("m", Vocabulary(200))
+    assert offered(catalogue, m=100, other=300) == set()
+    assert "its workers have 100 ids, the tokenizer here 200" in catalogue._refused["m"]
+    assert "it is not served_name" in catalogue._refused["other"]
+
+
 @pytest.mark.parametrize("served_name", ["", "smollm"])
 def test_a_model_with_a_tokenizer_of_its_own_is_served_beside(served_name: str) -> None:
     catalogue = Catalogue(served_name, Vocabulary(SMOLLM, SMOLLM), {"qwen": QWEN_IDS, "tiny": 300})

@@ -38,6 +38,11 @@ def test_homes_are_equal(
 
 
 @needs_native
+def test_it_was_built_with_the_index() -> None:
+    assert homes is not homes_python
+
+
+@needs_native
 def test_there_are_no_homes_without_points_or_members() -> None:
     worker = Worker("w", RATES)
     assert homes(array("Q"), [], [1], {worker}, 1.0) == [None]
