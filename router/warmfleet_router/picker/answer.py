@@ -48,7 +48,8 @@ class Answer:
     def _watched(self, stream: sse.Stream, part: bytes, last: bool) -> bytes:
         if len(part) > stream.room:
             stream.done = True  # an event without end: nothing is learned of it
-            return stream.rest() + part
+            held = stream.rest()  # which who asked for usage has had already
+            return held + part if self._hide else part
         whole = stream.feed(part)
         if not self._hide:
             return part
