@@ -17,6 +17,7 @@ from warmfleet_router.discovery.check import check_address, check_discovery, che
 from warmfleet_router.gateway import aliases
 from warmfleet_router.gateway.intake import Key
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.picker.check import check_listed
 from warmfleet_router.routing import Routing
 from warmfleet_router.servers.backend import Backend
 
@@ -95,6 +96,7 @@ def check(config: RouterConfig | GatewayConfig) -> None:
     if config.picker:
         check_exposure("picker", config.picker, config.tls, config.insecure)
         _check_stubs()
+        check_listed(config.backends, config.discovery != Discovery())
     _check_own("admin", config.admin, config.insecure)
     if config.decision_log and not Path(config.decision_log).parent.is_dir():
         raise ConfigError(f"decision_log: {Path(config.decision_log).parent} is no folder")

@@ -119,17 +119,15 @@ def written(config: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(("prefix", "key"), [("/base", "a-key"), ("", "")], ids=["theirs", "none"])
 async def test_names_https_base_paths_and_keys_get_to_their_servers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, key: str
 ) -> None:
     authority = certificates.authority(tmp_path, "public")
     tls = certificates.certificate(tmp_path, "server", authority)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-    servers = [
-        Server("localhost", key="a-key"),
-        Server("localhost", prefix="/base", key="b-key", tls=tls),
-        Server("127.0.0.1", tls=tls),
-    ]
+    places = [("localhost", None), ("localhost", tls), ("127.0.0.1", tls)]
+    servers = [Server(host, prefix, key, own) for host, own in places]
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server.serving())
@@ -139,9 +137,33 @@ async def test_names_https_base_paths_and_keys_get_to_their_servers(
         made.http.headers["Authorization"] = "Bearer its-own"
         await made.talks(servers, "?v=1")
         for server in servers:
-            sent = server.key or "its-own"
             (heard,) = set(server.heard)
-            assert heard == (f"{server.host}:{server.port}", f"{server.prefix}{CHAT}?v=1", f"Bearer {sent}")
+            sent = f"Bearer {key or 'its-own'}"
+            assert heard == (f"{server.host}:{server.port}", f"{prefix}{CHAT}?v=1", sent)
+
+
+@pytest.mark.parametrize("keys", [("a-key", "a-key"), ("a-key", "b-key"), ("a-key", "")])
+async def test_no_server_hears_the_key_of_one_that_is_gone(tmp_path: Path, keys: tuple[str, str]) -> None:
+    gone, left = (Server("127.0.0.1", key=key) for key in keys)
+    same = gone.key == left.key
+    async with AsyncExitStack() as stack:
+        lost = await stack.enter_async_context(AsyncExitStack())
+        await lost.enter_async_context(gone.serving())
+        await stack.enter_async_context(left.serving())
+        listed = tmp_path / "servers.toml"
+        listed.write_bytes(msgspec.toml.encode({"backends": [gone.backend, left.backend]}))
+        discovered: dict[str, Any] = {"discovery": {"file": str(listed)}, "backends": [left.backend]}
+        settings = {} if same else discovered  # listed ones of several keys are refused
+        made = await stack.enter_async_context(front(tmp_path, [gone, left], **settings))
+        await made.healthy(2)
+        texts = [f"{n} {'x' * 2000}" for n in range(8)]
+        assert set(await asyncio.gather(*(made.chat(text) for text in texts))) == {200}
+        held = [text for text in texts if text in gone.said]
+        await lost.aclose()
+        told = await asyncio.gather(*(made.chat(text) for text in held))
+        assert held
+        assert not same or set(told) == {200}, "the next one has answered"
+        assert {heard[2] for heard in left.heard} == {f"Bearer {left.key}" if left.key else None}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +245,11 @@ async def test_servers_that_come_later_are_reached(tmp_path: Path) -> None:
             'picker = "127.0.0.1:9002"\nbackends = [{url = "https://a:1"}]\ndiscovery.dns = [{name = "b"}]',
             [],
             "https://a:1: Envoy can use https only without discovery",
+        ),
+        (
+            'picker = "127.0.0.1:9002"\nbackends = [{url = "http://a:1", key = "k"}, {url = "http://b:1"}]',
+            [],
+            "http://a:1 and http://b:1: behind one Envoy (picker) all have the same key",
         ),
     ],
 )

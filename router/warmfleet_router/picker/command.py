@@ -9,6 +9,7 @@ from warmfleet_proto.settings import ConfigError, load
 
 from warmfleet_router.config import RouterConfig, check
 from warmfleet_router.discovery import Discovery
+from warmfleet_router.picker.check import check_plain
 from warmfleet_router.servers.backend import Backend
 
 _EPILOG = """\
@@ -19,8 +20,12 @@ them), where a backend has a key or a base path (the picker sends them) and with
 not say when an answer ends, either: a request counts as load only until its answer begins.
 
 Backends may be names (Envoy and the picker both ask DNS: a name should have one address; for more there is
-discovery.dns) and https (certificates are verified). With discovery.file or discovery.dns Envoy goes wherever
-the picker says, by plain HTTP; without the picker, and with what is no completion, only to listed backends.
+discovery.dns) and https (certificates are verified). All that are listed must have the same key and the same
+base path, since Envoy goes on to the next one with the headers of a request whose server is gone: for several
+keys take a router and an Envoy each, or discovery. With discovery.file or discovery.dns Envoy goes wherever
+the picker says and nowhere else, by plain HTTP; without the picker, and with what is no completion, only to
+listed backends. Write the bootstrap anew when backends, discovery or tenants change: to an Envoy that knows
+of no discovery a pick among discovered servers is none, and it asks a listed one with what that pick has set.
 
 Without --usage no byte of an answer passes the picker: nothing is known of the tokens that it has, or of
 those of its prompt that the server had cached. A server's KV events are then not checked against its
@@ -81,8 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not (config.backends or found):
         raise ConfigError("backends: Envoy has nowhere to send requests")
     check(config)
-    if found:
-        _check_plain([*config.backends, *_in_file(config.discovery)])
+    for backend in _in_file(config.discovery):
+        check_plain(backend)
     from warmfleet_router.picker.bootstrap import Plan, bootstrap  # Envoy's stubs are an extra
 
     plan = Plan(
@@ -124,16 +129,6 @@ def _in_file(discovery: Discovery) -> tuple[Backend, ...]:
     from warmfleet_router.discovery.file import read
 
     return read(discovery.file).backends if discovery.file else ()
-
-
-def _check_plain(backends: list[Backend]) -> None:
-    """Raises ConfigError."""
-    for backend in backends:
-        if backend.url.startswith("https:"):
-            raise ConfigError(
-                f"backends: {backend.url}: Envoy can use https only without discovery; list all servers, "
-                "or put what ends TLS before this one"
-            )
 
 
 command = Command("Write Envoy's bootstrap for the router's backends.", _configure, _run)

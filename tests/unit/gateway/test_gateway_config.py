@@ -1,5 +1,6 @@
 """What a router or a gateway refuses to start with, and that the key is named."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -51,6 +52,30 @@ def test_defaults_are_loopback_and_round_trip(tmp_path: Any) -> None:
 def test_refusals_name_the_key(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         check(router(**settings))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"key": "k"}, r"http://a:1 and http://b:1: behind one Envoy \(picker\) all have the same key"),
+        ({"url": "http://b:1/base/v1"}, "http://a:1 and http://b:1/base/v1: .* the same base path"),
+        ({"url": "http://b:1/v1"}, ""),
+    ],
+)
+def test_servers_behind_one_envoy_share_what_it_sends_them(other: dict[str, str], named: str) -> None:
+    pytest.importorskip("envoy")
+    backends = [{"url": "http://a:1"}, {"url": "http://b:1"} | other]
+    check(router(backends=backends))
+    with pytest.raises(ConfigError, match=named) if named else nullcontext():
+        check(router(backends=backends, picker="127.0.0.1:9002"))
+
+
+def test_envoy_reaches_no_listed_server_by_https_beside_discovery() -> None:
+    pytest.importorskip("envoy")
+    settings: dict[str, Any] = {"backends": [{"url": "https://a:1"}], "picker": "127.0.0.1:9002"}
+    check(router(**settings))
+    with pytest.raises(ConfigError, match="https://a:1: Envoy can use https only without discovery"):
+        check(router(**settings, discovery={"file": "f"}))
 
 
 def test_beyond_loopback_with_tls_and_keys_or_spelled_out() -> None:
