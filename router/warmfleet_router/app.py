@@ -24,12 +24,13 @@ from warmfleet_router.core import RouterCore
 from warmfleet_router.courier import Courier
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.decisions.writer import Writer
-from warmfleet_router.discovery import Found
+from warmfleet_router.discovery import Discovery, Found
 from warmfleet_router.discovery.discoverer import Discoverer, sources
 from warmfleet_router.gateway.aliases import shares
 from warmfleet_router.grant import Granter
 from warmfleet_router.index import index
 from warmfleet_router.metrics import Metrics
+from warmfleet_router.picker.plain import Plain
 from warmfleet_router.program import Addresses
 from warmfleet_router.servers.backend import keys_of
 from warmfleet_router.servers.watcher import ServerWatcher
@@ -81,12 +82,14 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         servers = await stack.enter_async_context(ServerWatcher(core, clock))
         workers = await stack.enter_async_context(Watcher(core, router_id, clock, connect))
         server_keys: dict[str, str] = {}
+        plain = Plain() if config.picker and config.discovery != Discovery() else None
 
         async def apply(found: Found) -> None:
+            backends = found.backends if plain is None else plain.of(found.backends)
             server_keys.clear()
-            server_keys.update(keys_of(found.backends))
+            server_keys.update(keys_of(backends))
             await workers.watch(found.workers)
-            await servers.watch(found.backends)
+            await servers.watch(backends)
 
         listed = Found(tuple(config.workers), tuple(config.backends))
         discoverer = Discoverer(listed, sources(config.discovery), apply)

@@ -178,7 +178,8 @@ def _picker(config: RouterConfig, gateway: Gateway) -> AbstractAsyncContextManag
     from warmfleet_router.picker.service import serving  # its stubs are an extra
 
     body_bytes = config.limits.body_bytes
-    return serving(config.picker, config.tls, gateway.relays, gateway.tenants, body_bytes)
+    listed = next(iter(config.backends), None)  # all have the same key
+    return serving(config.picker, config.tls, gateway.relays, gateway.tenants, body_bytes, listed)
 
 
 async def _open(stack: AsyncExitStack, site: Site) -> str:

@@ -33,6 +33,7 @@ class Server:
         self.host, self.prefix, self.key, self.tls = host, prefix, key, tls
         self.heard: list[tuple[str, str, str | None]] = []  # Host, path, Authorization
         self.said: list[str] = []
+        self.asked: list[tuple[str, str | None]] = []  # path, Authorization, of what has no body
 
     @property
     def backend(self) -> dict[str, str]:
@@ -46,7 +47,9 @@ class Server:
             return web.Response(status=401)
         return web.json_response({"choices": []})
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def models(self, http: web.Request) -> web.Response:
+        if http.query:  # the router asks without
+            self.asked.append((http.path_qs, http.headers.get("Authorization")))
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
 
     @asynccontextmanager
@@ -54,6 +57,7 @@ class Server:
         app = web.Application()
         app.router.add_post(self.prefix + CHAT, self.answer)
         app.router.add_get(self.prefix + "/v1/models", self.models)
+        app.router.add_post(self.prefix + "/reset_prefix_cache", self.models)
         runner = web.AppRunner(app)
         await runner.setup()
         context = None
@@ -204,6 +208,60 @@ async def test_envoy_proves_itself_to_a_picker_that_asks(tmp_path: Path, duplex:
         assert {heard[2] for server in servers for heard in server.heard} == {None}, "the key is for us alone"
         made.router.kill()
         assert await made.chat("x") == 500, "nobody is let in without a look at the key"
+
+
+@pytest.mark.parametrize("flags", [(), ("--duplex",), ("--usage",)], ids=["buffered", "duplex", "usage"])
+@pytest.mark.parametrize(("prefix", "key"), [("/base", "a-key"), ("", "")], ids=["theirs", "none"])
+async def test_with_tenants_nothing_passes_without_a_key_and_no_tenants_key_passes(
+    tmp_path: Path, flags: tuple[str, ...], prefix: str, key: str
+) -> None:
+    server = Server("127.0.0.1", prefix, key)
+    async with server.serving(), front(tmp_path, [server], *flags, tenants=TENANTS) as made:
+        await made.healthy(1)
+        requests = [
+            b"GET /v1/models?n=1 HTTP/1.1",
+            b"POST /reset_prefix_cache?n=1 HTTP/1.1",
+            b"POST /reset_prefix_cache?n=1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0",
+        ]
+        keys = [b"", b"Authorization: Bearer another\r\n", b"Authorization: Bearer " + KEY.encode() + b"\r\n"]
+        told = [[await status(made.url, request, own) for own in keys] for request in requests]
+        assert told == [[401, 401, 200], [401, 401, 404], [401, 401, 404]]
+        assert server.asked == [(f"{prefix}/v1/models?n=1", f"Bearer {key}" if key else None)]
+        made.http.headers["Authorization"] = f"Bearer {KEY}"
+        assert await made.chat("x") == 200
+
+
+async def status(url: str, request: bytes, header: bytes) -> int:
+    """Of a request by HTTP/1.1; ``header`` goes behind its first line."""
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    line, _, more = request.partition(b"\r\n")
+    writer.write(line + b"\r\nHost: x\r\n" + header + more + b"\r\n\r\n")
+    try:
+        return int((await reader.readline()).split()[1])
+    finally:
+        writer.close()
+
+
+async def test_a_discovered_server_of_https_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = certificates.authority(tmp_path, "public")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    plain = Server("127.0.0.1")
+    secret = Server("127.0.0.1", key="b-key", tls=certificates.certificate(tmp_path, "server", authority))
+    listed = tmp_path / "servers.toml"
+    async with plain.serving(), secret.serving():
+        listed.write_bytes(msgspec.toml.encode({"backends": [plain.backend]}))
+        async with front(tmp_path, [], discovery={"file": str(listed)}, backends=[]) as made:
+            await made.healthy(1)
+            fresh = tmp_path / "fresh.toml"
+            fresh.write_bytes(msgspec.toml.encode({"backends": [secret.backend]}))
+            fresh.replace(listed)
+            await made.healthy(0)
+            async with made.http.get(f"http://{made.router.said['http']}/admin/workers") as response:
+                assert not (await response.json())["workers"]
+            assert await made.chat("x") == 503
+            assert not secret.heard
 
 
 async def test_servers_that_come_later_are_reached(tmp_path: Path) -> None:

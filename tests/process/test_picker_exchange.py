@@ -1,12 +1,13 @@
 """One exchange with Envoy, message by message, without gRPC."""
 
+import hashlib
 import json
 
 import pytest
 from envoy.config.core.v3.base_pb2 import HeaderMap, HeaderValue
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext
 from warmfleet_proto.router_pb2 import ListWorkersResponse, Placement, RouteRequest, WorkerView
-from warmfleet_router.gateway.intake import Tenants
+from warmfleet_router.gateway.intake import Key, Tenants
 from warmfleet_router.hasher import Hasher
 from warmfleet_router.local import demo
 from warmfleet_router.picker import replies
@@ -61,6 +62,31 @@ async def test_one_of_two_thousand_servers_may_be_all_that_is_allowed(
 
 
 @needs_demo
+@pytest.mark.parametrize("mode", [2, 4], ids=["buffered", "duplex"])
+async def test_a_tenants_key_is_looked_at_before_anything_goes_on(mode: int) -> None:
+    tenants = Tenants([Key(name="a", key_sha256=[hashlib.sha256(b"k").hexdigest()])])
+    for key, path, last, code in (
+        ("k", "/v1/completions", False, 0),
+        ("k", "/v1/models", True, 0),
+        ("k", "/v1/models", False, 404),  # trailers may follow: nobody would look again
+        ("k", "/v1/completions", True, 404),
+        ("other", "/v1/completions", False, 401),
+        ("other", "/v1/models", True, 401),
+    ):
+        values = {":path": path, "authorization": f"Bearer {key}"}
+        given = HeaderMap(headers=[HeaderValue(key=k, raw_value=v.encode()) for k, v in values.items()])
+        message = ext.ProcessingRequest(request_headers=ext.HttpHeaders(headers=given, end_of_stream=last))
+        message.protocol_config.request_body_mode = mode
+        told = await answers(Exchange(Bench("m", [b""]).relays, tenants, 1), message)
+        if mode == 4 and not last and not code:
+            assert not told
+        elif code:
+            assert told[0].immediate_response.status.code == code
+        else:
+            assert told[0].request_headers.response.header_mutation.remove_headers == ["authorization"]
+
+
+@needs_demo
 @pytest.mark.parametrize("mode", range(6))
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("kind", ["request_headers", "response_headers"])
@@ -69,7 +95,8 @@ async def test_what_is_foreseen_is_what_is_answered(kind: str, mode: int, last: 
     message = ext.ProcessingRequest(**{kind: ext.HttpHeaders(headers=path, end_of_stream=last)})
     message.protocol_config.request_body_mode = mode
     message.attributes["a"].update({"b": "c"})
-    foreseen = replies.foreseen(message.SerializeToString())
+    foreseen = replies.foreseen(message.SerializeToString(), False)
+    assert kind == "response_headers" or replies.foreseen(message.SerializeToString(), True) is None
     assert (foreseen is not None) == (kind == "response_headers" or mode == 2), "Envoy's usual mode"
     answered = await answers(Exchange(Bench("m", [b""]).relays, Tenants([]), 1), message)
     assert foreseen is None or answered == [foreseen]

@@ -55,6 +55,10 @@ class Tenants:
             (bytes.fromhex(digest), Tenant(key.name, _salt(key))) for key in keys for digest in key.key_sha256
         ]
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._known)
+
     def of(self, authorization: str | None) -> Tenant:
         """Raises BadRequest (401). Every known digest is compared, each in constant time."""
         if not self._known:

@@ -8,12 +8,15 @@ from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import Proces
 from warmfleet_proto.errors import BadRequest, WarmfleetError
 
 from warmfleet_router.gateway import intake
-from warmfleet_router.gateway.pick import Pick
+from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.picker import replies
 from warmfleet_router.picker.answer import Answer
+from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.catalogue import place_of
 
 _PATHS = ("/v1/chat/completions", "/v1/completions")
+_BODILESS = ("/v1/models",)  # what tenants may ask of servers beside completions
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
 _STATUS = frozenset((":status",))
@@ -24,12 +27,19 @@ Picking = Callable[[], Awaitable[Sequence[replies.Reply]]]
 
 
 class Exchange:
-    """``take`` answers a message, ``ended`` when Envoy has closed the stream, however it did."""
+    """``take`` answers a message, ``ended`` when Envoy has closed the stream, however it did.
 
-    def __init__(self, relays: Relays, tenants: intake.Tenants, body_bytes: int) -> None:
+    ``listed``: a server among those that Envoy sends to in turn; they have its key and base path.
+    """
+
+    def __init__(
+        self, relays: Relays, tenants: intake.Tenants, body_bytes: int, listed: Backend | None = None
+    ) -> None:
         self._relays = relays
         self._tenants = tenants
         self._most = body_bytes
+        self._listed = listed
+        self.keys = bool(tenants)  # of clients: nothing of a request goes on before its key is known
         self._headers: dict[str, str] = {}
         self._subset: frozenset[str] = frozenset()
         self._sent = bytearray()  # of the body, and how much there was, kept or not
@@ -70,9 +80,29 @@ class Exchange:
         answers = message.protocol_config.response_body_mode
         self._echo, self._learns = answers == _DUPLEX, bool(answers)
         self._subset = _subset(message.metadata_context)
-        if self._duplex and not message.request_headers.end_of_stream:
+        last = message.request_headers.end_of_stream
+        try:
+            changed = self._let_in(last) if self.keys else ()
+        except WarmfleetError as error:
+            return self._refused(error)
+        if self._duplex and not last:
             return []  # answered with the body: only then is the endpoint known
-        return [replies.goes_on("request_headers")]
+        return [replies.goes_on_with(changed) if changed else replies.goes_on("request_headers")]
+
+    def _let_in(self, last: bool) -> tuple[Header, ...]:
+        """What its headers become; ``last``: it has no body, and goes to a server in turn. Raises BadRequest.
+
+        What comes with trailers but no body is never heard of again, so the key must go now in any case.
+        """
+        self._tenants.of(self._headers.get("authorization"))
+        path = self._headers.get(":path", "")
+        if path.partition("?")[0] not in (_BODILESS if last else _PATHS):
+            raise _not_served(path)
+        if not last or self._listed is None:
+            return (("authorization", None),)
+        prefix = place_of(self._listed.base).prefix
+        key = self._listed.headers.get("Authorization")
+        return (("authorization", key), *(((":path", prefix + path),) if prefix else ()))
 
     def _body(self, part: bytes, last: bool) -> Sequence[replies.Reply] | Picking:
         self._size += len(part)
@@ -98,7 +128,7 @@ class Exchange:
     async def _whole(self, body: bytes) -> Sequence[replies.Reply]:
         path = self._headers.get(":path", "").partition("?")[0]
         if path not in _PATHS:
-            raise BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)
+            raise _not_served(path)
         tenant = self._tenants.of(self._headers.get("authorization"))
         self._tenants.enter(tenant)
         self._tenant = tenant
@@ -133,6 +163,10 @@ class Exchange:
         if self._echo:
             return replies.passed_on("response_body", passed, last)
         return replies.goes_on("response_body") if passed == body else replies.passed(passed)
+
+
+def _not_served(path: str) -> BadRequest:
+    return BadRequest(f"path: {path[:100]!r} is not served here", "path", 404)
 
 
 def _values(headers: Any, names: Container[str]) -> dict[str, str]:

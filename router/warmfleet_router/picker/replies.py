@@ -51,13 +51,23 @@ def goes_on(kind: str) -> Reply:
     return ext.ProcessingResponse(**{kind: make()})
 
 
-def foreseen(message: bytes) -> Reply | None:
-    """What a message of Envoy's is answered whatever else is in it; None where that has to be read first."""
+def foreseen(message: bytes, keys: bool) -> Reply | None:
+    """What a message of Envoy's is answered whatever else is in it; None where that has to be read first.
+
+    ``keys``: requests are let in by what is in their headers.
+    """
     if message.startswith(_RESPONSE_HEADERS):
         return goes_on("response_headers")
-    if message.startswith(_REQUEST_HEADERS) and message.endswith(_BUFFERED):
+    if not keys and message.startswith(_REQUEST_HEADERS) and message.endswith(_BUFFERED):
         return goes_on("request_headers")
     return None
+
+
+@lru_cache(maxsize=4096)  # of all that clients ask for
+def goes_on_with(headers: tuple[Header, ...]) -> Reply:
+    """To a request's headers: these replace the client's. To be read only."""
+    common = ext.CommonResponse(header_mutation=_mutation(headers))
+    return ext.ProcessingResponse(request_headers=ext.HeadersResponse(response=common))
 
 
 def picked(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Reply:
@@ -128,10 +138,12 @@ def refused(error: WarmfleetError) -> Reply:
 
 
 def _changed(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Any:
-    values = [_value(ENDPOINT, ",".join(endpoints))]
-    values += [_value(name, value) for name, value in headers if value is not None]
-    if body is not None:
-        values.append(_value("content-length", str(len(body))))
+    length = () if body is None else (("content-length", str(len(body))),)
+    return _mutation(((ENDPOINT, ",".join(endpoints)), *headers, *length))
+
+
+def _mutation(headers: tuple[Header, ...]) -> Any:
+    values = [_value(name, value) for name, value in headers if value is not None]
     gone = [name for name, value in headers if value is None]
     return ext.HeaderMutation(set_headers=values, remove_headers=gone)
 

@@ -15,6 +15,7 @@ from warmfleet_router.picker.call import Call, called
 from warmfleet_router.picker.exchange import Exchange
 from warmfleet_router.picker.hpack import Header
 from warmfleet_router.picker.http2 import Broken, Connection, Stream
+from warmfleet_router.servers.backend import Backend
 
 _STOP_S = 1.0
 _MESSAGE_BYTES = 1 << 20  # beyond the body
@@ -72,14 +73,20 @@ class _Peer(asyncio.Protocol):
 
 @asynccontextmanager
 async def serving(
-    address: str, tls: Tls | None, relays: Relays, tenants: Tenants, body_bytes: int
+    address: str,
+    tls: Tls | None,
+    relays: Relays,
+    tenants: Tenants,
+    body_bytes: int,
+    listed: Backend | None = None,
 ) -> AsyncIterator[str]:
-    """The picker while the block lasts; the address that it has got. Raises ConfigError."""
+    """The picker while the block lasts; the address that it has got. ``listed``: as of an Exchange.
+    Raises ConfigError."""
 
     def accept(stream: Stream, headers: list[Header]) -> Call:
         path = dict(headers).get(b":path", b"")
         most = body_bytes + _MESSAGE_BYTES
-        return called(path, stream, most, lambda: Exchange(relays, tenants, body_bytes))
+        return called(path, stream, most, lambda: Exchange(relays, tenants, body_bytes, listed))
 
     peers: set[_Peer] = set()
     host, port = split_address(address)
