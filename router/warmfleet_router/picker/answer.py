@@ -5,13 +5,22 @@ from warmfleet_proto.errors import WorkerLost
 from warmfleet_router.servers import sse
 
 MAX_BODY_BYTES = 4 << 20  # of one that is not streamed; of a larger one nothing is learned
+MAX_HELD_BYTES = 256 << 20  # of all such at once; of what is beyond nothing is learned either
+
+
+class Held:
+    """How much is held of answers that have not ended."""
+
+    def __init__(self) -> None:
+        self.size = 0
 
 
 class Answer:
-    """``hide``: the client did not ask for the usage that its stream ends with."""
+    """``hide``: the client did not ask for the usage that its stream ends with. ``held``: with others'."""
 
-    def __init__(self, hide: bool) -> None:
+    def __init__(self, hide: bool, held: Held) -> None:
         self._hide = hide
+        self._held = held
         self._stream: sse.Stream | None = None
         self._body: bytearray | None = None
 
@@ -31,19 +40,25 @@ class Answer:
             return self._watched(self._stream, part, last)
         if self._body is not None:
             self._body += part
-            if len(self._body) > MAX_BODY_BYTES:
-                self._body = None
+            self._held.size += len(part)
+            if len(self._body) > MAX_BODY_BYTES or self._held.size > MAX_HELD_BYTES:
+                self._taken()
         return part
 
     def usage(self) -> sse.Usage | None:
-        """Once all of it has been fed."""
+        """Once all of it has been fed, or will not be: what is held of it is let go."""
         if self._stream is not None:
             return self._stream.usage
-        body, self._body = self._body, None
+        body = self._taken()
         try:
             return sse.read_body(bytes(body)) if body else None
         except WorkerLost:  # no answer of a model's
             return None
+
+    def _taken(self) -> bytearray | None:
+        body, self._body = self._body, None
+        self._held.size -= len(body or b"")
+        return body
 
     def _watched(self, stream: sse.Stream, part: bytes, last: bool) -> bytes:
         if len(part) > stream.room:

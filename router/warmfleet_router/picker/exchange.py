@@ -11,7 +11,7 @@ from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.picker import replies
-from warmfleet_router.picker.answer import Answer
+from warmfleet_router.picker.answer import Answer, Held
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import place_of
 
@@ -30,10 +30,16 @@ class Exchange:
     """``take`` answers a message, ``ended`` when Envoy has closed the stream, however it did.
 
     ``listed``: a server among those that Envoy sends to in turn; they have its key and base path.
+    ``held``: of the answers of all exchanges.
     """
 
     def __init__(
-        self, relays: Relays, tenants: intake.Tenants, body_bytes: int, listed: Backend | None = None
+        self,
+        relays: Relays,
+        tenants: intake.Tenants,
+        body_bytes: int,
+        listed: Backend | None = None,
+        held: Held | None = None,
     ) -> None:
         self._relays = relays
         self._tenants = tenants
@@ -49,7 +55,8 @@ class Exchange:
         self._tenant: intake.Tenant | None = None  # of which this one is in flight
         self._pick: Pick | None = None
         self._status = 0
-        self._answer = Answer(hide=False)
+        self._held = held or Held()
+        self._answer = Answer(False, self._held)
 
     def take(self, message: Any) -> Sequence[replies.Reply] | Picking:
         """At once, but for the end of a body: what it returns is awaited before the next message is given."""
@@ -136,7 +143,7 @@ class Exchange:
         self._pick = await self._relays.pick(
             request_id, body, tenant, path, self._subset, _FALLBACKS, self._learns
         )
-        self._answer = Answer(self._pick.hide_usage)
+        self._answer = Answer(self._pick.hide_usage, self._held)
         outgoing, endpoints, headers = self._pick.body, self._pick.endpoints, self._pick.headers
         if self._pick.prefix:
             headers += ((":path", self._pick.prefix + self._headers[":path"]),)

@@ -11,6 +11,7 @@ from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.gateway.intake import Tenants
 from warmfleet_router.gateway.relaying import Relays
+from warmfleet_router.picker.answer import Held
 from warmfleet_router.picker.call import Call, called
 from warmfleet_router.picker.exchange import Exchange
 from warmfleet_router.picker.hpack import Header
@@ -83,10 +84,12 @@ async def serving(
     """The picker while the block lasts; the address that it has got. ``listed``: as of an Exchange.
     Raises ConfigError."""
 
+    held = Held()
+
     def accept(stream: Stream, headers: list[Header]) -> Call:
         path = dict(headers).get(b":path", b"")
         most = body_bytes + _MESSAGE_BYTES
-        return called(path, stream, most, lambda: Exchange(relays, tenants, body_bytes, listed))
+        return called(path, stream, most, lambda: Exchange(relays, tenants, body_bytes, listed, held))
 
     peers: set[_Peer] = set()
     host, port = split_address(address)

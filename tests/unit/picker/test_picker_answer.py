@@ -2,7 +2,7 @@
 
 import pytest
 from warmfleet_router.picker import answer as module
-from warmfleet_router.picker.answer import Answer
+from warmfleet_router.picker.answer import Answer, Held
 from warmfleet_router.servers.sse import MAX_EVENT_BYTES, Usage
 
 TEXT = b'data: {"choices":[{"index":0,"text":"a"}]}\n\n'
@@ -18,10 +18,13 @@ BODY = b'{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2}}'
 def passed(
     parts: list[bytes], hide: bool, kind: str = "text/event-stream", encoding: str = ""
 ) -> tuple[bytes, Usage | None]:
-    made = Answer(hide)
+    held = Held()
+    made = Answer(hide, held)
     made.begins(kind, encoding)
     through = b"".join(made.feed(part, n == len(parts)) for n, part in enumerate(parts, 1))
-    return through, made.usage()
+    usage = made.usage()
+    assert held.size == 0
+    return through, usage
 
 
 @pytest.mark.parametrize("hide", [False, True])
@@ -35,7 +38,7 @@ def test_usage_is_read_however_a_stream_is_cut(size: int, hide: bool) -> None:
 
 
 def test_events_go_on_when_they_are_whole() -> None:
-    made = Answer(hide=True)
+    made = Answer(True, Held())
     made.begins("text/event-stream", "")
     assert [made.feed(part, False) for part in (TEXT, TEXT[:9], TEXT[9:], USAGE)] == [TEXT, b"", TEXT, b""]
 
@@ -58,3 +61,15 @@ def test_a_whole_answer_is_read_unless_it_is_too_large(monkeypatch: pytest.Monke
     assert passed([b"{"], False, "application/json") == (b"{", None)
     monkeypatch.setattr(module, "MAX_BODY_BYTES", len(BODY) - 1)
     assert passed([BODY[:9], BODY[9:]], False, "application/json") == (BODY, None)
+
+
+def test_answers_are_held_up_to_a_bound_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 2 * len(BODY))
+    held = Held()
+    answers = [Answer(False, held) for _ in range(3)]
+    for answer in answers:
+        answer.begins("application/json", "")
+        assert answer.feed(BODY, False) == BODY
+    assert held.size == 2 * len(BODY)
+    assert [answer.usage() is not None for answer in answers] == [True, True, False]
+    assert held.size == 0
