@@ -134,6 +134,18 @@ TestPrefix = PrefixMachine.TestCase
 TestPrefix.settings = settings(max_examples=50, deadline=None)
 
 
+def test_what_an_earlier_match_found_counts_only_while_it_can_be_read() -> None:
+    cache, prompt = PrefixCache(BlockPool(TOTAL), SIZE), [1, 2, 3, 4]
+    made = fill(cache, ROOTS[0], prompt)
+    hashes, data = chain(ROOTS[0], packed(prompt), SIZE), packed(prompt)
+    before = cache.match(ROOTS[0], hashes, data)
+    assert before == made
+    cache.release(cache.allocate(TOTAL) or pytest.fail("no room"))  # evicts all of it
+    assert cache.match(ROOTS[0], hashes, data, before) == []
+    again = fill(cache, ROOTS[0], prompt)
+    assert cache.match(ROOTS[0], hashes, data, before) == again != before
+
+
 def test_collision_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts forced to equal hashes: neither the match nor the seal takes one for the other."""
     cache = PrefixCache(BlockPool(TOTAL), SIZE)
