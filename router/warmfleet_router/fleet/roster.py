@@ -212,7 +212,8 @@ class Roster:
             group.settle(worker)
         else:
             group.refresh(now)
-        if worker.guess is not None:
+        anonymous = worker.identity is not None and worker.identity.anonymous
+        if anonymous or worker.guess is not None:  # what it holds is ``told``, or guessed
             return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)

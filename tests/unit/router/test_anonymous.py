@@ -60,6 +60,17 @@ def test_our_own_requests_count_once_and_until_they_end() -> None:
     assert (worker.flying, worker.booked.coming.prompts) == (1, 0)
 
 
+def test_a_first_report_forgets_nothing_that_events_told_before_it() -> None:
+    core = RouterCore(Routing(), 1)
+    made = FakeWorker(core, "s", status={"anonymous_load": True, "engine": "vllm"})
+    core.roster.add(made.address)
+    core.roster.joined(made.address, made._status(), 0.0)
+    core.roster.told(made.address, Store(1, 0, b"".join(hashes_of(PROMPT))))
+    made.report(0.0)
+    (group,) = core.roster.models["m"]
+    assert group.index.held(core.roster.fleet.workers[made.address].slot) == len(hashes_of(PROMPT)) > 0
+
+
 def test_prompts_that_others_have_waiting_are_taken_to_be_as_long_as_ours() -> None:
     core, made = server()
     other = FakeWorker(core, "t", status={"anonymous_load": True, "silence_s": 5.0})
