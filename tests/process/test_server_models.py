@@ -66,6 +66,17 @@ async def served(http: aiohttp.ClientSession, base: str) -> set[str]:
         return {model["id"] for model in (await response.json())["data"]}
 
 
+async def test_a_model_that_no_server_has_is_named() -> None:
+    """For good: a 503 would be tried again, and what it asks for may be nothing that we know ourselves."""
+    async with fleet() as (base, _, http):
+        body = {"model": "bas", "messages": LONG, "structured_outputs": {"choice": ["yes"]}}
+        for path in (CHAT, "/admin/explain"):
+            async with http.post(base + path, json=body) as response:
+                assert response.status == 404
+                message = (await response.json())["error"]["message"]
+                assert message == "model: 'bas' is not served here; base, alias, poet is"
+
+
 async def test_adapters_are_models_and_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "MODEL_POLLS", 1)
     monkeypatch.setattr(watcher, "POLL_S", 0.02)

@@ -17,6 +17,7 @@ from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
+from warmfleet_router.servers.ask import model_of
 
 Parse = Callable[[bytes, intake.Tenant], Awaitable[Job]]
 
@@ -82,9 +83,7 @@ class Api:
     def _served_models(self, request: web.Request) -> dict[str, int]:
         """Names and contexts. Raises BadRequest when the key is not known."""
         self._tenants.of(request.headers.get("Authorization"))
-        ours, theirs = self._catalogue.models(), self._relays.models()
-        served = {model: max(ours.get(model, 0), theirs.get(model, 0)) for model in ours | theirs}
-        return served | self._aliases.models(served)
+        return self._catalogue.beside(self._relays.models(), self._aliases)
 
     async def _health(self, request: web.Request) -> web.Response:
         ready = self._catalogue.ready or self._relays.models()
@@ -132,6 +131,7 @@ class Api:
             if self._relays.mixes(body) and (job := await self._single(body, parse, tenant)):
                 return await self._mixed(request, body, job, tenant, deadline, record)
             return await self._relays.served(request, body, tenant, deadline, record)
+        self._catalogue.check(model_of(body), self._relays.models(), self._aliases)
         job = await parse(body, tenant)
         record.prepared(job, self._fleet.clock())
         self._fleet.budget.request(self._fleet.clock())

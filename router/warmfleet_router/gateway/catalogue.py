@@ -6,6 +6,8 @@ from typing import NamedTuple
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
 
+from warmfleet_router.gateway.aliases import Aliases
+
 _ABSENT = ("joining", "lost")
 
 
@@ -83,6 +85,18 @@ class Catalogue:
     def models(self) -> dict[str, int]:
         """Served name -> largest context in tokens."""
         return {model: contexts[-1] for model, contexts in self._contexts.items()}
+
+    def beside(self, theirs: dict[str, int], aliases: Aliases) -> dict[str, int]:
+        """All names that clients may use, those of servers' models (``theirs``) among them, with contexts."""
+        ours = self.models()
+        served = {model: max(ours.get(model, 0), theirs.get(model, 0)) for model in ours | theirs}
+        return served | aliases.models(served)
+
+    def check(self, model: str, theirs: dict[str, int], aliases: Aliases) -> None:
+        """Beside servers a name that nobody has is the client's mistake, whatever else its body says: our own
+        workers' fields are not all that there are. Raises BadRequest (404)."""
+        if model and theirs and not (model in self._contexts or model in self._refused):
+            raise not_served(model, self.beside(theirs, aliases))
 
     def context(self, model: str) -> int:
         """Tokens: the largest. Raises Rejected while no worker has joined, BadRequest (404) for a model that

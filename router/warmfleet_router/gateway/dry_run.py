@@ -18,6 +18,7 @@ from warmfleet_router.gateway.generation import Wanted
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.relaying import Relays
+from warmfleet_router.servers.ask import model_of
 
 GATEWAY = "dry run"
 _Tokens = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -72,6 +73,7 @@ class DryRun:
         chat = kind.messages is not UNSET
         if self._relays.serves(text):
             return [await self._relayed(text, chat, tenant)]
+        self._catalogue.check(model_of(text), self._relays.models(), self._aliases)
         return _of_job(await self._job(text, chat, tenant), tenant)
 
     async def _job(self, body: bytes, chat: bool, tenant: intake.Tenant) -> Job:
