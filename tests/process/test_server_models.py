@@ -21,13 +21,14 @@ class Engines:
     """As vLLM shows itself: a base model, what is loaded over it, and two ranks."""
 
     def __init__(self) -> None:
+        self.base = "base"
         self.adapters = ["poet"]
         self.asked: list[tuple[str, str | None]] = []  # model, rank
         self.adapter: str | None = None  # of the latest, in SGLang's way
 
     async def models(self, _: web.Request) -> web.Response:
-        base = {"id": "base", "max_model_len": 4096, "root": "base", "parent": None}
-        loaded = [{"id": name, "root": f"/{name}", "parent": "base"} for name in self.adapters]
+        base = {"id": self.base, "max_model_len": 4096, "root": self.base, "parent": None}
+        loaded = [{"id": name, "root": f"/{name}", "parent": self.base} for name in self.adapters]
         return web.json_response({"object": "list", "data": [base, base | {"id": "alias"}, *loaded]})
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -91,6 +92,21 @@ async def test_adapters_are_models_and_come_and_go(monkeypatch: pytest.MonkeyPat
             return (await ask(http, base, "poet"))[0] == 404
 
         await until(changed)
+
+
+async def test_a_server_that_serves_another_model_now_is_met_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers all along: its engine was back between two polls, or it loads what it is asked for."""
+    monkeypatch.setattr(watcher, "MODEL_POLLS", 3)
+    monkeypatch.setattr(watcher, "POLL_S", 0.02)
+    async with fleet() as (base, engines, http):
+        assert (await ask(http, base, "base"))[0] == 200
+        engines.base = "other"
+
+        async def met() -> bool:
+            return (await ask(http, base, "other"))[0] == 200
+
+        await until(met)
+        assert (await ask(http, base, "base"))[0] == 404
 
 
 async def test_ranks_are_workers_of_their_own() -> None:

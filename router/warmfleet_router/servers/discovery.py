@@ -100,8 +100,9 @@ class Probe:
             raise _answers(status, "/health")
         self._has_health = status == 200
 
-    async def names(self) -> Names:
-        """The first model is its own; what names it as its parent is an adapter over it.
+    async def names(self, known: str = "") -> Names:
+        """The first model is its own, or the ``known`` one while it is there: the latest may come first.
+        What names it as its parent is an adapter over it.
 
         Behind an address that is no engine, other names are other models: their KV is not the first's.
         """
@@ -110,6 +111,7 @@ class Probe:
         named = [m for m in named if isinstance(m.get("id"), str) and m["id"]]
         if not named:
             raise WorkerLost("its /v1/models names no model")
+        named.sort(key=lambda m: m["id"] != known or bool(m.get("parent")))
         first, *others = named[:MAX_MODELS]
         adapters = [m["id"] for m in others if m.get("parent") or self._backend.kind == "openai"]
         others_ids = [m["id"] for m in others if len(m["id"]) <= MAX_NAME_CHARS]

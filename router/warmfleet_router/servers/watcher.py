@@ -22,7 +22,7 @@ from warmfleet_proto.errors import WarmfleetError, WorkerLost
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index.cursor import Instruction
 from warmfleet_router.servers.backend import Backend
-from warmfleet_router.servers.discovery import Probe
+from warmfleet_router.servers.discovery import Names, Probe
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +118,10 @@ class ServerWatcher:
         """Returns only by an error."""
         failures, answered, load = 0, self._clock(), pb.WorkerLoad()
         for poll in itertools.count(1):
+            names = None
             try:
                 if not poll % MODEL_POLLS:
-                    await self._names(backend, probe, status)
+                    names = await probe.names(status.model)
                 figures = await probe.figures()
                 failures, answered = 0, self._clock()
                 load = pb.WorkerLoad(running=figures.running, waiting=figures.waiting)
@@ -129,15 +130,16 @@ class ServerWatcher:
                 failures += not busy
                 if failures >= POLLS:
                     raise
+            if names is not None:  # no failure to answer, which a few times in a row would be put up with
+                self._named(backend, status, names)
             if not failures:
                 message = pb.WatchKvResponse(epoch=status.epoch, load=load)
                 for _ in self._core.roster.ingest(backend.address, message, self._clock()):
                     pass
             await asyncio.sleep(POLL_S)
 
-    async def _names(self, backend: Backend, probe: Probe, status: pb.StatusResponse) -> None:
+    def _named(self, backend: Backend, status: pb.StatusResponse, names: Names) -> None:
         """Adapters are loaded and let go while it runs. Raises WorkerLost for another model."""
-        names = await probe.names()
         if names.model != status.model:
             raise WorkerLost(f"it serves {names.model!r} now")
         if [*names.others] != [*status.models] or [*names.adapters] != [*status.adapters]:

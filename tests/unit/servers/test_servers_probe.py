@@ -50,6 +50,24 @@ async def test_pages_of_one_token_are_for_those_whose_events_name_them(events: s
     assert (status.block_size, status.total_blocks) == (block_size, 3200 // block_size)
 
 
+async def test_a_model_that_is_known_stays_a_servers_own_while_it_is_there() -> None:
+    """Some list the latest first; an adapter may have the name that a model had."""
+    listed = [{"id": "new"}, {"id": "old"}]
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": listed})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        probe = Probe(Backend(url=str(server.make_url("")), kind="openai"), session)
+        assert (await probe.names()).model == "new"
+        assert (await probe.names("old"))[:3] == ("old", ["new"], ["new"])
+        assert (await probe.names("gone")).model == "new"
+        listed[1]["parent"] = "new"
+        assert (await probe.names("old")).model == "new"
+
+
 async def test_models_whose_long_names_begin_alike_are_told_apart() -> None:
     """As names that are paths do. Their KV would count as one, and requests would go to the wrong one."""
     name = ""
