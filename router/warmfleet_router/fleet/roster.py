@@ -150,6 +150,7 @@ class Roster:
         group = self.group_of(worker)
         if group is not None:
             group.index.clear(worker.slot)
+        self._cursors[worker.address].restart()  # or the old one, come back, would go on where it stood
         if worker.identity is not None and not worker.identity.silent:
             worker.guess = None
         elif worker.guess is not None:

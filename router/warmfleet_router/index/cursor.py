@@ -102,9 +102,17 @@ class Cursor:
         self.epoch = epoch
         yield from self._forget(ask=not awaited)
 
-    def _forget(self, ask: bool = True) -> Iterator[Instruction]:
+    def restart(self) -> None:
+        """The caller has cleared the index: what is heard next counts from a snapshot, whoever says it."""
+        self.epoch = 0
+        self._lose()
+
+    def _lose(self) -> None:
         self.state, self.seq, self._digest = State.UNKNOWN, 0, 0
         self._drop_held()
+
+    def _forget(self, ask: bool = True) -> Iterator[Instruction]:
+        self._lose()
         yield Clear()
         if ask:
             yield self._ask(Ask(0, 0))

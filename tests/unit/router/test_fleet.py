@@ -4,8 +4,10 @@ import pytest
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
+from warmfleet_proto.hashing import digest_bytes
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index import seats
+from warmfleet_router.index.cursor import Ask
 from warmfleet_router.index.index import Overlap
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
@@ -137,6 +139,20 @@ def test_the_entries_of_an_old_epoch_are_unusable_with_the_first_status_of_the_n
     worker.epoch += 1
     core.roster.joined(worker.address, worker._status(), 0.2)
     assert core.workers(0.2)[0].held_blocks == 0
+
+
+def test_an_incarnation_that_comes_back_is_heard_from_the_beginning() -> None:
+    """Two of them are there in turn while one replaces the other behind a name."""
+    core, (worker,) = fleet_of(1)
+    worker.store(PROMPT, 0.0)
+    for epoch in (2, 1):
+        core.roster.broken(worker.address, 0.1)
+        worker.epoch = epoch
+        core.roster.joined(worker.address, worker._status(), 0.2)
+        assert core.roster.cursor(worker.address).position() == Ask(0, 0)
+    batch = pb.KvBatch(seq=worker.seq, digest=digest_bytes(worker.digest))
+    assert worker.say(pb.WatchKvResponse(epoch=1, batch=batch), 0.3) == [Ask(0, 0)]
+    assert not core.roster.complete(worker.address)
 
 
 def test_panic_uses_whoever_can_be_reached() -> None:
