@@ -385,3 +385,14 @@ async def test_without_a_worker_it_says_so(start: Start) -> None:
         async with http.post(f"{url}/v1/chat/completions", json=body()) as response:
             assert response.status == 503
             assert "Retry-After" in response.headers
+
+
+async def test_a_client_is_not_told_where_the_router_is() -> None:
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(sim_worker(name="a", sim=SIM))
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        async with router([worker.grpc_address]) as main:
+            url = f"http://{(await stack.enter_async_context(gateway(main['grpc'])))['http']}"
+            await healthy(url)
+        async with http.post(f"{url}/v1/chat/completions", json=body()) as response:
+            assert (response.status, "127.0.0.1" in await response.text()) == (503, False)

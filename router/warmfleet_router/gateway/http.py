@@ -11,6 +11,7 @@ from warmfleet_proto.channel import split_address
 from warmfleet_proto.errors import Corrupt, WarmfleetError, WorkerLost
 from warmfleet_proto.settings import ConfigError
 
+from warmfleet_router.client import Away
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.openai import error_body, error_of
 
@@ -78,6 +79,8 @@ def told(error: WarmfleetError) -> WarmfleetError:
     """``error`` as clients are told of it: which machine failed, and how, is for the log."""
     if isinstance(error, WorkerLost | Corrupt):
         return WorkerLost("the worker was lost; the request may be sent again")
+    if isinstance(error, Away):
+        return Away("the router cannot be asked", error.retry_after, error.status)
     return error
 
 
