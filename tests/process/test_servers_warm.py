@@ -1,5 +1,6 @@
 """A router that begins beside a server at work: it knows what that holds before it takes calls."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,7 +9,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from warmfleet_router.events import vllm
+from warmfleet_router.events.batch import Batch
 from warmfleet_router.fleet.agreement import ENOUGH
+from warmfleet_router.servers import watcher
 
 from tests.process import gateways
 from tests.process.gateways import one_tokenizer  # noqa: F401
@@ -77,6 +81,34 @@ async def test_a_server_out_of_reach_is_not_waited_for(monkeypatch: pytest.Monke
         asked = {"url": url, "kind": "vllm", "events": publisher.endpoint}
         async with gateways.router([], backends=[asked, nowhere | events]) as addresses:
             assert addresses["http"]
+
+
+async def test_events_that_could_not_be_followed_are_followed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets run out, ports are taken. What was told before must not be gone by for ever."""
+    monkeypatch.setattr(watcher, "EVENTS_AGAIN_S", 0.0)
+    failures, batch = [OSError("too many open files")], vllm.Decoder.batch
+
+    def fails_once(decoder: vllm.Decoder, payload: bytes) -> Batch:
+        if failures:
+            raise failures.pop()
+        return batch(decoder, payload)
+
+    async with server() as (url, publisher):
+        events = {"events": publisher.endpoint, "replay": publisher.replay_endpoint}
+        async with gateways.router([], backends=[{"url": url, "kind": "vllm", **events}]) as addresses:
+            assert (await shown(addresses))["held_blocks"] > 8
+            monkeypatch.setattr(vllm.Decoder, "batch", fails_once)
+            publisher.engine.reset()
+            async with asyncio.timeout(60):
+                while failures:  # until its subscription is through
+                    await publisher.publish(len(publisher.engine.log) - 1)
+                    await asyncio.sleep(0.02)
+                while (await shown(addresses))["held_blocks"]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                while not (await shown(addresses))["held_blocks"]:
+                    publisher.engine.compute(PROMPTS[0])
+                    await publisher.publish(len(publisher.engine.log) - 1)
+                    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("picture", [True, False])

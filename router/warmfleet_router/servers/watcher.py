@@ -32,6 +32,7 @@ POLLS = 4  # that may fail in a row before a server counts as lost
 BUSY_S = 60.0  # a server that computes for us may answer nothing else meanwhile
 FIRST_WAIT_S = 0.1  # before another attempt; doubles
 LONGEST_WAIT_S = 1.0
+EVENTS_AGAIN_S = 10.0  # after they could not be followed
 LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
 
 
@@ -169,6 +170,7 @@ class ServerWatcher:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _events(self, backend: Backend, status: pb.StatusResponse, settled: asyncio.Event) -> None:
+        """Where they cannot be followed any more, nothing is known, and it is tried again."""
         # pyzmq is there only where events are configured.
         from warmfleet_router.events import sglang, vllm
         from warmfleet_router.events.follower import Follower
@@ -180,16 +182,22 @@ class ServerWatcher:
 
         names = min(max(2 * status.total_blocks, LEAST_NAMES), 4 * MAX_NAMES)
         mirror = Mirror(status.model_fingerprint, status.block_size, names)
-        self._core.roster.follow(backend.address, mirror)
-        decoder = vllm.Decoder() if backend.kind == "vllm" else sglang.Decoder()
-        counters, can_replay = self._core.counters, bool(backend.replay)
-        follower = Follower(decoder, mirror, counters, can_replay, backend.rank)
-        try:
-            await Subscriber(
-                backend.events, backend.replay, follower, sink, self._clock, backend.address, settled.set
-            ).run()
-        except Exception as error:
-            log.event(_log, "events lost", level=logging.WARNING, address=backend.address, why=str(error))
-        finally:
-            settled.set()
-            self._core.roster.follow(backend.address, None)
+        decoder = vllm.Decoder if backend.kind == "vllm" else sglang.Decoder
+        counters, can_replay, known = self._core.counters, bool(backend.replay), ""
+        while True:
+            self._core.roster.follow(backend.address, mirror)
+            follower = Follower(decoder(), mirror, counters, can_replay, backend.rank)
+            try:
+                await Subscriber(
+                    backend.events, backend.replay, follower, sink, self._clock, backend.address, settled.set
+                ).run()
+            except Exception as error:
+                if (why := str(error)) != known:
+                    known = why
+                    log.event(_log, "events lost", level=logging.WARNING, address=backend.address, why=why)
+            finally:
+                settled.set()
+                self._core.roster.follow(backend.address, None)
+            for instruction in mirror.restart():
+                sink(instruction)
+            await asyncio.sleep(EVENTS_AGAIN_S)
