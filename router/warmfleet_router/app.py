@@ -86,10 +86,12 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
 
         async def apply(found: Found) -> None:
             backends = found.backends if plain is None else plain.of(found.backends)
-            server_keys.clear()
-            server_keys.update(keys_of(backends))
+            keys = keys_of(backends)
+            server_keys.update(keys)
             await workers.watch(found.workers)
             await servers.watch(backends)
+            for url in server_keys.keys() - keys.keys():  # until now requests went there
+                del server_keys[url]
 
         listed = Found(tuple(config.workers), tuple(config.backends))
         discoverer = Discoverer(listed, sources(config.discovery), apply)

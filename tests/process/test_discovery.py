@@ -3,14 +3,18 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.discovery import Name, file, names
+from warmfleet_router.servers.backend import Backend
+from warmfleet_router.servers.watcher import ServerWatcher
 from warmfleet_worker.engine.base import Finish, Plan
 
 from tests.process.fleet import sim_worker
@@ -123,6 +127,39 @@ async def test_what_runs_on_a_worker_that_vanishes_goes_on(tmp_path: Path) -> No
             assert states(shown) == {"b": "healthy"}
             write(path, listed(a.grpc_address, b.grpc_address))
             await until(base, lambda shown: states(shown) == {"a": "healthy", "b": "healthy"})
+
+
+async def test_a_server_is_sent_its_key_for_as_long_as_it_is_sent_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, heard, watch = tmp_path / "fleet.toml", [], ServerWatcher.watch
+    base, gone = "", asyncio.Event()
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "sim"}]})
+
+    async def answer(request: web.Request) -> web.Response:
+        heard.append(request.headers.get("Authorization"))
+        return web.json_response({"choices": []})
+
+    async def later(self: ServerWatcher, backends: Collection[Backend]) -> None:
+        """Letting the others go has taken its time."""
+        if base and not backends:
+            assert (await chat(base)).status == 200
+            gone.set()
+        await watch(self, backends)
+
+    monkeypatch.setattr(ServerWatcher, "watch", later)
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.post("/v1/chat/completions", answer)])
+    async with TestServer(app) as server:
+        path.write_text(f'backends = [{{url = "{server.make_url("")}", key = "its-own"}}]')
+        async with router([], discovery={"file": str(path)}) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            write(path, "backends = []\n")
+            await asyncio.wait_for(gone.wait(), 60)
+    assert heard == ["Bearer its-own"]
 
 
 async def test_workers_of_a_dns_name_come_and_go() -> None:
