@@ -157,6 +157,7 @@ async def test_ctrl_c_while_starting_leaves_nothing() -> None:
         assert len(children) == 2
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.ended() == 0
+        assert terminal.said.endswith("\nstopped\n"), "no traceback"
         _wait_gone(children, limit_s=0)
 
 

@@ -83,7 +83,10 @@ class LocalFleet:
         def doing() -> str:
             return " | ".join(f"{child.name}: {child.last_line}" for child in children if not child.is_ready)
 
-        return await self._patiently(asyncio.gather(*(child.ready() for child in children)), doing)
+        async def lines() -> list[dict[str, Any]]:  # a future of gather's own would complain of being cancelled
+            return await asyncio.gather(*(child.ready() for child in children))
+
+        return await self._patiently(lines(), doing)
 
     async def _joined(self, base: str) -> str:
         """The served model's name, once all workers are healthy. Raises ChildDied and Unanswered."""
