@@ -45,10 +45,12 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def check_exposure(key: str, address: str, tls: object | None, insecure: bool) -> None:
-    """Refuses an address that others reach in the clear; ``key`` names the setting. Raises ConfigError."""
+def check_exposure(key: str, address: str, tls: object | None, insecure: bool, by: str = "tls") -> None:
+    """Refuses an address that others reach in the clear. ``key`` names the setting, ``by`` the one that would
+    protect it, which is ``tls``; empty: there is none. Raises ConfigError."""
     if tls is None and not insecure and not is_loopback(address):
-        raise ConfigError(f"{key} = {address!r} is not loopback: configure tls, or set insecure = true")
+        way = f"configure {by}, or set" if by else "there is no TLS for it; keep it there, or set"
+        raise ConfigError(f"{key} = {address!r} is not loopback: {way} insecure = true")
 
 
 class Health:

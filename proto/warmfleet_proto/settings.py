@@ -32,7 +32,7 @@ def load(kind: type[T], path: str | None = None, overrides: list[str] | None = N
     try:
         return msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'configuration'}: {error}") from None
+        raise ConfigError(f"{path or 'configuration'}: {error}{_why_a_string(error, overrides)}") from None
 
 
 def to_toml(config: msgspec.Struct) -> str:
@@ -72,6 +72,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--set {override}: {parent} is not a table")
     data[last] = _value(text.strip())
+
+
+def _why_a_string(error: msgspec.ValidationError, overrides: list[str] | None) -> str:
+    """Of an override that looks like a list or a table, and was a bare word for a slip in it."""
+    for override in overrides or []:
+        key, _, text = override.partition("=")
+        if str(error).endswith(f"got `str` - at `$.{key.strip()}`") and text.lstrip().startswith(("[", "{")):
+            try:
+                tomllib.loads(f"v = {text}")
+            except tomllib.TOMLDecodeError as slip:
+                return f": {text} is not TOML: {slip}"
+    return ""
 
 
 def _value(text: str) -> Any:

@@ -78,7 +78,7 @@ class GatewayConfig(Frontend, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 def check(config: RouterConfig | GatewayConfig) -> None:
     """What single values cannot show. Raises ConfigError."""
-    check_exposure("http", config.http, config.https, config.insecure)
+    check_exposure("http", config.http, config.https, config.insecure, by="https")
     if not (is_loopback(config.http) or config.tenants or config.insecure):
         raise ConfigError("tenants: an address beyond loopback needs API keys, or set insecure = true")
     _check_tenants(config.tenants)
@@ -108,16 +108,22 @@ def https_context(https: Https | None) -> ssl.SSLContext | None:
     if https is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    files = {"certificate": https.certificate, "key": https.key}
+    for name, file in files.items():  # ssl does not say which of them it is
+        try:
+            Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"https.{name}: {file}: {error.strerror}") from None
     try:
         context.load_cert_chain(https.certificate, https.key)
     except OSError as error:
-        raise ConfigError(f"https: {error}") from None
+        raise ConfigError(f"https: {' with '.join(files.values())}: {error}") from None
     return context
 
 
 def _check_own(key: str, address: str, insecure: bool) -> None:
     if address:
-        check_exposure(key, address, None, insecure)
+        check_exposure(key, address, None, insecure, by="")
 
 
 def _check_stubs() -> None:

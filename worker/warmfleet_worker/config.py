@@ -61,7 +61,7 @@ def check(config: Config) -> None:
     split_address(config.http)
     check_exposure("listen", config.listen, config.tls, config.insecure)
     exchange.check(config.transfer, config.tls, config.insecure)
-    check_exposure("http", config.http, None, config.insecure)
+    check_exposure("http", config.http, None, config.insecure, by="")
     if config.disk_path and not config.disk_bytes:
         raise ConfigError("disk_bytes: the disk tier needs a bound")
     if config.disk_bytes and not config.disk_path:

@@ -83,7 +83,7 @@ class LocalFleet:
         def doing() -> str:
             return " | ".join(f"{child.name}: {child.last_line}" for child in children if not child.is_ready)
 
-        async def lines() -> list[dict[str, Any]]:  # a future of gather's own would complain of being cancelled
+        async def lines() -> list[dict[str, Any]]:  # of a future of gather's own asyncio would complain
             return await asyncio.gather(*(child.ready() for child in children))
 
         return await self._patiently(lines(), doing)

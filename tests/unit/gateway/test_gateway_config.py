@@ -92,5 +92,23 @@ def test_unknown_keys_and_values_are_named() -> None:
 
 def test_a_missing_certificate_is_named() -> None:
     assert https_context(None) is None
-    with pytest.raises(ConfigError, match="https"):
+    with pytest.raises(ConfigError, match=r"https\.certificate: /nowhere\.pem: No such file"):
         https_context(Https("/nowhere.pem", "/nowhere.key"))
+    with pytest.raises(ConfigError, match=r"https\.key: /nowhere\.key: No such file"):
+        https_context(Https(__file__, "/nowhere.key"))
+    with pytest.raises(ConfigError, match=f"https: {__file__} with {__file__}: "):
+        https_context(Https(__file__, __file__))
+
+
+def test_what_would_protect_an_address_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^http = .*: configure https, or set insecure"):
+        check(router(http=OPEN, tls=TLS))
+    with pytest.raises(ConfigError, match=r"^admin = .* there is no TLS for it"):
+        check(router(admin=OPEN, tls=TLS))
+
+
+def test_a_slip_in_a_list_is_told() -> None:
+    """Values that are no TOML are strings, so that addresses need no quotes."""
+    with pytest.raises(ConfigError, match=r"\$\.workers`: \[127\.0\.0\.1:1\] is not TOML: "):
+        load(RouterConfig, None, ["workers=[127.0.0.1:1]"])
+    assert load(RouterConfig, None, ["http=[::1]:1"]).http == "[::1]:1"
