@@ -56,7 +56,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         metavar="NAME|FILE",
-        help="flat (default), h200-llama-3-8b or a TOML profile; default of a log: fitted to it",
+        help="flat (default), h200-llama-3-8b or a TOML profile; default of a log: fitted to its steps",
     )
     parser.add_argument(
         "--block-seconds", type=float, default=0.025, help="a block of prefill, flat engine (default 0.025)"

@@ -26,6 +26,10 @@ examples:
 LEAST = 3  # steps
 
 
+class TooFew(ConfigError):
+    """Steps to learn from. Servers of other engines tell none."""
+
+
 def configure(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
@@ -96,7 +100,7 @@ def _carrying(path: str, start: Profile) -> Profile:
 
 def _fit(path: str, measured: list[Measured], start: Profile) -> Profile:
     if len(measured) < LEAST:
-        raise ConfigError(f"{path}: {len(measured)} steps to learn from; at least {LEAST} are needed")
+        raise TooFew(f"{path}: {len(measured)} steps to learn from; at least {LEAST} are needed")
     try:
         return fit(measured, start)
     except ValueError as wrong:

@@ -63,16 +63,24 @@ def _of_log(args: Namespace) -> Source:
         raise ConfigError(f"{args.trace}: a decision log without a placement")
     trace = told.trace(Path(args.trace).name)
     blocks = _blocks(args, told)
-    if args.engine:
-        profile, how = _profile(args.engine, args.block_seconds, trace.block_size), f"engine {args.engine}"
-    else:
-        profile, steps = fit.of_log(args.trace, Profile(name="fitted"))
-        how = f"engine fitted to {len(steps)} of its steps"
+    profile, how = _engine(args, trace.block_size)
     bounds = report.bounds(trace, sum(blocks))
     sets = [f"{key}={json.dumps(value)}" for key, value in told.routing.items()]
     said = [*_summary(told), *ladder(bounds.infinite, bounds.pooled, told)]
     said.append(f"the same requests on {len(blocks)} modelled workers, {how}:")
     return Source(trace, blocks, profile, bounds, sets, said)
+
+
+def _engine(args: Namespace, block_size: int) -> tuple[Profile, str]:
+    """Of a log, and where it is from. What was decided needs none, so a log without steps is played too."""
+    if args.engine:
+        return _profile(args.engine, args.block_seconds, block_size), f"engine {args.engine}"
+    try:
+        profile, steps = fit.of_log(args.trace, Profile(name="fitted"))
+    except fit.TooFew:
+        how = "engine flat, since the log tells no steps (--engine names another)"
+        return flat(args.block_seconds, block_size), how
+    return profile, f"engine fitted to {len(steps)} of its steps"
 
 
 def _blocks(args: Namespace, told: History) -> list[int]:

@@ -169,6 +169,24 @@ def test_a_decision_that_comes_out_otherwise_is_shown(
     assert "first difference: placement 5: reason its turn, logged its luck" in said
 
 
+def test_a_log_without_steps_is_played_on_a_flat_engine(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Servers of other engines tell none."""
+    path = tmp_path / "servers.jsonl"
+    lines = [json.loads(line) for line in log.with_name("decisions.jsonl.10").read_bytes().splitlines()]
+    for line in lines:
+        line.get("progress", {}).pop("prefill_s", None)
+        line.get("load", {}).pop("steps_total", None)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(command, "--trace", str(path)) == 0
+    said = capsys.readouterr().out
+    assert "hit rate of prompt tokens:" in said
+    assert "engine flat, since the log tells no steps (--engine names another):" in said
+    with pytest.raises(ConfigError, match="0 steps to learn from"):
+        run(fit, str(path))
+
+
 def _cut(lines: list[bytes]) -> list[bytes]:
     return lines[:3]
 
