@@ -3,7 +3,7 @@ the one becomes cheaper than the other."""
 
 import asyncio
 import re
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from typing import NamedTuple
 
 from warmfleet_proto.command import Command
@@ -103,7 +103,6 @@ def verdict(profile: Profile, way: Way) -> str:
 
 
 def configure(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--model", default="llama-3-8b", help="default llama-3-8b")
     parser.add_argument("--gpu", default="h200", help="default h200")

@@ -1,7 +1,7 @@
 """``warmfleet key``: the key that a fleet's routers share, and the key that each of its workers is given."""
 
 import secrets
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 
 from warmfleet_proto.command import Command
 from warmfleet_proto.grant import FLEET_KEY_BYTES, source_key
@@ -20,7 +20,6 @@ examples:
 
 
 def configure(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--fleet", metavar="FILE", help="the fleet key; without it a new one is made")
     parser.add_argument("--worker", metavar="NAME", help="whose key to make from it")

@@ -36,7 +36,6 @@ Pages = Callable[[Gateway], Sequence[web.RouteDef]]  # what operators are shown 
 
 def add_options(parser: argparse.ArgumentParser, flags: Mapping[str, str], epilog: str) -> None:
     """``flags``: keys of the configuration that have an option of their own, with its help."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = epilog
     parser.add_argument("--config", metavar="FILE", help="a TOML file; --print-config shows every key")
     parser.add_argument(

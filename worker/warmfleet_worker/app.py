@@ -43,7 +43,6 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--config", metavar="FILE", help="a TOML file; --print-config shows every key")
     parser.add_argument(

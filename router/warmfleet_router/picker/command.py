@@ -54,7 +54,6 @@ _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # of Debian, Alpine and Env
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--config", metavar="FILE", help="the router's TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one key of it")

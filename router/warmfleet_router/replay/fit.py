@@ -1,7 +1,7 @@
 """``warmfleet fit``: an engine profile from a run, for ``warmfleet replay --engine FILE``."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import msgspec
@@ -31,7 +31,6 @@ class TooFew(ConfigError):
 
 
 def configure(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="a decision log, or a JSON file of steps")
     parser.add_argument("--name", default="fitted", help="of the profile")

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
-from warmfleet_worker.__main__ import main
+from warmfleet_proto import command
+from warmfleet_worker import app
+
+
+def main(arguments: list[str]) -> int:
+    return command.main(app.command, "warmfleet-worker", arguments)
 
 
 @pytest.mark.parametrize(

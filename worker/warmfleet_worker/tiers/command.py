@@ -26,7 +26,6 @@ _UNBOUNDED = 1 << 62
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     ls = actions.add_parser("ls", help="what was made with what, and the prefixes, longest first")
