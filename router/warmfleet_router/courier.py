@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto import worker_pb2_grpc
 from warmfleet_proto.channel import connect
+from warmfleet_proto.tasks import cancelled
 from warmfleet_proto.transfer_pb2 import Pull, Pulled
 
 from warmfleet_router.core import RouterCore
@@ -43,13 +43,8 @@ class Courier:
         self._looking = asyncio.create_task(self._look(), name="courier")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        tasks = [self._looking, *self._errands]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def __aexit__(self, *_: object) -> None:
+        await cancelled(self._looking, *self._errands)
         for channel in self._channels.values():
             await channel.close(None)
 

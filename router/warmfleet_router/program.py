@@ -13,6 +13,7 @@ from aiohttp import web
 from warmfleet_proto import log
 from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.settings import ConfigError, load, to_toml
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.client import Router
 from warmfleet_router.config import Frontend, GatewayConfig, RouterConfig, check, https_context
@@ -95,7 +96,7 @@ async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int
         await asyncio.sleep(0)  # the collector's first look, a long one, comes before the first request
         print(json.dumps({"ready": True, **addresses}), flush=True)
         await stop.wait()
-        await _cancelled(garbage)
+        await cancelled(garbage)
         for number in numbers:
             loop.remove_signal_handler(number)
     return 0
@@ -140,7 +141,7 @@ async def front(
             app.add_routes(shown(gateway))
         await gateway.start()
         lag = asyncio.create_task(watch_loop(metrics))
-        stack.push_async_callback(_cancelled, lag)
+        stack.push_async_callback(cancelled, lag)
         shared = isinstance(config, GatewayConfig) and config.reuse_port
         site = Site(app, config.http, https_context(config.https), config.limits.drain_s, shared)
         addresses["http"] = await _open(stack, site)
@@ -185,8 +186,3 @@ async def _open(stack: AsyncExitStack, site: Site) -> str:
     address = await site.start()
     stack.push_async_callback(site.close)
     return address
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

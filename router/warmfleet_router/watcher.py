@@ -8,8 +8,7 @@ would hang the next call too.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -17,6 +16,7 @@ from warmfleet_proto import log, worker_pb2_grpc
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.channel import connect
 from warmfleet_proto.errors import WarmfleetError, WorkerLost
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.core import RouterCore
 
@@ -63,7 +63,7 @@ class Watcher:
         """These, and no others any more: who is not named gets nothing new, what runs there goes on."""
         wanted = frozenset(addresses)
         gone = [address for address in self._followed if address not in wanted]
-        await self._cancel([self._followed.pop(address).task for address in gone])
+        await cancelled(*(self._followed.pop(address).task for address in gone))
         for address in gone:
             self._core.roster.remove(address, self._clock())
         for address in addresses:
@@ -80,17 +80,10 @@ class Watcher:
                 for followed in list(self._followed.values()):
                     await followed.settled.wait()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._ticking is not None
-        await self._cancel([self._ticking, *(followed.task for followed in self._followed.values())])
+        await cancelled(self._ticking, *(followed.task for followed in self._followed.values()))
         self._followed.clear()
-
-    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tick(self) -> None:
         while True:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -12,6 +11,7 @@ import uvloop
 from warmfleet_proto import log
 from warmfleet_proto.command import Command
 from warmfleet_proto.settings import load, to_toml
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_worker.config import Config, check
 from warmfleet_worker.engine.factory import make_engine
@@ -93,9 +93,7 @@ async def serve(config: Config) -> int:
         _log.info("draining for up to %g s", config.drain_s)
         unfinished = await worker.drain(config.drain_s)
         _log.info("drained: %d requests unfinished", unfinished)
-    stopped.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await stopped
+    await cancelled(stopped)
     await worker.close()
     return 1 if failed else 0
 

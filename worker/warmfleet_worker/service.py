@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from warmfleet_proto.errors import BadRequest, WarmfleetError, grpc_status
 from warmfleet_proto.limits import MAX_ID_CHARS
+from warmfleet_proto.tasks import cancelled
 from warmfleet_proto.worker_pb2 import (
     BringRequest,
     BringResponse,
@@ -79,9 +80,7 @@ class WorkerService(WorkerServicer):
             broken = outbox.broken.is_set()
         finally:
             self._sessions.detach(session, outbox)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancelled(*tasks)
         if broken:
             await context.abort(grpc.StatusCode.ABORTED, outbox.why)
 

@@ -8,6 +8,7 @@ from aiohttp import web
 from warmfleet_proto import worker_pb2
 from warmfleet_proto.channel import Health, bind, server, split_address
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.tasks import cancelled
 from warmfleet_proto.worker_pb2_grpc import add_WorkerServicer_to_server
 
 from warmfleet_worker.admission import Limits
@@ -98,8 +99,7 @@ class Worker:
         return unfinished
 
     async def close(self) -> None:
-        self.loop.cancel()
-        await asyncio.gather(self.loop, return_exceptions=True)
+        await cancelled(self.loop)
         self.service.close()
         await self._server.stop(_CLOSE_GRACE_S)
         await self.exchange.close()

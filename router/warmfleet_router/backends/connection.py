@@ -10,6 +10,7 @@ from warmfleet_proto.channel import Tls, connect
 from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.limits import REATTACH_S
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.tasks import cancelled
 from warmfleet_proto.worker_pb2 import (
     Open,
     Output,
@@ -64,8 +65,7 @@ class Connection:
         return attempt
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._task)
         self._lose_all("the gateway is closing")
 
     def _now(self) -> float:
@@ -152,9 +152,7 @@ class Connection:
             return f"it is silent, and does not answer within {_ANSWER_S:g} s"
         finally:
             call.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancelled(*tasks)
 
     def _open(self) -> Open:
         """What is waited for. An attempt without any output yet is submitted again, under a new handle."""

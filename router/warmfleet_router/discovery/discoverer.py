@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
 from typing import Protocol, Self
 
 from warmfleet_proto import log
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.discovery import Discovery, Found, SourceView, together
 from warmfleet_router.discovery.file import FileSource, read
@@ -47,12 +47,8 @@ class Discoverer:
             self._tasks.append(asyncio.create_task(self._follow(watched, wait), name=name))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def __aexit__(self, *_: object) -> None:
+        await cancelled(*self._tasks)
 
     async def _follow(self, watched: "_Watched", wait: float) -> None:
         while True:

@@ -13,6 +13,7 @@ from contextlib import closing
 import zmq
 import zmq.asyncio
 from warmfleet_proto import log
+from warmfleet_proto.tasks import cancelled
 from zmq.utils.monitor import recv_monitor_message
 
 from warmfleet_router.events.follower import AskReplay, Follower, State, Told
@@ -91,9 +92,7 @@ class Subscriber:
                     seq, payload = _numbered(frames)
                     await self._take(self._follower.receive(seq, payload, self._clock()))
             finally:
-                for task in others:
-                    task.cancel()
-                await asyncio.gather(*others, return_exceptions=True)
+                await cancelled(*others)
 
     def _socket(self, kind: int, messages: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)

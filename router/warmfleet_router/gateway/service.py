@@ -12,6 +12,7 @@ from warmfleet_proto.channel import Tls
 from warmfleet_proto.errors import WarmfleetError
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S
 from warmfleet_proto.router_pb2 import HeartbeatRequest, ListWorkersRequest
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Router
@@ -90,8 +91,7 @@ class Gateway:
     async def close(self) -> None:
         """After the last request has ended."""
         if self._heart is not None:
-            self._heart.cancel()
-            await asyncio.gather(self._heart, return_exceptions=True)
+            await cancelled(self._heart)
         await self._fleet.workers.close()
         await self.relays.close()
         await self._fleet.reports.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.local import launch
 from warmfleet_router.local.children import Child, ChildDied, stop
@@ -136,9 +137,7 @@ class LocalFleet:
         _say(f"{child.obituary()}\n{left} of {_workers(len(self._workers))} left")
 
     async def _end(self, *tasks: asyncio.Task[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
         ending = stop([child for child in [self._router, *self._workers] if child.was_started])
         await self._patiently(ending, lambda: "the fleet ends")
 

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from warmfleet_proto.channel import split_address
+from warmfleet_proto.tasks import cancelled
 
 FRESH_S = 5.0  # Envoy asks as often
 MAX_NAMES = 1 << 14  # remembered
@@ -37,9 +38,7 @@ class Addresses:
         return known.addresses
 
     async def close(self) -> None:
-        for task in self._asking.values():
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await cancelled(*self._asking.values())
 
     def _asked(self, endpoint: str) -> "asyncio.Task[tuple[str, ...]]":
         task = self._asking.get(endpoint)

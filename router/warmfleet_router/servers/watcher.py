@@ -9,15 +9,15 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import aiohttp
 from warmfleet_proto import log
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import WarmfleetError, WorkerLost
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index.cursor import Instruction
@@ -57,7 +57,7 @@ class ServerWatcher:
         """These, and no others any more. One that is described in another way is another one."""
         backends = dict.fromkeys(rank for backend in backends for rank in backend.each_rank())
         gone = [backend for backend in self._followed if backend not in backends]
-        await self._cancel([self._followed.pop(backend).task for backend in gone])
+        await cancelled(*(self._followed.pop(backend).task for backend in gone))
         for backend in gone:
             self._core.roster.remove(backend.address, self._clock())
         for backend in backends:
@@ -78,18 +78,11 @@ class ServerWatcher:
                     if backend.replay:
                         await followed.settled.wait()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._cancel([followed.task for followed in self._followed.values()])
+    async def __aexit__(self, *_: object) -> None:
+        await cancelled(*(followed.task for followed in self._followed.values()))
         self._followed.clear()
         if self._session is not None:
             await self._session.close()
-
-    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, backend: Backend, probe: Probe, settled: asyncio.Event) -> None:
         wait, known = FIRST_WAIT_S, ""
@@ -166,8 +159,7 @@ class ServerWatcher:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancelled(task)
 
     async def _events(self, backend: Backend, status: pb.StatusResponse, settled: asyncio.Event) -> None:
         """Where they cannot be followed any more, nothing is known, and it is tried again."""

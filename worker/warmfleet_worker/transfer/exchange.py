@@ -12,6 +12,7 @@ from msgspec import Meta
 from warmfleet_proto import transfer_pb2
 from warmfleet_proto.channel import Tls, check_exposure, split_address
 from warmfleet_proto.settings import ConfigError, read_key
+from warmfleet_proto.tasks import cancelled
 from warmfleet_proto.transfer_pb2_grpc import add_TransferServicer_to_server
 
 from warmfleet_worker.engine.base import Engine
@@ -145,8 +146,7 @@ class Exchange:
     async def close(self) -> None:
         await self.puller.close()
         if self._ticks is not None:
-            self._ticks.cancel()
-            await asyncio.gather(self._ticks, return_exceptions=True)
+            await cancelled(self._ticks)
             for source in (self.source, *self.lane_sources):
                 await asyncio.to_thread(source.close)
         for lanes in self._lanes:
