@@ -81,24 +81,20 @@ class LeaseRequest(_message.Message):
     def __init__(self, target: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., layout_fingerprint: _Optional[bytes] = ..., first: _Optional[int] = ..., hashes: _Optional[bytes] = ..., digest: bool = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
-    __slots__ = ("lease", "secret", "ttl_s", "blocks", "token_ids", "block_bytes", "offers", "token_digest")
+    __slots__ = ("lease", "secret", "blocks", "token_ids", "offers", "token_digest")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
-    TTL_S_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     OFFERS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     lease: int
     secret: bytes
-    ttl_s: float
     blocks: int
     token_ids: bytes
-    block_bytes: int
     offers: _containers.RepeatedCompositeFieldContainer[Offer]
     token_digest: bytes
-    def __init__(self, lease: _Optional[int] = ..., secret: _Optional[bytes] = ..., ttl_s: _Optional[float] = ..., blocks: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., block_bytes: _Optional[int] = ..., offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ..., token_digest: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, lease: _Optional[int] = ..., secret: _Optional[bytes] = ..., blocks: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., offers: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ..., token_digest: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("transport", "port", "host", "socket")

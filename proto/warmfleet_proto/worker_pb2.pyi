@@ -48,10 +48,9 @@ class Reattach(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "request_id", "attempt", "booking", "token_ids", "prompt_tokens", "salt", "sampling", "deadline_s", "pull")
+    __slots__ = ("handle", "request_id", "booking", "token_ids", "prompt_tokens", "salt", "sampling", "deadline_s", "pull")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -61,7 +60,6 @@ class Submit(_message.Message):
     PULL_FIELD_NUMBER: _ClassVar[int]
     handle: int
     request_id: str
-    attempt: int
     booking: int
     token_ids: bytes
     prompt_tokens: int
@@ -69,7 +67,7 @@ class Submit(_message.Message):
     sampling: Sampling
     deadline_s: float
     pull: _transfer_pb2.Pull
-    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., booking: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., salt: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_s: _Optional[float] = ..., pull: _Optional[_Union[_transfer_pb2.Pull, _Mapping]] = ...) -> None: ...
+    def __init__(self, handle: _Optional[int] = ..., request_id: _Optional[str] = ..., booking: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., prompt_tokens: _Optional[int] = ..., salt: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_s: _Optional[float] = ..., pull: _Optional[_Union[_transfer_pb2.Pull, _Mapping]] = ...) -> None: ...
 
 class PromptFrame(_message.Message):
     __slots__ = ("handle", "token_ids")
@@ -112,12 +110,10 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., stop_ids: _Optional[bytes] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class ServeResponse(_message.Message):
-    __slots__ = ("step", "outputs")
-    STEP_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("outputs",)
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    step: int
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
-    def __init__(self, step: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
+    def __init__(self, outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
 
 class Output(_message.Message):
     __slots__ = ("handle", "choice", "position", "token_ids", "logprobs", "prompt_logprobs", "started", "ending")
@@ -200,14 +196,12 @@ class Ending(_message.Message):
     def __init__(self, reason: _Optional[_Union[Ending.Reason, str]] = ..., message: _Optional[str] = ..., stop_id: _Optional[int] = ...) -> None: ...
 
 class WatchKvRequest(_message.Message):
-    __slots__ = ("router_id", "epoch", "after_seq")
-    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("epoch", "after_seq")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
-    router_id: str
     epoch: int
     after_seq: int
-    def __init__(self, router_id: _Optional[str] = ..., epoch: _Optional[int] = ..., after_seq: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., after_seq: _Optional[int] = ...) -> None: ...
 
 class WatchKvResponse(_message.Message):
     __slots__ = ("epoch", "batch", "snapshot", "load")

@@ -78,9 +78,8 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         metrics = Metrics()
         metrics.watch(core, clock)
         connect = partial(channel.connect, tls=config.tls)
-        router_id = f"router-{secrets.token_hex(8)}"
         servers = await stack.enter_async_context(ServerWatcher(core, clock))
-        workers = await stack.enter_async_context(Watcher(core, router_id, clock, connect))
+        workers = await stack.enter_async_context(Watcher(core, clock, connect))
         server_keys: dict[str, str] = {}
         plain = Plain() if config.picker and config.discovery != Discovery() else None
 

@@ -44,12 +44,10 @@ class Watcher:
     def __init__(
         self,
         core: RouterCore,
-        router_id: str,
         clock: Callable[[], float],
         channel: Callable[[str], grpc.aio.Channel] = connect,
     ) -> None:
         self._core = core
-        self._router_id = router_id
         self._clock = clock
         self._channel = channel
         self._ticking: asyncio.Task[None] | None = None
@@ -123,11 +121,8 @@ class Watcher:
         while True:
             began = self._clock()
             position = self._core.roster.cursor(address).position()
-            call = stub.WatchKv(
-                pb.WatchKvRequest(
-                    router_id=self._router_id, epoch=position.epoch, after_seq=position.after_seq
-                )
-            )
+            asked = pb.WatchKvRequest(epoch=position.epoch, after_seq=position.after_seq)
+            call = stub.WatchKv(asked)
             try:
                 await self._read(address, call, settled)
             finally:

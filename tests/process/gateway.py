@@ -47,7 +47,7 @@ class Stream:
         self.endings: dict[tuple[int, int], pb.Ending] = {}
         self.started: dict[int, pb.Started] = {}
         self.prompt_logprobs: dict[int, list[pb.TokenLogprobs]] = {}
-        self.steps: list[int] = []
+        self.messages = 0
         self.changed = asyncio.Condition()
         self.call = stub.Serve()
         listed = [pb.Reattach(handle=h, next_positions=p) for h, p in reattach.items()]
@@ -98,7 +98,7 @@ class Stream:
 
     async def _read(self) -> None:
         async for response in self.call:
-            self.steps.append(response.step)
+            self.messages += 1
             for output in response.outputs:
                 self._take(output)
             async with self.changed:

@@ -74,7 +74,7 @@ async def rig(*addresses: str, remote: bool = False, **routing: Any) -> AsyncIte
     clock = Clock()
     core = RouterCore(Routing(**routing), seed=1)
     async with AsyncExitStack() as stack:
-        watching = await stack.enter_async_context(Watcher(core, "test", clock))
+        watching = await stack.enter_async_context(Watcher(core, clock))
         await watching.watch(addresses)
         local = LocalRouter(core, clock)
         router = await stack.enter_async_context(_remote(local)) if remote else local

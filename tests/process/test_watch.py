@@ -98,7 +98,7 @@ def held(worker: Worker) -> dict[tuple[int, bytes], int]:
 
 @asynccontextmanager
 async def follow(stub: Any, epoch: int = 0, after_seq: int = 0) -> AsyncIterator[Follower]:
-    call = stub.WatchKv(pb.WatchKvRequest(router_id="r", epoch=epoch, after_seq=after_seq))
+    call = stub.WatchKv(pb.WatchKvRequest(epoch=epoch, after_seq=after_seq))
     try:
         yield Follower(call)
     finally:

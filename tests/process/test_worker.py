@@ -45,7 +45,7 @@ async def test_many_at_once_and_one_message_a_step(depth: int) -> None:
         for handle, prompt in asked.items():
             wanted = expected(worker, prompt, 10 + handle % 9, temperature=1.0, seed=handle)
             assert await gateway.finish(handle) == wanted
-        assert len(gateway.steps) == len(set(gateway.steps))
+        assert gateway.messages <= worker.scheduler.totals.steps
         await idle(worker)
 
 

@@ -49,7 +49,7 @@ async def test_ready_serves_and_ends_with_sigterm() -> None:
                 async with stream(stub) as gateway:
                     await gateway.submit(1, range(64), 100)
                     await gateway.until(1, 1)
-                    watch = stub.WatchKv(pb.WatchKvRequest(router_id="r"))
+                    watch = stub.WatchKv(pb.WatchKvRequest())
                     await watch.read()
                     process.send_signal(signal.SIGTERM)
                     assert len(await gateway.finish(1)) == 100  # what runs may end

@@ -123,7 +123,7 @@ class OpenAiFace:
             submitted=self._runner.now(),
         )
 
-    def _deliver(self, step: int, outputs: list[Output]) -> None:
+    def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
             if queue := self._waiting.get(output.request.key.handle):
                 queue.put_nowait(output)

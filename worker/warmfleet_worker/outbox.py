@@ -20,18 +20,16 @@ class Outbox:
     def __init__(self) -> None:
         self._outputs: deque[Output] = deque()
         self._latest: dict[tuple[int, int], Output] = {}  # that waits, by handle and choice
-        self._step = 0
         self._bytes = 0  # put since nothing waited, less what went
         self._filled = asyncio.Event()
         self._closed = False
         self.broken = asyncio.Event()  # the stream has to end at once
         self.why = ""
 
-    def put(self, step: int, outputs: Sequence[Output]) -> None:
+    def put(self, outputs: Sequence[Output]) -> None:
         """What a step made. Afterwards the outputs belong to the box."""
         if self._closed:
             return
-        self._step = step
         for output in outputs:
             self._bytes += output.ByteSize() + _FRAMING_BYTES
             self._add(output)
@@ -46,7 +44,7 @@ class Outbox:
                 return None
             self._filled.clear()
             await self._filled.wait()
-        response, size = ServeResponse(step=self._step), 0
+        response, size = ServeResponse(), 0
         while self._outputs:
             size += self._outputs[0].ByteSize() + _FRAMING_BYTES
             if response.outputs and size > MESSAGE_BYTES:

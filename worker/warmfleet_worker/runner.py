@@ -26,8 +26,8 @@ _REST_S = 1.0  # the longest wait in which nothing is looked at
 _PACE_S = 0.005  # between batches of presence events while steps follow one another
 _BROUGHT_PACE_S = 0.25  # while blocks come and nothing else happens: telling of them would slow them down
 
-Sink = Callable[[int, list[Output]], None]
-"""Takes the step's number and what it made for one gateway."""
+Sink = Callable[[list[Output]], None]
+"""Takes what a step made for one gateway."""
 
 
 class Listener(Protocol):
@@ -297,10 +297,9 @@ class Runner:
         by_gateway: dict[str, list[Output]] = {}
         for output in outputs:
             by_gateway.setdefault(output.request.key.gateway, []).append(output)
-        step = self.scheduler.totals.steps
         for gateway, theirs in by_gateway.items():
             if sink := self.sinks.get(gateway):
-                sink(step, theirs)
+                sink(theirs)
         self.on_outputs(outputs)
         if any(output.ending for output in outputs):
             self._tell_change()

@@ -84,7 +84,7 @@ class Session:
             self._refuse(handle, Ending(Reason.CANCELLED))
         self._runner.drop(Key(self.gateway, handle), Ending(Reason.CANCELLED))
 
-    def deliver(self, step: int, outputs: list[Output]) -> None:
+    def deliver(self, outputs: list[Output]) -> None:
         """What a step made for this gateway, as one message."""
         now = self._runner.now()
         messages = []
@@ -96,7 +96,7 @@ class Session:
                     self._ended.append((now, handle))
         self._forget_ended(now)
         if self.outbox is not None and messages:
-            self.outbox.put(step, messages)
+            self.outbox.put(messages)
 
     def detach(self, why: str) -> None:
         """The stream is gone: what had not arrived completely cannot be completed."""
@@ -148,7 +148,7 @@ class Session:
 
     def _send(self, outputs: Sequence[WireOutput]) -> None:
         if self.outbox is not None:
-            self.outbox.put(self._runner.scheduler.totals.steps, outputs)
+            self.outbox.put(outputs)
 
 
 class Sessions:

@@ -90,7 +90,6 @@ class Generation(Placed):
         wanted, now = self.wanted, self._fleet.clock()
         submit = Submit(
             request_id=wanted.request_id,
-            attempt=len(self.tried),
             booking=self.placement.booking,
             prompt_tokens=wanted.prompt_tokens,
             salt=wanted.tenant.salt,

@@ -34,11 +34,10 @@ async def drained(outbox: Outbox) -> list[ServeResponse]:
 
 async def test_steps_that_wait_together_are_one_message_with_one_output_a_choice() -> None:
     outbox = Outbox()
-    outbox.put(1, [output(7, 0, 10, started=Started(cached_tokens=32)), output(8, 4, 20)])
-    outbox.put(2, [output(7, 1, 11), output(7, 0, 30, choice=1)])
-    outbox.put(3, [output(7, 2, 12, ending=Ending(reason=Ending.LENGTH))])
+    outbox.put([output(7, 0, 10, started=Started(cached_tokens=32)), output(8, 4, 20)])
+    outbox.put([output(7, 1, 11), output(7, 0, 30, choice=1)])
+    outbox.put([output(7, 2, 12, ending=Ending(reason=Ending.LENGTH))])
     (response,) = await drained(outbox)
-    assert response.step == 3
     first, other, choice = response.outputs
     assert (first.handle, first.position, first.token_ids) == (7, 0, pack([10, 11, 12]))
     assert [each.logprob for each in first.logprobs] == [-10, -11, -12]
@@ -51,9 +50,9 @@ async def test_steps_that_wait_together_are_one_message_with_one_output_a_choice
 
 async def test_what_was_read_is_not_joined_again() -> None:
     outbox = Outbox()
-    outbox.put(1, [output(7, 0, 10)])
+    outbox.put([output(7, 0, 10)])
     first = await outbox.get()
-    outbox.put(2, [output(7, 1, 11)])
+    outbox.put([output(7, 1, 11)])
     second = await outbox.get()
     assert first is not None
     assert second is not None
@@ -79,8 +78,8 @@ async def test_every_choice_gets_its_tokens_in_order(seed: int, monkeypatch: pyt
     monkeypatch.setattr(outbox_module, "BACKLOG_BYTES", 1 << 20)
     monkeypatch.setattr(outbox_module, "_JOINED_BYTES", 5 * TOKEN_BYTES)
     outbox, responses = Outbox(), []
-    for step, outputs in enumerate(steps(random, [(1, 0), (1, 1), (2, 0)])):
-        outbox.put(step, outputs)
+    for outputs in steps(random, [(1, 0), (1, 1), (2, 0)]):
+        outbox.put(outputs)
         if random.random() < 0.3 and (response := await outbox.get()):
             responses.append(response)
     responses += await drained(outbox)
@@ -99,12 +98,12 @@ async def test_every_choice_gets_its_tokens_in_order(seed: int, monkeypatch: pyt
 
 async def test_a_prompts_scores_are_never_made_larger_and_a_backlog_breaks_the_stream() -> None:
     outbox = Outbox()
-    outbox.put(1, [output(7, 0, 10, prompt_logprobs=[TokenLogprobs()])])
-    outbox.put(2, [output(7, 1, 11)])
+    outbox.put([output(7, 0, 10, prompt_logprobs=[TokenLogprobs()])])
+    outbox.put([output(7, 1, 11)])
     response = await outbox.get()
     assert response is not None
     assert [len(each.token_ids) for each in response.outputs] == [TOKEN_BYTES, TOKEN_BYTES]
-    outbox.put(3, [Output(handle=1, choice=n, token_ids=bytes(1 << 20)) for n in range(9)])
+    outbox.put([Output(handle=1, choice=n, token_ids=bytes(1 << 20)) for n in range(9)])
     assert outbox.broken.is_set()
     assert "behind" in outbox.why
     assert await outbox.get() is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from warmfleet_proto.hashing import token_digest
-from warmfleet_proto.limits import LEASE_TTL_S, SECRET_BYTES
+from warmfleet_proto.limits import SECRET_BYTES
 from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, Offer, ReleaseRequest, ReleaseResponse
 from warmfleet_proto.transfer_pb2_grpc import TransferServicer
 
@@ -92,16 +92,14 @@ class TransferService(TransferServicer):
     def _response(self, lease: OpenLease | None, digest: bool) -> LeaseResponse:
         """Without a lease when nothing is readable any more."""
         if lease is None:
-            return LeaseResponse(block_bytes=self._runner.engine.block_bytes)
+            return LeaseResponse()
         self.lent += 1
         token_ids = b"".join([each.token_ids for each in lease.lent])
         return LeaseResponse(
             lease=lease.id,
             secret=lease.secret,
-            ttl_s=LEASE_TTL_S,
             blocks=len(lease.lent),
             token_ids=b"" if digest else token_ids,
             token_digest=token_digest(token_ids) if digest else b"",
-            block_bytes=self._runner.engine.block_bytes,
             offers=[each for each in self.offers if lease.on_device or each.transport not in _BY_DEVICE],
         )
