@@ -82,7 +82,7 @@ class Relay(Placed):
         super().__init__(fleet, wanted.deadline)
         self.wanted = wanted
         self.answer = Answer(502, "", b"")
-        self.stream = sse.Stream(hide=not wanted.ask.wants_usage)
+        self.events = sse.Stream(hide=not wanted.ask.wants_usage)
         self.usage: sse.Usage | None = None
         self._servers = servers
         self._pool = pool
@@ -113,6 +113,10 @@ class Relay(Placed):
         return self.wanted.ask.choices
 
     @property
+    def stream(self) -> bool:
+        return self.wanted.ask.stream
+
+    @property
     def streaming(self) -> bool:
         """The answer is a stream, not an error or a whole body."""
         return self.answer.status == 200 and self.wanted.ask.stream
@@ -128,7 +132,7 @@ class Relay(Placed):
         return self._route_request
 
     def _told(self, report: FinishRequest) -> None:
-        usage = self.usage or self.stream.usage
+        usage = self.usage or self.events.usage
         cached = usage.cached_tokens if usage else None
         report.ttft_s = self._ttft_s
         if self._silent:  # the deadline was the client's, but that much patience is enough
@@ -142,7 +146,7 @@ class Relay(Placed):
     async def _submit(self) -> None:
         now = self._fleet.clock()
         server = self._servers.of(self.placement.address)
-        self.stream = sse.Stream(hide=not self.wanted.ask.wants_usage)
+        self.events = sse.Stream(hide=not self.wanted.ask.wants_usage)
         adapter = self._servers.adapter_for(server, self.model)
         body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts, adapter)
         headers = {"Content-Type": "application/json"}
@@ -178,7 +182,7 @@ class Relay(Placed):
             if reply.content_type != _EVENTS:
                 raise WorkerLost(f"the server answered {reply.content_type[:80]}, not a stream of events")
             self._first = await self._piece(reply)
-            if self.stream.failed:
+            if self.events.failed:
                 raise WorkerLost("the server answered 200 with an error")
             self.answer = Answer(200, _EVENTS, b"")
         else:
@@ -189,39 +193,39 @@ class Relay(Placed):
     async def _piece(self, reply: Reply) -> bytes:
         """The first whole events that are for the client; b"" only at the end of the stream."""
         while data := await reply.part():
-            piece = self.stream.feed(data)
-            if piece or self.stream.done:
+            piece = self.events.feed(data)
+            if piece or self.events.done:
                 return piece
         raise WorkerLost("the server's stream ended before its end")
 
     async def pour(self, outlet: Outlet) -> None:
         """The stream's events as they come, the first of them known already. Raises the four exceptions."""
-        reply, stream = self._reply, self.stream
+        reply, events = self._reply, self.events
         assert reply is not None
 
         def passed(data: bytes) -> bool:
-            piece = stream.feed(data)
+            piece = events.feed(data)
             if piece:
                 outlet.take(piece)
-            return not (stream.done or stream.failed or outlet.behind)
+            return not (events.done or events.failed or outlet.behind)
 
         await outlet.begin(self._first)
         self._progressed()  # what is learned of a first token does not hold it up
         async with self._in_time():
-            while not stream.done and not stream.failed:
+            while not events.done and not events.failed:
                 await outlet.drained()
                 await reply.pour(passed)
-                if reply.exhausted and not stream.done and not stream.failed:
+                if reply.exhausted and not events.done and not events.failed:
                     raise WorkerLost("the server's stream ended before its end")
-        self.usage = stream.usage
-        if stream.failed:
+        self.usage = events.usage
+        if events.failed:
             raise WorkerLost("the server's stream ended with an error")
 
     def _let_go(self) -> None:
         """A connection that is not at its end is closed: that cancels the request there."""
         reply, self._reply = self._reply, None
         if reply is not None:
-            reply.release(over=self.stream.done)
+            reply.release(over=self.events.done)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

@@ -83,7 +83,7 @@ class Relays:
     ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
         relay = await self.relay(request, body, tenant, deadline)
-        record.prepared(Asked(relay), self._fleet.clock())
+        record.prepared(relay, self._fleet.clock())
         self._fleet.budget.request(self._fleet.clock())
         record.generations = [relay]
         failure: BaseException | None = None
@@ -240,7 +240,7 @@ class Relays:
         except WarmfleetError as error:
             relay.finish(error)
             response.force_close()
-            if not relay.stream.failed:  # else the server has told it by itself
+            if not relay.events.failed:  # else the server has told it by itself
                 await response.write(error_event(error))
             return error
         usage = relay.usage
@@ -250,26 +250,3 @@ class Relays:
         relay.finish(completion_tokens=tokens or record.completion_tokens)
         await response.write_eof()
         return None
-
-
-class Asked:
-    """What the record keeps of a relayed request."""
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-
-    @property
-    def model(self) -> str:
-        return self._relay.model
-
-    @property
-    def stream(self) -> bool:
-        return self._relay.wanted.ask.stream
-
-    @property
-    def choices(self) -> int:
-        return self._relay.choices
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._relay.prompt_tokens
