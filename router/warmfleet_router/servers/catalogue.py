@@ -16,6 +16,8 @@ class Place(NamedTuple):
     """Where a base URL leads."""
 
     host: str
+    port: int
+    authority: str  # as the Host header has it
     endpoint: str  # HOST:PORT
     prefix: str  # of all its paths; mostly empty
     tls: bool
@@ -26,8 +28,8 @@ def place_of(url: str) -> Place:
     """A rank behind it says nothing of that."""
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
-    shown = f"[{host}]" if ":" in host else host
-    return Place(host, f"{shown}:{parts.port or (443 if tls else 80)}", parts.path, tls)
+    port, shown = parts.port or (443 if tls else 80), f"[{host}]" if ":" in host else host
+    return Place(host, port, parts.netloc, f"{shown}:{port}", parts.path, tls)
 
 
 class Server(NamedTuple):

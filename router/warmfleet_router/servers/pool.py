@@ -3,13 +3,11 @@
 import asyncio
 import ssl
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from warmfleet_proto.errors import Rejected, WorkerLost
 
 from warmfleet_router.servers.backend import bearer
+from warmfleet_router.servers.catalogue import Place, place_of
 from warmfleet_router.servers.connection import Connection, Reply
 
 KEEP_ALIVE_S = 4.0  # uvicorn closes an idle connection after five
@@ -18,20 +16,12 @@ CONNECT_S = 3.0
 MAX_IDLE = 256  # connections to one server
 
 
-class _Place(NamedTuple):
-    host: str
-    port: int
-    tls: bool
-    authority: str  # as the Host header has it
-    prefix: str  # of all paths
-
-
 class ServerPool:
     """``keys`` of those that want one, by base URL; it may change. Event loops set TCP_NODELAY themselves."""
 
     def __init__(self, keys: Mapping[str, str] | None = None) -> None:
         self._keys = {} if keys is None else keys
-        self._idle: dict[_Place, list[Connection]] = {}
+        self._idle: dict[Place, list[Connection]] = {}
         self._all: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
 
@@ -42,7 +32,7 @@ class ServerPool:
         a kept connection on its end: closed soon, before any byte of an answer. What was closed later the
         server may have begun, and who sends that again is the caller, who counts it.
         """
-        place = _place(base)
+        place = place_of(base)
         if key := self._keys.get(base):
             headers = headers | bearer(key)
         request = _request(place, path, body, headers)
@@ -57,7 +47,7 @@ class ServerPool:
         connection = await self._connect(place)
         return await _with_head(connection.ask(request))
 
-    def _kept(self, place: _Place) -> Connection | None:
+    def _kept(self, place: Place) -> Connection | None:
         """The one that was used last: it is the least likely to be closed soon."""
         idle, now = self._idle.get(place, []), asyncio.get_running_loop().time()
         while idle:
@@ -67,7 +57,7 @@ class ServerPool:
             connection.close()
         return None
 
-    async def _connect(self, place: _Place) -> Connection:
+    async def _connect(self, place: Place) -> Connection:
         loop = asyncio.get_running_loop()
         tls = self._context() if place.tls else None
 
@@ -118,14 +108,7 @@ async def _with_head(reply: Reply) -> Reply:
     return reply
 
 
-@lru_cache(1024)
-def _place(base: str) -> _Place:
-    parts = urlsplit(base)
-    tls = parts.scheme == "https"
-    return _Place(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.netloc, parts.path)
-
-
-def _request(place: _Place, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+def _request(place: Place, path: str, body: bytes, headers: dict[str, str]) -> bytes:
     lines = [
         f"POST {place.prefix}{path} HTTP/1.1",
         f"Host: {place.authority}",
