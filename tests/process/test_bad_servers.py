@@ -131,9 +131,18 @@ async def test_before_its_first_token_another_server_is_asked(behave: Behave) ->
 async def test_without_another_the_client_is_told(behave: Behave) -> None:
     async with fleet(behave) as (base, _, http):
         status, body = await ask(http, base)
-        assert status in (502, 503)
+        assert status == (503 if behave is BEFORE_ITS_FIRST_TOKEN["busy"] else 502)
         assert b'"error"' in body
         assert b"127.0.0.1" not in body
+
+
+async def test_without_another_a_servers_own_refusal_is_passed_on() -> None:
+    """It knows when it will have room."""
+    told = head("429 Too Many Requests", "application/json", Retry_After=7, Content_Length=5) + b"later"
+    async with fleet(says(told), says(told)) as (base, _, http):
+        body = {"model": "tiny", "messages": LONG}
+        async with http.post(base + CHAT, json=body) as response:
+            assert (response.status, response.headers["Retry-After"]) == (429, "7")
 
 
 BREAKS_OFF = says(head(), EVENT, EVENT[:20])

@@ -68,21 +68,26 @@ class Placed:
 
     async def start(self) -> None:
         """Raises BadRequest, Rejected or WorkerLost when no worker takes it."""
-        while True:
-            await self._place()
-            try:
-                await self._submit()
-                return
-            except (Rejected, WorkerLost) as error:
-                self.finish(error)
-                worker, why = self.placement.worker, str(error)
-                log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=why)
-                self.tried.append(self.placement.worker)
-                if not self._may_retry():
+        failed: Rejected | WorkerLost | None = None
+        try:
+            while True:
+                await self._place_after(failed)
+                try:
+                    await self._submit()
+                    return
+                except (Rejected, WorkerLost) as error:
+                    self.finish(error)
+                    worker, why = self.placement.worker, str(error)
+                    log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=why)
+                    self.tried.append(self.placement.worker)
+                    if not self._may_retry():
+                        raise
+                    failed = error
+                except BaseException as error:
+                    self.finish(error)
                     raise
-            except BaseException as error:
-                self.finish(error)
-                raise
+        finally:
+            failed = None  # its traceback holds this frame
 
     async def submit_for(self, other: "Placed") -> None:
         """Submits what the other one has placed; that one goes on to answer for it."""
@@ -110,6 +115,16 @@ class Placed:
         )
         self._told(report)
         self._fleet.reports.finish(report)
+
+    async def _place_after(self, failed: Rejected | WorkerLost | None) -> None:
+        """Where nobody else is left, how the last one failed says more than that: a server's 429 and its
+        Retry-After are for the client. Raises BadRequest, Rejected or ``failed``."""
+        try:
+            await self._place()
+        except Rejected:
+            if failed is None:
+                raise
+            raise failed from None
 
     async def _place(self) -> None:
         asked = self._fleet.clock()
