@@ -163,12 +163,13 @@ def _encoders(config: Frontend) -> Encoders:
 
 
 def _own_tokenizer(config: Frontend) -> Tokenizer:
-    """Of our own workers' model. Servers that are not ours need none. Raises ConfigError."""
+    """Of our own workers' model. Servers that are not ours need none, and a gateway elsewhere does not know
+    yet whose they are. Raises ConfigError."""
     try:
         return tokenizer.load(config.model or demo.weights())
     except ConfigError:
         served = config.backends or config.tokenizers
-        found = isinstance(config, RouterConfig) and config.discovery != Discovery()
+        found = not isinstance(config, RouterConfig) or config.discovery != Discovery()
         if config.model or not (served or found):
             raise
         return tokenizer.of_no_model()

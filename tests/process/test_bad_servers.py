@@ -107,6 +107,7 @@ BEFORE_ITS_FIRST_TOKEN = {
     "wrong content type": says(whole(b"<html>hello</html>", "text/html")),
     "an error in a 200": says(whole(b'{"error":{"message":"no"}}')),
     "an error as the first event": says(head(), b'data: {"error":{"message":"no"}}\n\n'),
+    "another key": says(whole(b'{"error":"Unauthorized"}', status="401 Unauthorized")),
     "500": says(whole(b"oops", status="500 Internal Server Error")),
     "redirect": says(head("302 Found", Location="/v1/models", Content_Length=0)),
     "no HTTP": says(b"\x00\x01\x02 hello\r\n\r\n"),

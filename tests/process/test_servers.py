@@ -22,8 +22,9 @@ LONG = [{"role": "user", "content": " ".join(f"w{n}" for n in range(400))}]
 
 
 class Front:
-    def __init__(self, base: str, workers: list[Worker], http: aiohttp.ClientSession) -> None:
-        self.base = base
+    def __init__(self, addresses: dict[str, str], workers: list[Worker], http: aiohttp.ClientSession) -> None:
+        self.base = f"http://{addresses['http']}"
+        self.grpc = addresses["grpc"]
         self.workers = workers
         self.http = http
 
@@ -55,10 +56,9 @@ async def front(
         workers = [await stack.enter_async_context(sim_worker(name=f"w{n}", **given)) for n in range(count)]
         backends = [{"url": f"http://{w.http_address}"} for w in workers]
         addresses = await stack.enter_async_context(gateways.router(own or [], backends=backends, **settings))
-        base = f"http://{addresses['http']}"
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        await gateways.healthy(base)
-        made = Front(base, workers, http)
+        made = Front(addresses, workers, http)
+        await gateways.healthy(made.base)
         await until(lambda: healthy(made, count))
         yield made
 
@@ -189,13 +189,16 @@ async def test_servers_need_no_model_here(monkeypatch: pytest.MonkeyPatch) -> No
     async with (
         sim_worker(name="own", served_name="ours", sim=gateways.SIM) as own,
         front(1, own=[own.grpc_address], model="") as made,
+        gateways.gateway(made.grpc, model="") as apart,
     ):
         await until(lambda: healthy(made, 2))
-        assert (await made.post(CHAT, messages=LONG, max_tokens=2))["choices"]
-        asked = {"model": "ours", "messages": LONG}
-        async with made.http.post(made.base + CHAT, json=asked) as response:
-            assert response.status == 404
-            assert "set tokenizers.ours" in (await response.json())["error"]["message"]
+        for base in (made.base, f"http://{apart['http']}"):
+            asked = {"model": "tiny", "messages": LONG, "max_tokens": 2}
+            async with made.http.post(base + CHAT, json=asked) as response:
+                assert (await response.json())["choices"]
+            async with made.http.post(base + CHAT, json=asked | {"model": "ours"}) as response:
+                assert response.status == 404
+                assert "set model or tokenizers.ours" in (await response.json())["error"]["message"]
     with pytest.raises(ConfigError, match="demo model"):
         async with gateways.router([], model=""):
             pass

@@ -28,6 +28,7 @@ _FLAGS = {
 
 _EPILOG = """\
 Tokens come directly from the workers, so the gateway must reach them at the addresses the router knows.
+A router does not tell the API keys of servers: list those that want one in the gateway's own `backends`.
 When it is ready it prints one line of JSON on stdout, and logs to stderr:
   {"ready": true, "http": "HOST:PORT"}
 SIGTERM or SIGINT drains it: no new connections, open requests may end within limits.drain_s; a

@@ -76,6 +76,8 @@ class Catalogue:
             return f"tokenizers.{model} has {self._named[model]} ids, the workers of the model {rows}"
         if self._served_name not in ("", model):
             return f"it is not served_name, and tokenizers.{model} is not set"
+        if not self._own.tokens:
+            return f"there is no tokenizer here; set model or tokenizers.{model}"
         return f"its workers have {rows} ids, the tokenizer here {self._own.tokens}; set tokenizers.{model}"
 
     @property

@@ -176,6 +176,8 @@ class Relay(Placed):
             raise refused(reply.status, reply.retry_after)
         if reply.status >= 500 or 300 <= reply.status < 400:
             raise WorkerLost(f"the server answered {reply.status}")
+        if reply.status == 401:  # clients' keys are not sent on: it is the operator's that is wrong
+            raise WorkerLost("the server answered 401: `backends` here gives it no API key, or a wrong one")
         if reply.status != 200:
             self.answer = Answer(reply.status, reply.content_type, await reply.whole(MAX_ERROR_BYTES))
         elif self.wanted.ask.stream:
