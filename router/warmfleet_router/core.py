@@ -115,7 +115,7 @@ class RouterCore:
         if request.outcome != pb.FinishRequest.OK or not self.roster.fade(booking, now):
             self.roster.unmark(booking)
         self._ended(booking, _ENDINGS[request.outcome])
-        if booking.started and request.outcome == pb.FinishRequest.OK and request.ttft_s:
+        if request.outcome == pb.FinishRequest.OK and booking.worker.anonymous:
             self._learn_late(booking, request, now)
         self._judge(booking, request, now)
         return pb.FinishResponse(known=True)
@@ -296,7 +296,7 @@ class RouterCore:
         if booking.epoch != worker.epoch:
             return
         self.roster.answered(booking, cached, now, request.keyed_on_text)
-        if booking.alone and 0.0 < request.ttft_s < LONGEST_S:
+        if booking.started and booking.alone and 0.0 < request.ttft_s < LONGEST_S:
             held = booking.expected if cached is None else cached
             worker.rates.observe_prefill(booking.prompt_tokens - held, held, request.ttft_s, True)
             self.roster.measured(worker)

@@ -158,6 +158,10 @@ class Worker:
         return self.identity.name if self.identity else self.address
 
     @property
+    def anonymous(self) -> bool:
+        return self.identity is not None and self.identity.anonymous
+
+    @property
     def gives(self) -> bool:
         """Peers may be told to bring blocks from it; who is silent would keep them waiting."""
         return self.connected and not self.stuck and self.identity is not None and self.identity.gives_blocks
@@ -200,7 +204,7 @@ class Worker:
         time takes it off as it does what is reported."""
         report, booked = self.report, self.booked
         coming_s, self.rest_s, self.queue_from = self.rates.all_s(booked.coming), self._slot_s(), report.at
-        if self.identity is not None and self.identity.anonymous:
+        if self.anonymous:
             if booked.line:
                 self.queue_from = max(report.at, booked.began)
             unbegun_s = coming_s * min(report.unbegun / max(booked.coming.prompts, 1), 1.0)
@@ -327,7 +331,7 @@ class Fleet:
         worker.draining = load.draining
         worker.leaves_s = load.leaves_s
         worker.clock_ahead_s = load.clock_s - now
-        if worker.identity is None or not worker.identity.anonymous:
+        if not worker.anonymous:
             worker.hits.report(now, load.cached_tokens_total, load.prompt_tokens_total)
         _learn_step(worker.rates, before, worker.report)
 

@@ -203,7 +203,7 @@ class Roster:
             last = worker.report
             self.fleet.reported(worker, _strangers(worker, message.load), now)
             told = worker.report
-            if worker.identity is not None and worker.identity.anonymous:
+            if worker.anonymous:
                 told.others_s = told.waiting * group.traffic.mean_s
                 told.unbegun = message.load.waiting - told.waiting
             group.pressure.observe(
@@ -213,8 +213,7 @@ class Roster:
             group.settle(worker)
         else:
             group.refresh(now)
-        anonymous = worker.identity is not None and worker.identity.anonymous
-        if anonymous or worker.guess is not None:  # what it holds is ``told``, or guessed
+        if worker.anonymous or worker.guess is not None:  # what it holds is ``told``, or guessed
             return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
@@ -334,7 +333,7 @@ class Roster:
 
 def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:
     """An anonymous load less our own bookings, which count until they end: what others sent there."""
-    if worker.identity is None or not worker.identity.anonymous:
+    if not worker.anonymous:
         return load
     booked = worker.booked
     others = max(load.running + load.waiting - booked.slots, 0)

@@ -1,18 +1,22 @@
 """A placement that somebody else carries out, and what is heard of how it went."""
 
-from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest
+import asyncio
+
+from warmfleet_proto.router_pb2 import FinishRequest, Placement, ProgressRequest
 
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.servers import sse
 
 Header = tuple[str, str | None]  # name and value; without one it is taken away
 
+_BEFORE_FIRST = ("wait", "bring", "prefill")  # what a first token takes, of a price's terms
+
 
 class Pick:
     """A placement whose request somebody else carries out: its load is let go when they say that it ended."""
 
     def __init__(
-        self, fleet: Fleet, booking: int, prefix: str, headers: tuple[Header, ...], body: bytes
+        self, fleet: Fleet, placement: Placement, prefix: str, headers: tuple[Header, ...], body: bytes
     ) -> None:
         self.endpoints: list[str] = []  # IP:PORT; the first is the choice
         self.prefix = prefix  # of the path there
@@ -21,8 +25,9 @@ class Pick:
         self.keyed_on_text = False  # what it finds cached says nothing of events
         self.hide_usage = False  # from the client: it was asked for here
         self._fleet = fleet
-        self._booking = booking
+        self._booking = placement.booking
         self._began = fleet.clock()
+        self._due_s = sum(term.seconds for term in placement.terms if term.name in _BEFORE_FIRST)
         self._ttft_s = 0.0
 
     def answering(self) -> None:
@@ -31,6 +36,11 @@ class Pick:
             self._ttft_s = self._fleet.clock() - self._began
             progress = ProgressRequest(booking=self._booking, ttft_s=self._ttft_s, cached_later=True)
             self._fleet.reports.progress(progress)
+
+    def unseen(self) -> None:
+        """Nothing more will be told of a stream that has begun: it counts until its first token is due."""
+        left_s = max(self._began + self._due_s - self._fleet.clock(), 0.0)
+        asyncio.get_running_loop().call_later(left_s, self.ended, 200, None, None)
 
     def ended(self, status: int, usage: sse.Usage | None, error: BaseException | None) -> None:
         """Once; repeats do nothing. Without a response (``status`` 0) it says nothing about the server."""

@@ -135,7 +135,7 @@ class Relays:
         elif salt or adapter:
             outgoing = wanted.ask.salted(salt, adapter)
         headers = self._headers(chosen, tenant)
-        pick = Pick(self._fleet, placement.booking, chosen.place.prefix, headers, outgoing)
+        pick = Pick(self._fleet, placement, chosen.place.prefix, headers, outgoing)
         pick.keyed_on_text, pick.hide_usage = not wanted.token_ids, hide
         try:
             for server in [chosen, *self._others(chosen, within, fallbacks)]:

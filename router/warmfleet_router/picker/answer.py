@@ -28,10 +28,9 @@ class Answer:
         """With the headers of a good answer; what is compressed is not looked into."""
         if encoding:
             return
-        kind = content_type.partition(";")[0].strip().lower()
-        if kind == "text/event-stream":
+        if is_stream(content_type):
             self._stream = sse.Stream(self._hide)
-        elif kind == "application/json":
+        elif _kind(content_type) == "application/json":
             self._body = bytearray()
 
     def feed(self, part: bytes, last: bool) -> bytes:
@@ -69,3 +68,12 @@ class Answer:
         if not self._hide:
             return part
         return whole + stream.rest() if last or stream.done else whole
+
+
+def is_stream(content_type: str) -> bool:
+    """Whether an answer comes as events."""
+    return _kind(content_type) == "text/event-stream"
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()

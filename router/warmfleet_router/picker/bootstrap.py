@@ -5,9 +5,9 @@ no request is refused. Not where only the picker can check a client's key, or kn
 there Envoy answers 500, and in full duplex, whatever is configured. Either way answers under way go on, and
 requests are placed again once the picker is back.
 
-In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins, and so does the load
-that is counted for it. Response trailers, if they were asked for, would keep it until the end; but then
-answers under way would break off with their picker.
+In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins: the load that is
+counted for it ends then, or when the first token of a stream is due. Response trailers, if they were asked
+for, would keep it until the end; but then answers under way would break off with their picker.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from warmfleet_router.picker.replies import ENDPOINT, NAMESPACE, SUBSET_NAMESPAC
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import place_of
 
-_HEADERS = (":path", ":status", "authorization", "x-request-id")  # that the picker reads
-_OF_ANSWERS = ("content-type", "content-encoding")  # where it reads those as well
+_HEADERS = (":path", ":status", "authorization", "content-type", "x-request-id")  # that the picker reads
+_OF_ANSWERS = ("content-encoding",)  # where it reads those as well
 
 
 class Plan(NamedTuple):
@@ -97,7 +97,9 @@ def _external(plan: Plan) -> dict[str, Any]:
         "request_body_mode": "FULL_DUPLEX_STREAMED" if plan.duplex else "BUFFERED",
         "request_trailer_mode": "SEND" if plan.duplex else "SKIP",
         "response_header_mode": "SEND",
-        "response_body_mode": "STREAMED" if plan.usage else "NONE",  # Python never touches a byte then
+        "response_body_mode": "STREAMED"
+        if plan.usage
+        else "NONE",  # of most answers Python touches no byte then
         "response_trailer_mode": "SKIP",
     }
     read = _HEADERS + (_OF_ANSWERS if plan.usage else ())
@@ -105,6 +107,7 @@ def _external(plan: Plan) -> dict[str, Any]:
         "@type": f"{TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": {"envoy_grpc": {"cluster_name": PICKER}, "timeout": "0s"},
         "processing_mode": mode,
+        "allow_mode_override": True,  # it asks for some answers, to time their first token
         "failure_mode_allow": not plan.needs_picker,
         "message_timeout": "5s",
         "metadata_options": {

@@ -133,7 +133,7 @@ class Process(Call):
 
     def _take(self, data: bytes) -> None:
         self._read()
-        answer = replies.foreseen(data, self._exchange.keys)
+        answer = replies.foreseen(data, self._exchange.keys, self._exchange.timed)
         if answer is not None:  # Envoy goes on while the message is read
             self._answer((answer,))
             self._unread = data

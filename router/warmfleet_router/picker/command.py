@@ -18,7 +18,8 @@ to stdout. A request whose picker is not there, or is slow, goes to the next end
 go on without its picker, and answers 500 until it is back, where tenants have API keys (the picker checks
 them), where a backend has a key or a base path (the picker sends them) and with --duplex. Where tenants have
 keys, only completions and GET /v1/models pass, the latter to a listed backend. With --duplex Envoy does
-not say when an answer ends, either: a request counts as load only until its answer begins.
+not say when an answer ends, either: a request counts as load until its answer begins, and a stream, whose
+headers may come at once, until its first token is due.
 
 Backends may be names (Envoy and the picker both ask DNS: a name should have one address; for more there is
 discovery.dns) and https (certificates are verified). All that are listed must have the same key and the same
@@ -28,8 +29,9 @@ the picker says and nowhere else, by plain HTTP; without the picker, and with wh
 listed backends. Write the bootstrap anew when backends, discovery or tenants change: to an Envoy that knows
 of no discovery a pick among discovered servers is none, and it asks a listed one with what that pick has set.
 
-Without --usage no byte of an answer passes the picker: nothing is known of the tokens that it has, or of
-those of its prompt that the server had cached. A server's KV events are then not checked against its
+Without --usage one answer of sixteen passes the picker, and none with --duplex, to see when first tokens
+come: of the others nothing is known but their headers. Nothing is known of the tokens that answers have, or
+of those of their prompts that the server had cached. A server's KV events are then not checked against its
 answers, and what a server without events is taken to hold is not corrected. With --usage streams are asked
 for usage, which is kept from clients that did not want it, and each chunk waits for the picker's answer:
 some 80 us of CPU, less where they come faster than it reads. Where Envoy can go on without its picker,

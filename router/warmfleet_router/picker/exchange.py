@@ -1,7 +1,8 @@
 """One HTTP request as Envoy tells of it, message by message, and what it is answered."""
 
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
@@ -11,7 +12,7 @@ from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.picker import replies
-from warmfleet_router.picker.answer import Answer, Held
+from warmfleet_router.picker.answer import Answer, Held, is_stream
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import place_of
 
@@ -19,9 +20,9 @@ _PATHS = ("/v1/chat/completions", "/v1/completions")
 _BODILESS = ("/v1/models",)  # what tenants may ask of servers beside completions
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers
-_STATUS = frozenset((":status",))
 _ANSWERED = frozenset((":status", "content-type", "content-encoding"))  # of a response's
 _FALLBACKS = 2  # endpoints named behind the choice
+_UNTIMED = repeat(False)
 
 Picking = Callable[[], Awaitable[Sequence[replies.Reply]]]
 
@@ -30,7 +31,8 @@ class Exchange:
     """``take`` answers a message, ``ended`` when Envoy has closed the stream, however it did.
 
     ``listed``: a server among those that Envoy sends to in turn; they have its key and base path.
-    ``held``: of the answers of all exchanges.
+    ``held``: of the answers of all exchanges. ``timings``: of each pick, whether Envoy is asked for
+    its answer, piece by piece, to see when the first token comes: headers may come long before (vLLM's do).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Exchange:
         body_bytes: int,
         listed: Backend | None = None,
         held: Held | None = None,
+        timings: Iterator[bool] = _UNTIMED,
     ) -> None:
         self._relays = relays
         self._tenants = tenants
@@ -52,6 +55,8 @@ class Exchange:
         self._size = 0
         self._duplex = self._echo = False
         self._learns = False  # bodies of answers come here
+        self._timings = timings
+        self.timed = self._unseen = False
         self._tenant: intake.Tenant | None = None  # of which this one is in flight
         self._pick: Pick | None = None
         self._status = 0
@@ -68,6 +73,8 @@ class Exchange:
                 return self._body(message.request_body.body, message.request_body.end_of_stream)
             case "response_headers":
                 self._answered(message.response_headers)
+                if self.timed:
+                    return [replies.watched()]
             case "response_body":
                 return [self._passed(message.response_body)]
             case "request_trailers" if self._duplex and self._pick is None:
@@ -78,7 +85,11 @@ class Exchange:
         tenant, self._tenant = self._tenant, None
         if tenant is not None:
             self._tenants.leave(tenant)
-        if self._pick is not None:
+        if self._pick is None:
+            return
+        if self._unseen and error is None:
+            self._pick.unseen()
+        else:
             self._pick.ended(self._status, self._answer.usage(), error)
 
     def _begin(self, message: Any) -> Sequence[replies.Reply]:
@@ -144,6 +155,7 @@ class Exchange:
             request_id, body, tenant, path, self._subset, _FALLBACKS, self._learns
         )
         self._answer = Answer(self._pick.hide_usage, self._held)
+        self.timed = not self._learns and next(self._timings)
         outgoing, endpoints, headers = self._pick.body, self._pick.endpoints, self._pick.headers
         if self._pick.prefix:
             headers += ((":path", self._pick.prefix + self._headers[":path"]),)
@@ -152,17 +164,20 @@ class Exchange:
         return [replies.picked(endpoints, headers, None if outgoing == body else outgoing)]
 
     def _answered(self, headers: Any) -> None:
-        values = _values(headers, _ANSWERED if self._learns else _STATUS)
-        status = values.get(":status", "")
+        values = _values(headers, _ANSWERED)
+        status, kind = values.get(":status", ""), values.get("content-type", "")
         self._status = int(status) if status.isdecimal() and len(status) == 3 else 0
-        if self._pick is not None and self._status == 200:
-            if self._learns:  # its first token is seen then
-                self._answer.begins(values.get("content-type", ""), values.get("content-encoding", ""))
-            else:
-                self._pick.answering()
+        if self._pick is None or self._status != 200:
+            return
+        if self._learns:
+            self._answer.begins(kind, values.get("content-encoding", ""))
+        elif is_stream(kind):
+            self._unseen = self._duplex  # Envoy's talk ends with these headers
+        elif not self.timed:
+            self._pick.answering()
 
     def _passed(self, part: Any) -> replies.Reply:
-        """Bodies come here only where the operator has them sent, for the usage in them."""
+        """Bodies come here only where the operator has them sent, for the usage in them, or for the time."""
         body, last = part.body, part.end_of_stream
         if self._pick is not None and self._status == 200 and body:
             self._pick.answering()

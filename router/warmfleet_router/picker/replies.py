@@ -51,13 +51,20 @@ def goes_on(kind: str) -> Reply:
     return ext.ProcessingResponse(**{kind: make()})
 
 
-def foreseen(message: bytes, keys: bool) -> Reply | None:
+@cache
+def watched() -> Reply:
+    """To an answer's headers: its body is to pass here, where Envoy lets a picker say so. To be read only."""
+    mode = ProcessingMode(response_body_mode=ProcessingMode.BodySendMode.STREAMED)
+    return ext.ProcessingResponse(response_headers=ext.HeadersResponse(), mode_override=mode)
+
+
+def foreseen(message: bytes, keys: bool, timed: bool) -> Reply | None:
     """What a message of Envoy's is answered whatever else is in it; None where that has to be read first.
 
-    ``keys``: requests are let in by what is in their headers.
+    ``keys``: requests are let in by what is in their headers. ``timed``: as of an Exchange.
     """
     if message.startswith(_RESPONSE_HEADERS):
-        return goes_on("response_headers")
+        return watched() if timed else goes_on("response_headers")
     if not keys and message.startswith(_REQUEST_HEADERS) and message.endswith(_BUFFERED):
         return goes_on("request_headers")
     return None

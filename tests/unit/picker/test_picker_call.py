@@ -26,7 +26,7 @@ class Pick:
 
     def __init__(self, written: Callable[[], int]) -> None:
         self.free = asyncio.Event()
-        self.keys = False
+        self.keys = self.timed = False
         self.written = written
         self.heard: list[tuple[str | None, int]] = []  # and how many bytes had gone to Envoy by then
         self.taken = self.given_up = self.ends = self.taken_at_end = 0
