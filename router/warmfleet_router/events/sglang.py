@@ -5,13 +5,12 @@ token. A salt is told with every block of its prompt, and only in the map form; 
 releases of 2026. Before them an adapter's blocks look like those of the model itself.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from warmfleet_router.events import wire
-from warmfleet_router.events.batch import Batch, Cleared, Event, Removed, Stored
+from warmfleet_router.events.batch import Batch, Removed, Stored
 
 _Token = wire.TokenId | Annotated[list[wire.TokenId], Meta(min_length=1, max_length=2)]
 
@@ -47,33 +46,13 @@ class _RemovedArray(_Gone, array_like=True, tag="BlockRemoved"):
     pass
 
 
-_decoders: dict[tuple[str, wire.Form], msgspec.msgpack.Decoder[Any]] = {
-    ("BlockStored", "array"): msgspec.msgpack.Decoder(_StoredArray),
-    ("BlockStored", "map"): msgspec.msgpack.Decoder(_Stored),
-    ("BlockRemoved", "array"): msgspec.msgpack.Decoder(_RemovedArray),
-    ("BlockRemoved", "map"): msgspec.msgpack.Decoder(_Removed),
-}
+_layouts = wire.Layouts((_StoredArray, _Stored), (_RemovedArray, _Removed))
 
 
 class Decoder:
     def batch(self, payload: bytes) -> Batch:
         """Raises Corrupt."""
-        rank, packed = wire.split(payload)
-        events = [_event(event) for event in packed]
-        known = [event for event in events if event is not None]
-        return Batch(rank, known, len(events) - len(known))
-
-
-def _event(event: Raw) -> Event | None:
-    form = wire.form_of(event)
-    match wire.tag(event, form):
-        case "BlockStored" as tag:
-            return _stored(wire.decode(event, _decoders[tag, form]))
-        case "BlockRemoved" as tag:
-            return _removed(wire.decode(event, _decoders[tag, form]))
-        case "AllBlocksCleared":
-            return Cleared()
-    return None
+        return _layouts.batch(payload, _stored, _removed)
 
 
 def _stored(fields: _Fields) -> Stored | None:

@@ -12,7 +12,7 @@ from msgspec import Meta, Raw, Struct
 from warmfleet_proto.errors import Corrupt
 
 from warmfleet_router.events import wire
-from warmfleet_router.events.batch import Batch, Cleared, Event, Removed, Stored
+from warmfleet_router.events.batch import Batch, Removed, Stored
 
 
 class _Fields(Struct):
@@ -23,7 +23,7 @@ class _Fields(Struct):
     lora_id: int | None = None
     medium: wire.Name | None = None  # 0.11
     lora_name: wire.Name | None = None
-    extra_keys: Raw = wire.nothing()
+    extra_keys: Raw = wire.NIL
     group_idx: wire.Index | None = None
     kv_cache_spec_kind: wire.Name | None = None
     kv_cache_spec_sliding_window: int | None = None
@@ -53,12 +53,7 @@ class _RemovedArray(_Gone, array_like=True, tag="BlockRemoved"):
     pass  # what follows depends on the release
 
 
-_decoders: dict[tuple[str, wire.Form], msgspec.msgpack.Decoder[Any]] = {
-    ("BlockStored", "array"): msgspec.msgpack.Decoder(_StoredArray),
-    ("BlockStored", "map"): msgspec.msgpack.Decoder(_Stored),
-    ("BlockRemoved", "array"): msgspec.msgpack.Decoder(_RemovedArray),
-    ("BlockRemoved", "map"): msgspec.msgpack.Decoder(_Removed),
-}
+_layouts = wire.Layouts((_StoredArray, _Stored), (_RemovedArray, _Removed))
 
 _EXTRA_BYTES = 256 << 10  # of one event's extra keys that are looked into
 
@@ -71,21 +66,7 @@ class Decoder:
 
     def batch(self, payload: bytes) -> Batch:
         """Raises Corrupt."""
-        rank, packed = wire.split(payload)
-        events = [self._event(event) for event in packed]
-        known = [event for event in events if event is not None]
-        return Batch(rank, known, len(events) - len(known))
-
-    def _event(self, event: Raw) -> Event | None:
-        form = wire.form_of(event)
-        match wire.tag(event, form):
-            case "BlockStored" as tag:
-                return self._stored(wire.decode(event, _decoders[tag, form]))
-            case "BlockRemoved" as tag:
-                return self._removed(wire.decode(event, _decoders[tag, form]))
-            case "AllBlocksCleared":
-                return Cleared()
-        return None
+        return _layouts.batch(payload, self._stored, self._removed)
 
     def _stored(self, fields: _Fields) -> Stored | None:
         tier = wire.tier_of(fields.medium, fields.locality)
@@ -128,7 +109,7 @@ def _extras(
     packed: Raw, blocks: int, adapter: tuple[str, int | None], first: bool
 ) -> tuple[str, list[bytes]]:
     """The salt, and what else each block depends on; ``adapter`` goes by either name."""
-    if bytes(packed) == b"\xc0":
+    if packed == wire.NIL:
         return "", []
     items = _items(bytes(packed))
     if items is None:

@@ -6,7 +6,7 @@ reads all of its releases; what is not known here is skipped. Nothing is decoded
 type and length do not allow: a hostile batch costs a few times its own size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,12 +14,14 @@ from msgspec import Meta, Raw, Struct
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt
 
+from warmfleet_router.events.batch import Batch, Cleared, Event
+
 PAYLOAD_BYTES = 4 << 20  # of one batch: an engine step over 500k tokens
 MAX_EVENTS = 16_384
 MAX_HASHES = 65_536  # in one event
 MAX_TOKENS = 524_288
 MAX_RANK = 65_535
-_NIL = Raw(b"\xc0")
+NIL = Raw(b"\xc0")
 
 Hash = int | Annotated[bytes, Meta(min_length=8, max_length=64)]
 Hashes = Annotated[list[Hash], Meta(max_length=MAX_HASHES)]
@@ -31,6 +33,8 @@ _Events = Annotated[list[Raw], Meta(max_length=MAX_EVENTS)]
 Copies = Annotated[list[Annotated[int, Meta(ge=0, le=1 << 32)]], Meta(max_length=MAX_HASHES)]
 
 Form = Literal["array", "map"]
+Forms = tuple[type[Struct], type[Struct]]  # one as an array, one as a map
+Make = Callable[[Any], Event | None]
 
 
 class _ArrayBatch(Struct, array_like=True):
@@ -54,47 +58,59 @@ class _MapTag(Struct):
     type: Name
 
 
-_array_batch = msgspec.msgpack.Decoder(_ArrayBatch)
-_map_batch = msgspec.msgpack.Decoder(_MapBatch)
-_tags: dict[Form, msgspec.msgpack.Decoder[Any]] = {
-    "array": msgspec.msgpack.Decoder(_ArrayTag),
-    "map": msgspec.msgpack.Decoder(_MapTag),
-}
+def _decoders(kinds: Forms) -> dict[Form, msgspec.msgpack.Decoder[Any]]:
+    return {"array": msgspec.msgpack.Decoder(kinds[0]), "map": msgspec.msgpack.Decoder(kinds[1])}
 
 
-def split(payload: bytes) -> tuple[int | None, Sequence[Raw]]:
+_batches, _tags = _decoders((_ArrayBatch, _MapBatch)), _decoders((_ArrayTag, _MapTag))
+
+
+def _split(payload: bytes) -> tuple[int | None, Sequence[Raw]]:
     """The rank and the events of a batch, not decoded yet. Raises Corrupt."""
     if len(payload) > PAYLOAD_BYTES:
         raise Corrupt(f"a batch of {len(payload)} bytes, more than {PAYLOAD_BYTES}")
-    try:
-        if form_of(payload) == "array":
-            batch = _array_batch.decode(payload)
-            return batch.rank, batch.events
-        named = _map_batch.decode(payload)
-        rank = named.attn_dp_rank if named.data_parallel_rank is None else named.data_parallel_rank
-        return rank, named.events
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Corrupt(f"a batch that is none: {error}") from None
+    form = _form_of(payload)
+    batch = _decode(payload, _batches[form], "a batch that is none")
+    if form == "array":
+        return batch.rank, batch.events
+    rank = batch.attn_dp_rank if batch.data_parallel_rank is None else batch.data_parallel_rank
+    return rank, batch.events
 
 
-def tag(event: Raw, form: Form) -> str:
+class Layouts:
+    """Of what an engine says of stored and of removed blocks."""
+
+    def __init__(self, stored: Forms, removed: Forms) -> None:
+        self._stored, self._removed = _decoders(stored), _decoders(removed)
+
+    def batch(self, payload: bytes, stored: Make, removed: Make) -> Batch:
+        """With what these make of the engine's structs; None: it is about something else. Raises Corrupt."""
+        rank, packed = _split(payload)
+        events = [self._event(event, stored, removed) for event in packed]
+        known = [event for event in events if event is not None]
+        return Batch(rank, known, len(events) - len(known))
+
+    def _event(self, event: Raw, stored: Make, removed: Make) -> Event | None:
+        form = _form_of(event)
+        match _decode(event, _tags[form], "an event without a type").type:
+            case "BlockStored":
+                return stored(_decode(event, self._stored[form], "a malformed event"))
+            case "BlockRemoved":
+                return removed(_decode(event, self._removed[form], "a malformed event"))
+            case "AllBlocksCleared":
+                return Cleared()
+        return None
+
+
+def _decode(packed: bytes | Raw, decoder: msgspec.msgpack.Decoder[Any], otherwise: str) -> Any:
     """Raises Corrupt."""
     try:
-        named: _ArrayTag | _MapTag = _tags[form].decode(event)
+        return decoder.decode(packed)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Corrupt(f"an event without a type: {error}") from None
-    return named.type
+        raise Corrupt(f"{otherwise}: {error}") from None
 
 
-def decode(event: Raw, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
-    """Raises Corrupt."""
-    try:
-        return decoder.decode(event)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Corrupt(f"a malformed event: {error}") from None
-
-
-def form_of(packed: bytes | Raw) -> Form:
+def _form_of(packed: bytes | Raw) -> Form:
     """Raises Corrupt for what is neither an array nor a map."""
     first = memoryview(packed)[:1]
     byte = first[0] if first else 0
@@ -127,10 +143,6 @@ def tier_of(medium: str | None, locality: str | None) -> int | None:
     if locality is not None and locality.upper() != "LOCAL":
         return None
     return _TIERS.get(medium.upper() if medium is not None else None)
-
-
-def nothing() -> Raw:
-    return _NIL
 
 
 def is_full_attention(kind: str | None) -> bool:
