@@ -1,6 +1,5 @@
 """A decision log fed to a router core: the same decisions come out. Pure."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -175,13 +174,9 @@ def _tell(core: RouterCore, line: AnyLine) -> None:
 def _hear(roster: PlayedRoster, line: lines.Heard) -> None:
     load = None if line.load is None else message_of(wpb.WorkerLoad, line.load)
     message = wpb.WatchKvResponse(epoch=line.epoch, load=load)
-    _run(roster.ingest(line.worker, message, line.t))
-    _change(roster, line.worker, line.changes)
-
-
-def _run(slices: Iterator[Ask | None]) -> None:
-    for _ in slices:
+    for _ in roster.ingest(line.worker, message, line.t):
         pass
+    _change(roster, line.worker, line.changes)
 
 
 def _change(roster: PlayedRoster, worker: str, changes: list[Change]) -> None:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence as Keys
 from itertools import count
 
-import grpc
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.hashing import chain, keys
 from warmfleet_proto.limits import GRANT_BLOCKS, HASH_BYTES, KEY_BYTES, TOKEN_BYTES
@@ -25,13 +24,11 @@ from warmfleet_worker.submission import pull_of
 from warmfleet_worker.tiers.below import Below
 from warmfleet_worker.transfer.peers import Peers
 from warmfleet_worker.transfer.pull import Failure, Pull, Pulled
-from warmfleet_worker.transfer.puller import FAILURES
 from warmfleet_worker.transfer.trip import Failed
 
 _log = logging.getLogger(__name__)
 
 MAX_BRINGS = 4  # under way at once
-_LEASE_S = 2.0  # for an answer from the source
 _LOAD_S = 5.0  # for a run from a lower tier
 
 
@@ -145,14 +142,7 @@ class Bringer:
         request = LeaseRequest(
             target=self._name, grant=pull.grant, layout_fingerprint=self._runner.engine.layout, first=first
         )
-        try:
-            lease: LeaseResponse = await self._peers.stub(pull.address).Lease(request, timeout=_LEASE_S)
-        except grpc.aio.AioRpcError as error:
-            failure = FAILURES.get(error.code(), Failure.LOST)
-            raise Failed(failure, error.details() or str(error.code())) from None
-        if not lease.blocks:
-            raise Failed(Failure.GONE, "the source holds none of the blocks any more")
-        return lease
+        return await self._peers.lease(pull.address, request)
 
     def _wanted(self, request: BringRequest, pull: Pull, held: Keys[Node], token_ids: bytes) -> Request:
         """As if somebody had asked for the prefix as far as it is lent. Raises Failed where its tokens have

@@ -1,14 +1,22 @@
-"""Channels to peers, made when they are first needed and kept while they are used."""
+"""Peers that lend blocks: channels to them, made when they are first needed and kept while they are used."""
 
 import contextlib
+from collections.abc import Awaitable
 
 import grpc
 from warmfleet_proto.channel import Tls, connect
-from warmfleet_proto.transfer_pb2 import ReleaseRequest
+from warmfleet_proto.transfer_pb2 import LeaseRequest, LeaseResponse, ReleaseRequest
 from warmfleet_proto.transfer_pb2_grpc import TransferStub
 
+from warmfleet_worker.transfer.pull import Failure
+from warmfleet_worker.transfer.trip import Failed
+
 MAX_PEERS = 64
+_LEASE_S = 2.0  # for an answer from the source
 _RELEASE_S = 2.0  # a lost release costs the source a lease's TTL, nothing more
+_REFUSALS = (
+    "PERMISSION_DENIED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED",
+)  # fmt: skip
 
 
 class Peers:
@@ -20,6 +28,10 @@ class Peers:
         channel = self._channels.pop(address, None) or connect(address, self._tls)
         self._channels[address] = channel
         return TransferStub(channel)  # type: ignore[no-untyped-call]
+
+    def lease(self, address: str, request: LeaseRequest) -> Awaitable[LeaseResponse]:
+        """Asked for at once. Who awaits the answer gets some blocks, or Failed is raised."""
+        return _lent(self.stub(address).Lease(request, timeout=_LEASE_S))
 
     async def release(self, address: str, lease: int, secret: bytes) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -35,3 +47,14 @@ class Peers:
     async def _prune(self) -> None:
         while len(self._channels) > MAX_PEERS:
             await self._channels.pop(next(iter(self._channels))).close(None)
+
+
+async def _lent(asked: Awaitable[LeaseResponse]) -> LeaseResponse:
+    try:
+        lease = await asked
+    except grpc.aio.AioRpcError as error:
+        failure = Failure.REFUSED if error.code().name in _REFUSALS else Failure.LOST
+        raise Failed(failure, error.details() or str(error.code()), failure is not Failure.LOST) from None
+    if not lease.blocks:
+        raise Failed(Failure.GONE, "the source holds none of the blocks any more")
+    return lease

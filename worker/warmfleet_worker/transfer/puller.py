@@ -10,7 +10,6 @@ from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 from warmfleet_proto.channel import split_address
 from warmfleet_proto.errors import Corrupt, WorkerLost
 from warmfleet_proto.transfer_pb2 import LeaseResponse, Offer
@@ -30,15 +29,7 @@ _log = logging.getLogger(__name__)
 
 MAX_PULLS = 8  # under way at once; more wait for their turn, within their patience
 _ATTEMPTS = 2
-_LEASE_S = 2.0  # for an answer from the source
 _MAX_NAMES = 1024  # of peers: that sent damaged blocks, whose offers are remembered
-FAILURES = {
-    grpc.StatusCode.PERMISSION_DENIED: Failure.REFUSED,
-    grpc.StatusCode.FAILED_PRECONDITION: Failure.REFUSED,
-    grpc.StatusCode.INVALID_ARGUMENT: Failure.REFUSED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Failure.REFUSED,
-    grpc.StatusCode.UNIMPLEMENTED: Failure.REFUSED,
-}
 
 
 class Puller:
@@ -159,17 +150,11 @@ class Puller:
             self._threads.submit(self._transports[name].dial, offer)
 
     async def _lease(self, trip: Trip) -> LeaseResponse:
+        """Raises Failed."""
         question = trip.question(self._name, self._runner.engine.layout)
-        try:
-            asked = self._peers.stub(trip.pull.address).Lease(question, timeout=_LEASE_S)
-            asyncio.get_running_loop().call_soon(trip.prepare)  # while the source looks
-            lease: LeaseResponse = await asked
-        except grpc.aio.AioRpcError as error:
-            failure = FAILURES.get(error.code(), Failure.LOST)
-            raise Failed(failure, error.details() or str(error.code()), failure is not Failure.LOST) from None
-        if not lease.blocks:
-            raise Failed(Failure.GONE, "the source holds none of the blocks any more")
-        return lease
+        asked = self._peers.lease(trip.pull.address, question)
+        asyncio.get_running_loop().call_soon(trip.prepare)  # while the source looks
+        return await asked
 
     async def _transfer(self, trip: Trip, lease: LeaseResponse) -> None:
         """By the best transport that is not busy. Raises Failed."""
