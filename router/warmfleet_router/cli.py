@@ -4,6 +4,7 @@ Only the chosen subcommand is imported, so that a router's machine needs no torc
 """
 
 import argparse
+import os
 import sys
 from importlib import metadata
 
@@ -42,13 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command = _load(known[chosen]) if chosen in known else None
         parsed = _parser(known, chosen, command).parse_args(arguments)
-        return command.run(parsed) if command else 2
+        status = command.run(parsed) if command else 2
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         return _missing(chosen, error)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read this has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _load(point: metadata.EntryPoint) -> Command:

@@ -133,8 +133,13 @@ class _Reading(NamedTuple):
 
 _READINGS = (
     _Reading("worker_healthy_ratio", "1 when the worker is healthy.", False, lambda w: w.state == "healthy"),
-    _Reading("worker_capacity_blocks", "Blocks in its pool.", False, lambda w: w.total_blocks),
-    _Reading("worker_held_blocks", "Blocks that the index knows of.", False, lambda w: w.held_blocks),
+    _Reading("worker_capacity_blocks", "Blocks in its device's pool.", False, lambda w: w.total_blocks),
+    _Reading(
+        "worker_held_blocks",
+        "Blocks that the index knows of, in any of its tiers.",
+        False,
+        lambda w: w.held_blocks,
+    ),
     _Reading("worker_running_requests", "In its batch.", False, lambda w: w.running),
     _Reading("worker_waiting_requests", "In its queue.", False, lambda w: w.waiting),
     _Reading("worker_alive_bookings", "Bookings on it.", False, lambda w: w.bookings),

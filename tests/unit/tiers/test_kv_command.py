@@ -1,12 +1,16 @@
 """``warmfleet kv`` on a folder: what it shows, finds, gives up and carries elsewhere."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from warmfleet_proto.settings import ConfigError
 from warmfleet_worker.tiers.command import command
 from warmfleet_worker.tiers.disk import DiskStore
+from warmfleet_worker.tiers.segment import Segment
 
 from tests.unit.tiers.blocks import chain_of, made, read, store
 
@@ -35,6 +39,15 @@ def test_ls_shows_prefixes(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert chain_of(2, 3)[-1].identity.hash.hex() not in shown
 
 
+def test_ls_into_a_pipe_that_is_closed(folder: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "warmfleet_router.cli", "kv", "ls", str(folder)]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_ls_beside_a_worker(folder: Path) -> None:
     running = store(folder)
     assert kv("ls", folder) == kv("verify", folder) == 0
@@ -53,6 +66,23 @@ def test_verify_finds_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert f"{chain_of(2, 3)[-1].identity.hash.hex()}: segment 1: the checksum of the copy is wrong" in shown
     assert "7 blocks are whole, 1 are not" in shown
+
+
+def test_verify_finds_what_is_in_no_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record without its header, in a segment that has no index yet, and a file without its beginning."""
+    path = folder / "00000001.wfkv"
+    data = bytearray(path.read_bytes())
+    record = (len(data) - Segment.open(path, writable=False).start) // 8
+    data[-2 * record] ^= 1
+    path.write_bytes(data)
+    assert kv("verify", folder) == 1
+    shown = capsys.readouterr().out
+    assert f"segment 1: no header at byte {len(data) - 2 * record}\n7 blocks are whole, 1 are not" in shown
+    path.with_name("00000002.wfkv").write_bytes(data[:20] + b"?" + data[21:])
+    assert kv("verify", folder) == 1
+    shown = capsys.readouterr().out
+    assert "00000002.wfkv: the checksum of the preamble is wrong" in shown
+    assert "7 blocks are whole, 2 are not" in shown
 
 
 def test_gc(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     try:
         return actions[arguments.action](arguments)
+    except BrokenPipeError:
+        raise  # of whoever read what it prints: not the folder's
     except OSError as error:
         raise ConfigError(f"{error.filename or arguments.folder}: {error.strerror}") from None
 
@@ -75,14 +77,15 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     store = _look_at(arguments.folder)
-    wrong = 0
+    wrong = len(store.lost)
+    print("".join(f"{what}\n" for what in store.lost), end="")
     for entry in list(store.catalogue):
         try:
             store.get(entry.identity.hash, None, bytearray(store.made.block_bytes))
         except Corrupt as error:
             wrong += 1
             print(f"{entry.identity.hash.hex()}: segment {entry.segment}: {error}")
-    print(f"{len(store)} blocks are whole, {wrong} are not")
+    print(f"{len(store)} blocks are whole, {wrong} are not")  # a file that is not counts as one
     return 1 if wrong else 0
 
 

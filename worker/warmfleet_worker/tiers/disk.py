@@ -69,6 +69,7 @@ class DiskStore:
         self.capacity = capacity
         self.catalogue = Catalogue()
         self.corrupt = 0  # blocks found to be wrong
+        self.lost: list[str] = []  # where something lies, as it was opened, that nobody can read
         self.read_only = read_only
         self._folder = folder
         self._segments: dict[int, Segment] = {}  # oldest first
@@ -269,6 +270,7 @@ class DiskStore:
             except OSError as error:
                 raise ConfigError(f"disk_path: {path}: {error.strerror}") from None
             segment.expect(self.made)
+            self.lost += [f"segment {number}: no header at byte {offset}" for offset in segment.spoilt]
             self._segments[number] = segment
             if self.catalogue.load(segment.places, number):
                 self._changes += [_appeared(place) for place in segment.places]
@@ -281,7 +283,10 @@ class DiskStore:
         """A segment without a beginning holds nothing that could be read: one that was just begun when the
         process died, as a rule. Other people's files are left alone."""
         with path.open("rb") as file:
-            ours = format.begins(file.read(format.PREAMBLE.size)[:8])
+            start = file.read(format.PREAMBLE.size)
+        ours = format.begins(start[:8])
+        if len(start) == format.PREAMBLE.size:
+            self.lost.append(f"{path}: {error}")
         _log.warning("disk_path: %s is passed over: %s", path, error)
         if ours and not self.read_only:
             path.unlink(missing_ok=True)

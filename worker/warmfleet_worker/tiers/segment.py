@@ -25,6 +25,7 @@ class Segment:
         self.start = start  # of the first record
         self.complete = False  # has its index: nothing is appended
         self.places: list[Place] = []
+        self.spoilt: list[int] = []  # offsets of records that it held then, whose headers are not whole
         self._descriptor = descriptor
         self._header_bytes = format.header_bytes(made.block_size)
 
@@ -139,13 +140,16 @@ class Segment:
 
     def _scan(self, length: int) -> None:
         """By its headers; a spoilt one loses its own block. The torn tail is what follows the last whole."""
+        spoilt: list[int] = []
         for offset in range(self.start, length - self.record_bytes + 1, self.record_bytes):
             try:
                 found = format.read_header(os.pread(self._descriptor, self._header_bytes, offset), self.made)
             except Corrupt:
+                spoilt.append(offset)
                 continue
             self.places.append(Place(found.identity, offset))
             self.size = offset + self.record_bytes
+        self.spoilt = [offset for offset in spoilt if offset < self.size]
 
 
 def _preamble(descriptor: int) -> tuple[Made, int]:
