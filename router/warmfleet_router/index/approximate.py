@@ -6,14 +6,15 @@ was gone after fewer others than the capacity, or there after more, moves the ca
 truth. Pure.
 """
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from warmfleet_proto.limits import KEY_BYTES
 
-from warmfleet_router.index.prefixes import grid
+from warmfleet_router.index.prefixes import LEVEL, grid
 
 START_BLOCKS = 65_536  # of a worker that does not tell its size
 LEAST_BLOCKS = 16
@@ -30,12 +31,17 @@ NEVER = -1
 class _Unit:
     """Some blocks in a row, more of them the deeper they are. Known by the key of the last."""
 
-    __slots__ = ("blocks", "bucket", "keys")
+    __slots__ = ("blocks", "bucket", "first", "keys")
 
-    def __init__(self, keys: bytes) -> None:
+    def __init__(self, keys: bytes, first: int | None) -> None:
         self.bucket = NEVER  # of its last use
         self.keys = keys  # packed
         self.blocks = len(keys) // KEY_BYTES
+        self.first = first  # key; None: it is one block by the grid, and in no other unit
+
+    @property
+    def each(self) -> memoryview:
+        return memoryview(self.keys).cast("Q")
 
 
 class Approximate:
@@ -52,6 +58,7 @@ class Approximate:
         self._held: OrderedDict[int, _Unit] = OrderedDict()
         self._ghosts: OrderedDict[int, _Unit] = OrderedDict()
         self._held_blocks = self._ghost_blocks = 0
+        self._begun: dict[int, _Unit | Counter[int]] = {}  # by first key: who is held, or how many have each
         self._counts = deque([0])  # blocks by bucket; the last one is being filled
         self._first = 0  # number of the first bucket
 
@@ -100,9 +107,12 @@ class Approximate:
                 move_to_end(key)
                 counts[unit.bucket - first] -= unit.blocks
             else:
-                unit = self._pop(key) or _Unit(packed[start * KEY_BYTES : end * KEY_BYTES])
+                unit = self._pop(key) or _Unit(
+                    packed[start * KEY_BYTES : end * KEY_BYTES], keys[start] if start >= LEVEL else None
+                )
                 held[key] = unit
                 self._held_blocks += unit.blocks
+                self._share(unit)
             unit.bucket = clock
             end = start
         counts[-1] += len(keys)
@@ -125,6 +135,7 @@ class Approximate:
         unit = self._held.pop(key, None)
         if unit is not None:
             self._held_blocks -= unit.blocks
+            self._left(unit)
         else:
             unit = self._ghosts.pop(key, None)
             if unit is None:
@@ -133,6 +144,36 @@ class Approximate:
         self._counts[unit.bucket - self._first] -= unit.blocks
         return unit
 
+    # ---- prompts that part within a unit: what is before that is in several
+
+    def _share(self, unit: _Unit) -> None:
+        first = unit.first
+        if first is None:
+            return
+        others = self._begun.setdefault(first, unit)
+        if others is unit:
+            return
+        if isinstance(others, _Unit):
+            others = self._begun[first] = Counter(others.each)
+        others.update(unit.each)
+
+    def _left(self, unit: _Unit) -> bytes:
+        """It is held no longer; the packed keys that no other unit has."""
+        first = unit.first
+        if first is None:
+            return unit.keys
+        others = self._begun[first]
+        if isinstance(others, _Unit):
+            del self._begun[first]
+            return unit.keys
+        others.subtract(unit.each)
+        gone = array("Q", [key for key in unit.each if not others[key]])
+        for key in gone:
+            del others[key]
+        if not others:
+            del self._begun[first]
+        return gone.tobytes()
+
     def _evict(self) -> bytes:
         gone = []
         while self._held_blocks > self.capacity:
@@ -140,7 +181,7 @@ class Approximate:
             self._ghosts[key] = unit
             self._held_blocks -= unit.blocks
             self._ghost_blocks += unit.blocks
-            gone.append(unit.keys)
+            gone.append(self._left(unit))
         while self._ghost_blocks > min(GHOSTS * self.capacity, MOST_GHOSTS):
             _, unit = self._ghosts.popitem(last=False)
             self._ghost_blocks -= unit.blocks

@@ -124,6 +124,29 @@ def test_long_conversations_are_followed_in_units() -> None:
     assert len(guess._held) < 0.2 * len(guess)
 
 
+@pytest.mark.parametrize("root", [63, 70, 187, 300])
+def test_of_prompts_that_part_within_a_unit_what_is_before_that_stays_with_the_last(root: int) -> None:
+    """Where nothing fits any more each newcomer displaces one that shares a block of a unit with it."""
+    random, guess, index = Random(root), Approximate(root + 200), set[int]()
+    talks = [[*range(root), *(random.getrandbits(63) for _ in range(40))] for _ in range(30)]
+    for number in range(300):
+        talk = random.choice(talks[number // 20 : number // 20 + 10])
+        keys = talk[: random.randrange(root - 3, len(talk) + 1)]
+        index |= set(keys)
+        index -= set(used(guess, keys))
+        assert index == {key for unit in guess._held.values() for key in unit.each}
+        assert index.issuperset(keys)
+    assert len(guess._begun) <= len(guess._held)
+    guess.capacity = 0
+    assert set(guess_gone(guess)) == index
+    assert not guess._begun
+
+
+def guess_gone(guess: Approximate) -> list[int]:
+    """All that it held."""
+    return memoryview(guess._evict()).cast("Q").tolist()
+
+
 def test_a_small_world_takes_no_more_memory_for_being_used_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
