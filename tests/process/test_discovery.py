@@ -1,6 +1,7 @@
 """Workers that appear in a file or in DNS are taken in, those that vanish get nothing more; no restart."""
 
 import asyncio
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection
@@ -13,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.discovery import Name, file, names
+from warmfleet_router.gateway import service
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.watcher import ServerWatcher
 from warmfleet_worker.engine.base import Finish, Plan
@@ -60,9 +62,10 @@ def states(shown: dict[str, Any]) -> dict[str, str]:
     return {worker["worker"]: worker["state"] for worker in shown["workers"]}
 
 
-async def chat(base: str, text: str = "x", **more: Any) -> aiohttp.ClientResponse:
+async def chat(base: str, text: str = "x", key: str = "", **more: Any) -> aiohttp.ClientResponse:
     body = {"model": "sim", "messages": [{"role": "user", "content": text}], "max_tokens": 4, **more}
-    async with aiohttp.ClientSession() as session:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(headers=headers) as session:
         response = await session.post(f"{base}/v1/chat/completions", json=body)
         await response.read()
         return response
@@ -160,6 +163,88 @@ async def test_a_server_is_sent_its_key_for_as_long_as_it_is_sent_requests(
             write(path, "backends = []\n")
             await asyncio.wait_for(gone.wait(), 60)
     assert heard == ["Bearer its-own"]
+
+
+class Server:
+    """One of vLLM's kind, that serves ``sim``."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", self._models), web.post("/v1/chat/completions", self._answer)])
+        self.serving = TestServer(app)
+
+    @property
+    def listed(self) -> str:
+        return f'{{url = "{self.serving.make_url("")}", kind = "vllm"}}'
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "sim"}]})
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.heard.append(await request.json())
+        return web.json_response({"choices": []})
+
+
+TENANT = {"name": "a", "salt": "a", "key_sha256": [hashlib.sha256(b"its-key").hexdigest()]}
+
+
+async def test_a_server_that_has_just_joined_is_told_whose_a_request_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router places on it at once, its gateway looks who is there every two seconds."""
+    monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 3600.0)
+    path, first, second = tmp_path / "fleet.toml", Server(), Server()
+    async with first.serving, second.serving:
+        path.write_text(f"backends = [{first.listed}]")
+        given = {"discovery": {"file": str(path)}, "tenants": [TENANT], "routing": {"policy": "round_robin"}}
+        async with router([], **given) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            write(path, f"backends = [{first.listed}, {second.listed}]")
+            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
+            for number in range(4):
+                assert (await chat(base, str(number), key="its-key")).status == 200
+    assert second.heard
+    assert {body["cache_salt"] for body in first.heard + second.heard} == {first.heard[0]["cache_salt"]}
+
+
+async def test_a_server_that_has_just_joined_our_own_worker_is_no_worker_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made for our own workers goes to those, what comes after that to either kind."""
+    monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 3600.0)
+    path, server = tmp_path / "fleet.toml", Server()
+    async with sim_worker(name="a", sim=SIM) as own, server.serving:
+        path.write_text(listed(own.grpc_address))
+        given = {"discovery": {"file": str(path)}, "routing": {"policy": "round_robin"}}
+        async with router([], **given) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            write(path, listed(own.grpc_address) + f"backends = [{server.listed}]")
+            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
+            async with asyncio.timeout(60):
+                while not server.heard:
+                    assert (await chat(base)).status == 200
+            assert [worker["dropped"] for worker in (await admin(base))["workers"]] == [0, 0]
+
+
+async def test_our_own_worker_that_has_just_joined_a_server_is_no_server_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 3600.0)
+    path, server = tmp_path / "fleet.toml", Server()
+    async with sim_worker(name="a", sim=SIM) as own, server.serving:
+        path.write_text(f"backends = [{server.listed}]")
+        given = {"discovery": {"file": str(path)}, "routing": {"policy": "round_robin"}}
+        async with router([], **given) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            write(path, listed(own.grpc_address) + f"backends = [{server.listed}]")
+            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
+            for number in range(4):
+                assert (await chat(base, str(number))).status == 200
+            assert [worker["dropped"] for worker in (await admin(base))["workers"]] == [0, 0]
 
 
 async def test_workers_of_a_dns_name_come_and_go() -> None:

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from warmfleet_proto.errors import Rejected
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.router_pb2 import ProgressRequest, RouteRequest
 from warmfleet_proto.worker_pb2 import Output, Sampling, Started, Submit
 
 from warmfleet_router.backends.attempt import Attempt, past_deadline
 from warmfleet_router.gateway.intake import Tenant
-from warmfleet_router.gateway.placing import Fleet, Placed
+from warmfleet_router.gateway.placing import Fleet, Placed, is_server
 
 __all__ = ["Fleet", "Generation", "Wanted"]
 
@@ -87,6 +88,9 @@ class Generation(Placed):
             self._timer.cancel()
 
     async def _submit(self) -> None:
+        if is_server(self.placement.address):  # it has joined since the last look at who serves the model
+            self._fleet.stale.set()
+            raise Rejected("a server that is not ours")
         wanted, now = self.wanted, self._fleet.clock()
         submit = Submit(
             request_id=wanted.request_id,

@@ -15,12 +15,10 @@ _BEFORE_FIRST = ("wait", "bring", "prefill")  # what a first token takes, of a p
 class Pick:
     """A placement whose request somebody else carries out: its load is let go when they say that it ended."""
 
-    def __init__(
-        self, fleet: Fleet, placement: Placement, prefix: str, headers: tuple[Header, ...], body: bytes
-    ) -> None:
+    def __init__(self, fleet: Fleet, placement: Placement, body: bytes) -> None:
         self.endpoints: list[str] = []  # IP:PORT; the first is the choice
-        self.prefix = prefix  # of the path there
-        self.headers = headers  # that the request is to be sent with
+        self.prefix = ""  # of the path there
+        self.headers: tuple[Header, ...] = ()  # that the request is to be sent with
         self.body = body
         self.keyed_on_text = False  # what it finds cached says nothing of events
         self.hide_usage = False  # from the client: it was asked for here

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WarmfleetError, WorkerLost
@@ -30,6 +30,7 @@ class Fleet:
     reports: Reports
     budget: RetryBudget
     clock: Callable[[], float]  # monotonic seconds
+    stale: asyncio.Event = field(default_factory=asyncio.Event)  # somebody has come of whom nothing is known
 
 
 class Placed:
@@ -152,6 +153,11 @@ class Placed:
     def _may_retry(self) -> bool:
         now = self._fleet.clock()
         return now < self._deadline and len(self.tried) <= _MAX_RETRIES and self._fleet.budget.take(now)
+
+
+def is_server(address: str) -> bool:
+    """Other servers go by URLs, our own workers by HOST:PORT."""
+    return "://" in address
 
 
 def _outcome(error: BaseException | None) -> FinishRequest.Outcome:

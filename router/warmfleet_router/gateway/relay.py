@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 from warmfleet_proto.limits import TOKEN_BYTES
-from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
+from warmfleet_proto.router_pb2 import FinishRequest, ListWorkersRequest, ProgressRequest, RouteRequest
 
 from warmfleet_router.backends.attempt import past_deadline
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import Tenant
 from warmfleet_router.gateway.outlet import Outlet
-from warmfleet_router.gateway.placing import Fleet, Placed
+from warmfleet_router.gateway.placing import Fleet, Placed, is_server
 from warmfleet_router.servers import sse, text
 from warmfleet_router.servers.ask import Ask
-from warmfleet_router.servers.catalogue import RANK, Servers
+from warmfleet_router.servers.catalogue import RANK, Server, Servers
 from warmfleet_router.servers.connection import Reply
 from warmfleet_router.servers.pool import ServerPool, refused
 
@@ -122,8 +122,8 @@ class Relay(Placed):
         return self.answer.status == 200 and self.wanted.ask.stream
 
     def reaches(self, address: str) -> bool:
-        """Whether a server has it; else it is one of our own workers'."""
-        return self._servers.known(address)
+        """Whether a server has it, of which nothing may be known yet; else it is one of our own workers'."""
+        return is_server(address)
 
     # ---- placing
 
@@ -145,7 +145,7 @@ class Relay(Placed):
 
     async def _submit(self) -> None:
         now = self._fleet.clock()
-        server = self._servers.of(self.placement.address)
+        server = await server_at(self._fleet, self._servers, self.placement.address)
         self.events = sse.Stream(hide=not self.wanted.ask.wants_usage)
         adapter = self._servers.adapter_for(server, self.model)
         body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts, adapter)
@@ -236,6 +236,18 @@ class Relay(Placed):
                 yield
         except TimeoutError:
             raise past_deadline() from None
+
+
+async def server_at(fleet: Fleet, servers: Servers, address: str) -> Server:
+    """Where a placement leads. It may have joined after the last look: how it is talked to, and that it keeps
+    tenants apart, is known by another one. Raises Rejected."""
+    server = servers.of(address)
+    if server is None:
+        servers.update(await fleet.router.list_workers(ListWorkersRequest()))
+        server = servers.of(address)
+    if server is None:
+        raise Rejected("the server has left")
+    return server
 
 
 def refusal(answer: Answer) -> BadRequest:

@@ -16,7 +16,7 @@ from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
-from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed
+from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed, server_at
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask
 from warmfleet_router.servers.addresses import Addresses
@@ -125,19 +125,20 @@ class Relays:
             asked.exclude.extend(server.name for server in servers if server not in allowed)
         placement = await self._fleet.router.route(asked)
         self._fleet.reports.booked(placement.booking)
-        chosen = self._servers.of(placement.address)
-        salt = wanted.salt if tenant.salt and chosen.knows_salts else ""
-        adapter = self._servers.adapter_for(chosen, wanted.ask.model)
-        hide = usage and wanted.ask.stream and not wanted.ask.wants_usage
-        outgoing = body
-        if hide:
-            outgoing = wanted.ask.outgoing(salt, chosen.knows_salts, adapter)
-        elif salt or adapter:
-            outgoing = wanted.ask.salted(salt, adapter)
-        headers = self._headers(chosen, tenant)
-        pick = Pick(self._fleet, placement, chosen.place.prefix, headers, outgoing)
-        pick.keyed_on_text, pick.hide_usage = not wanted.token_ids, hide
+        pick = Pick(self._fleet, placement, body)
+        pick.keyed_on_text = not wanted.token_ids
+        pick.hide_usage = usage and wanted.ask.stream and not wanted.ask.wants_usage
         try:
+            chosen = await server_at(self._fleet, self._servers, placement.address)
+            if subset and not await self._within([chosen], subset):  # it was not known, and so not excluded
+                raise Rejected("the server that was chosen is not of the subset")
+            pick.prefix, pick.headers = chosen.place.prefix, self._headers(chosen, tenant)
+            salt = wanted.salt if tenant.salt and chosen.knows_salts else ""
+            adapter = self._servers.adapter_for(chosen, wanted.ask.model)
+            if pick.hide_usage:
+                pick.body = wanted.ask.outgoing(salt, chosen.knows_salts, adapter)
+            elif salt or adapter:
+                pick.body = wanted.ask.salted(salt, adapter)
             for server in [chosen, *self._others(chosen, within, fallbacks)]:
                 endpoint = server.place.endpoint
                 pick.endpoints += await self._addresses.of(endpoint) or [endpoint]

@@ -1,6 +1,7 @@
 """One gateway, put together: its routes, its streams to workers, its heartbeat. The router is given."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -103,6 +104,7 @@ class Gateway:
         """Keeps this gateway's bookings alive, and hears of the fleet's workers."""
         reachable = True
         while True:
+            self._fleet.stale.clear()
             try:
                 await self._fleet.router.heartbeat(self._heartbeat())
                 workers = await self._fleet.router.list_workers(ListWorkersRequest())
@@ -120,4 +122,6 @@ class Gateway:
             finally:
                 self._beaten.set()
             ready = self._catalogue.ready or self.relays.models()
-            await asyncio.sleep(BOOKING_HEARTBEAT_S if ready else _JOINING_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BOOKING_HEARTBEAT_S if ready else _JOINING_S):
+                    await self._fleet.stale.wait()

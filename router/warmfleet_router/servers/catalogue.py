@@ -111,11 +111,9 @@ class Servers:
             del self._models[model], self._contexts[model]
             self._adapters.discard(model)
 
-    def of(self, address: str) -> Server:
-        return self._servers.get(address) or Server(address, "openai", True)
-
-    def known(self, address: str) -> bool:
-        return address in self._servers
+    def of(self, address: str) -> Server | None:
+        """None where nothing is known of it: it joined after the last look, or is lost."""
+        return self._servers.get(address)
 
     def ours(self, model: str) -> list[str]:
         """Names of our own workers that serve it beside the servers."""
