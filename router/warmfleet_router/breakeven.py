@@ -4,6 +4,7 @@ the one becomes cheaper than the other."""
 import asyncio
 import re
 from argparse import ArgumentParser, Namespace
+from math import inf
 from typing import NamedTuple
 
 from warmfleet_proto.command import Command
@@ -21,7 +22,7 @@ _RATE = re.compile(r"([0-9]*\.?[0-9]+)\s*([kMGT]?)(B|b)(?:it)?/s")
 _EPILOG = """\
 Recomputing is the fitted engine's prefill, in its chunks, on an idle GPU; loading is bytes over rate plus
 latency. Rates: 12.5GB/s, or 100Gb/s in bits. Measured are prefill and, with --peer, its link; rates that were
-neither measured nor given are marked as assumed.
+neither measured nor given nor in FILE are marked as assumed.
 
 examples:
   warmfleet breakeven --model llama-3-8b --gpu h200 --link 12.5GB/s
@@ -126,9 +127,15 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Raises ConfigError."""
-    fitted = profile_of(arguments.engine or f"{arguments.gpu}-{arguments.model}")
-    profile = _measured(arguments) if arguments.measure else fitted
-    ways = _ways(arguments, profile, fitted)
+    if not 0 <= arguments.latency_ms < inf:
+        raise ConfigError(f"--latency-ms {arguments.latency_ms:g}: must be at least 0")
+    if arguments.peer and not arguments.measure:
+        raise ConfigError("--peer: is measured, so --measure HOST:PORT is needed as well")
+    shipped = profile_of(f"{arguments.gpu}-{arguments.model}")
+    profile = profile_of(arguments.engine) if arguments.engine else shipped
+    if arguments.measure:
+        shipped, profile = profile, _measured(arguments)
+    ways = _ways(arguments, profile, shipped)
     print(f"{profile.name}: seconds until the KV of a prefix is on the device\n")
     print(table(profile, ways), end="\n\n")
     for way in ways:
@@ -138,20 +145,22 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _ways(arguments: Namespace, profile: Profile, fitted: Profile) -> list[Way]:
-    """Each by the rate that was given, else measured or fitted, else assumed. Raises ConfigError."""
+def _ways(arguments: Namespace, profile: Profile, other: Profile) -> list[Way]:
+    """Each by the rate that was given, else measured or fitted, else assumed to be the ``other``'s. Raises
+    ConfigError."""
+    own = arguments.measure or arguments.engine
 
     def way(name: str, option: str, known: float, otherwise: float, latency_s: float = 0.0) -> Way:
         given = getattr(arguments, option)
         rate = _rate(f"--{option}", given, known or otherwise)
-        return Way(name, rate, latency_s, assumed=bool(arguments.measure) and not (given or known))
+        return Way(name, rate, latency_s, assumed=bool(own) and not (given or known))
 
     own_latency = arguments.peer and not arguments.link
     latency_s = profile.link_latency if own_latency else arguments.latency_ms / 1e3
     return [
-        way("host", "host", profile.host_bytes_per_s, fitted.host_bytes_per_s),
+        way("host", "host", profile.host_bytes_per_s, other.host_bytes_per_s),
         way("disk", "disk", 0.0, _DISK),
-        way("peer", "link", profile.link_bytes_per_s, fitted.link_bytes_per_s, latency_s),
+        way("peer", "link", profile.link_bytes_per_s, other.link_bytes_per_s, latency_s),
     ]
 
 

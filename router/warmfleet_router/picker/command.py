@@ -14,7 +14,8 @@ from warmfleet_router.servers.backend import Backend
 
 _EPILOG = """\
 The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes
-to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn. Envoy cannot
+to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn, and
+to a server an alias is a model that it has not (404). Envoy cannot
 go on without its picker, and answers 500 until it is back, where tenants have API keys (the picker checks
 them), where a backend has a key or a base path (the picker sends them) and with --duplex. Where tenants have
 keys, only completions and GET /v1/models pass, the latter to a listed backend. With --duplex Envoy does

@@ -93,8 +93,11 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if args.capacity_at:
         _refuse(args)
-    played = source(args)
     policies = POLICIES if args.policy == "all" else tuple(args.policy.split(","))
+    for policy in policies:
+        if policy not in POLICIES:
+            raise ConfigError(f"--policy {policy!r}: expected all, or some of {', '.join(POLICIES)}")
+    played = source(args)
     sets = [*played.sets, *args.set]
     routings = [load_settings(Routing, None, [*sets, f'policy="{policy}"']) for policy in policies]
     play = _player(args, played)
@@ -112,7 +115,8 @@ def run(args: Namespace) -> int:
 
 
 def _refuse(args: Namespace) -> None:
-    """What a search for a speed has no use for. Raises ConfigError."""
+    """What is no bound, and what a search for a speed has no use for. Raises ConfigError."""
+    capacity.parse(args.capacity_at)
     for option in ("speed", "png"):
         if getattr(args, option) is not None:
             raise ConfigError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import msgspec
-from warmfleet_proto.settings import load
+from warmfleet_proto.settings import ConfigError, load
 
 PROFILES = Path(__file__).parent
 
@@ -49,4 +49,7 @@ def flat(block_s: float, block_size: int) -> Profile:
 def profile_of(engine: str) -> Profile:
     """By the name of one that is shipped, or a TOML file. Raises ConfigError."""
     shipped = PROFILES / f"{engine}.toml"
+    if not (shipped.exists() or Path(engine).exists()):
+        names = ", ".join(sorted(file.stem for file in PROFILES.glob("*.toml")))
+        raise ConfigError(f"{engine}: no such file, and the profiles that are shipped are {names}")
     return load(Profile, str(shipped) if shipped.exists() else engine)

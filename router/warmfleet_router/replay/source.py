@@ -2,7 +2,8 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,12 @@ from warmfleet_router.replay.profile import Profile, flat, profile_of
 from warmfleet_router.replay.report import Bounds
 from warmfleet_router.replay.trace import Trace, load
 
+_RANGES: Sequence[tuple[Sequence[str], Callable[[float], bool], str]] = (
+    (("speed", "block-seconds"), lambda value: 0 < value < inf, "above 0"),
+    (("workers", "capacity", "routers", "limit", "block-size"), lambda value: value >= 1, "at least 1"),
+    (("host", "link", "delay"), lambda value: 0 <= value < inf, "at least 0"),
+    (("loss",), lambda value: 0 <= value <= 1, "a share, from 0 to 1"),
+)
 WORKERS, BLOCKS = 8, 8000  # of a fleet that only a trace is known of
 
 
@@ -43,11 +50,16 @@ def source(args: Namespace) -> Source:
 
 
 def _check(args: Namespace) -> None:
-    if args.speed is not None and args.speed <= 0:
-        raise ConfigError(f"--speed {args.speed}: must be above 0")
-    for name in ("workers", "capacity", "routers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: must be at least 1")
+    """What is said of an option is said before the trace is read, which may take a while."""
+    if not Path(args.trace).is_file():
+        raise ConfigError(f"--trace {args.trace}: no such file")
+    for name in ("json", "png"):
+        if (file := getattr(args, name)) is not None and not Path(file).parent.is_dir():
+            raise ConfigError(f"--{name} {file}: no such folder")
+    for names, holds, wanted in _RANGES:
+        for name in names:
+            if (value := getattr(args, name.replace("-", "_"))) is not None and not holds(value):
+                raise ConfigError(f"--{name} {value}: must be {wanted}")
 
 
 def _of_trace(args: Namespace) -> Source:

@@ -1,5 +1,7 @@
 """Break-even against figures that were measured, and the shape of the answer."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +65,29 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[0] for row in rows if row and row[0][0].isdigit()] == [f"{1 << i}k" for i in range(8)]
     assert "host at 55 GB/s: loading is quicker, however short" in said
     assert "peer at 12.5 GB/s: loading is quicker from" in said
+
+
+def test_a_fitted_profile_may_know_no_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of workers that have brought nothing from anywhere: the example of --help."""
+    file = tmp_path / "my-gpu.toml"
+    file.write_text('name = "mine"\nprefill_token = 1e-4\nkv_bytes_per_token = 131072\n')
+    assert cli.main(["breakeven", "--engine", str(file), "--link", "10Gb/s", "--latency-ms", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "host at 55 GB/s (assumed): " in said
+    assert "peer at 1.25 GB/s: " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--latency-ms", "-1"], "--latency-ms -1: must be at least 0"),
+        (["--peer", "127.0.0.1:1"], "--peer: is measured, so --measure"),
+        (["--gpu", "abacus"], "abacus-llama-3-8b: no such file, and the profiles that are shipped are h200-"),
+    ],
+)
+def test_what_cannot_be_is_named(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["breakeven", *arguments]) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

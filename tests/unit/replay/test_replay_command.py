@@ -68,3 +68,28 @@ def test_a_search_refuses_what_it_would_ignore(
 ) -> None:
     assert cli.main([*played, "--capacity-at", "ttft_p99<10", *extra]) == 2
     assert f"{extra[0]} says nothing beside --capacity-at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--trace", "/nowhere/x_blk512.jsonl"], "--trace /nowhere/x_blk512.jsonl: no such file"),
+        (["--trace", "/nowhere/decisions.jsonl"], "--trace /nowhere/decisions.jsonl: no such file"),
+        (["--json", "/nowhere/rows.json"], "--json /nowhere/rows.json: no such folder"),
+        (["--speed", "nan"], "--speed nan: must be above 0"),
+        (["--block-seconds", "-1"], "--block-seconds -1.0: must be above 0"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--link", "-1"], "--link -1.0: must be at least 0"),
+        (["--loss", "2"], "--loss 2.0: must be a share, from 0 to 1"),
+        (["--policy", "cheapest,best"], "--policy 'best': expected all, or some of cheapest, "),
+        (["--capacity-at", "ttft<1"], "--capacity-at 'ttft<1': expected COLUMN<NUMBER"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_named_at_once(
+    played: list[str], extra: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*played, *extra]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.out == ""
