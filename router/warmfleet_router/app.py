@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 from warmfleet_proto import channel, router_pb2, router_pb2_grpc
-from warmfleet_proto.command import Command
+from warmfleet_proto.command import Command, add_options
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_proto.log import event
 from warmfleet_proto.settings import read_key
@@ -150,7 +150,7 @@ async def _service(config: RouterConfig, router: Router) -> AsyncIterator[str]:
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    program.add_options(parser, _FLAGS, _EPILOG)
+    add_options(parser, _FLAGS, _EPILOG, "limits.drain_s=5", "TLS or API keys")
 
 
 def _run(arguments: argparse.Namespace) -> int:

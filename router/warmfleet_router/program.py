@@ -12,6 +12,7 @@ import uvloop
 from aiohttp import web
 from warmfleet_proto import log
 from warmfleet_proto.channel import is_loopback
+from warmfleet_proto.command import given
 from warmfleet_proto.settings import ConfigError, load, to_toml
 from warmfleet_proto.tasks import cancelled
 
@@ -29,26 +30,8 @@ from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.prompt.tokenizer import Tokenizer
 
 C = TypeVar("C", RouterConfig, GatewayConfig)
-_NUMBERS = ("processes",)  # options that are no text
-_REPEATED = ("router",)  # options that may be given several times
 Addresses = dict[str, str]  # what is listened on: "http", "grpc", ... -> HOST:PORT
 Pages = Callable[[Gateway], Sequence[web.RouteDef]]  # what operators are shown of it
-
-
-def add_options(parser: argparse.ArgumentParser, flags: Mapping[str, str], epilog: str) -> None:
-    """``flags``: keys of the configuration that have an option of their own, with its help."""
-    parser.epilog = epilog
-    parser.add_argument("--config", metavar="FILE", help="a TOML file; --print-config shows every key")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="one key, as in limits.drain_s=5"
-    )
-    for key, says in flags.items():
-        action = "append" if key in _REPEATED else "store"
-        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=says, action=action)
-    parser.add_argument(
-        "--insecure", action="store_true", help="listen beyond loopback without TLS or API keys"
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
 
 
 def run(
@@ -59,7 +42,7 @@ def run(
     several: Callable[[C], int | None] = lambda config: None,
 ) -> int:
     """The exit status. ``several`` may run other processes instead. Raises ConfigError."""
-    config = load(kind, arguments.config, settings(arguments, flags))
+    config = load(kind, arguments.config, given(arguments, flags))
     if arguments.print_config:
         print(to_toml(config), end="")
         return 0
@@ -67,21 +50,6 @@ def run(
     check(config)
     status = several(config)
     return uvloop.run(_until_stopped(running(config))) if status is None else status
-
-
-def settings(arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
-    """All that the command line sets, as KEY=VALUE."""
-    chosen = {key: getattr(arguments, key) for key in flags}
-    given: list[str] = [f"{key}={_value(key, value)}" for key, value in chosen.items() if value is not None]
-    if arguments.insecure:
-        given.append("insecure=true")
-    return [*arguments.set, *given]
-
-
-def _value(key: str, given: str | list[str]) -> str:
-    if isinstance(given, str):
-        return given if key in _NUMBERS else json.dumps(given)
-    return json.dumps(given if len(given) > 1 else given[0])
 
 
 async def _until_stopped(running: AbstractAsyncContextManager[Addresses]) -> int:

@@ -9,7 +9,7 @@ import signal
 
 import uvloop
 from warmfleet_proto import log
-from warmfleet_proto.command import Command
+from warmfleet_proto.command import Command, add_options, given
 from warmfleet_proto.settings import load, to_toml
 from warmfleet_proto.tasks import cancelled
 
@@ -43,34 +43,18 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EPILOG
-    parser.add_argument("--config", metavar="FILE", help="a TOML file; --print-config shows every key")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="one key, as in sim.vocab_size=512"
-    )
-    for key, says in _FLAGS.items():
-        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=says)
-    parser.add_argument("--insecure", action="store_true", help="listen beyond loopback without TLS")
-    parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
+    add_options(parser, _FLAGS, _EPILOG, "sim.vocab_size=512", "TLS")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises ConfigError."""
-    config = configuration(arguments)
+    config = load(Config, arguments.config, given(arguments, _FLAGS))
     if arguments.print_config:
         print(to_toml(config), end="")
         return 0
     log.setup(config.log_level)
     check(config)
     return uvloop.run(serve(config))
-
-
-def configuration(arguments: argparse.Namespace) -> Config:
-    """The file, then --set, then the flags. Raises ConfigError."""
-    flags = [f"{key}={json.dumps(value)}" for key in _FLAGS if (value := getattr(arguments, key)) is not None]
-    if arguments.insecure:
-        flags.append("insecure=true")
-    return load(Config, arguments.config, [*arguments.set, *flags])
 
 
 async def serve(config: Config) -> int:

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from warmfleet_proto import channel
-from warmfleet_proto.command import Command
+from warmfleet_proto.command import Command, add_options, given
 from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 
 from warmfleet_router import program
@@ -66,15 +67,15 @@ async def _router(config: GatewayConfig, metrics: Metrics, stack: AsyncExitStack
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    program.add_options(parser, _FLAGS, _EPILOG)
+    kinds: dict[str, Any] = {"router": {"action": "append"}, "processes": {"type": int}}
+    add_options(parser, _FLAGS, _EPILOG, "limits.drain_s=5", "TLS or API keys", **kinds)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     def several(config: GatewayConfig) -> int | None:
         if config.processes == 1:
             return None
-        given = program.settings(arguments, list(_FLAGS))
-        flags = [part for setting in given for part in ("--set", setting)]
+        flags = [part for setting in given(arguments, _FLAGS) for part in ("--set", setting)]
         named = ["--config", arguments.config] if arguments.config else []
         return processes.run(config, processes.command([*named, *flags]))
 
