@@ -92,7 +92,7 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
     size, prompt = group.block_size, request.prompt_tokens
     packed = request.keys_for(group.fingerprint, size)
     keys = memoryview(packed).cast("Q")
-    ask = Ask(keys, size, prompt, request.max_tokens, request.slots, ticket)
+    ask = Ask(keys, size, prompt, ticket)
     held, lower = group.index.leading(b"" if request.bypass_cache else packed, group.loads)
     peer = giver(group, held, now) if policy.pulls and group.gives_blocks else None
     blocks, most = held, next(iter(held.values()), 0)  # the first has most

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from warmfleet_proto import router_pb2 as pb
+from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.transfer_pb2 import Pulled
 from warmfleet_router import admin
@@ -161,7 +162,7 @@ async def test_admin_leads_to_its_page(client: TestClient) -> None:
     [("127.0.0.1:80", True), ("[::1]:80", True), ("0.0.0.0:80", False), ("db:80", False)],
 )
 def test_the_port_is_shared_on_loopback_only(address: str, shared: bool) -> None:
-    assert admin.allowed(address) is shared
+    assert is_loopback(address) is shared
 
 
 @needs_chromium

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 from warmfleet_proto import router_pb2 as pb
-from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.limits import TOKEN_BYTES
 
@@ -42,11 +41,6 @@ class Setting(NamedTuple):
 
 _NOTHING = Setting(list, {})
 Supposed = Callable[[web.Request], Awaitable[list[pb.RouteRequest]]]
-
-
-def allowed(address: str) -> bool:
-    """Whether the admin page may share the port of ``address``; elsewhere it needs an address of its own."""
-    return is_loopback(address)
 
 
 def routes(

@@ -17,8 +17,6 @@ class Ask(msgspec.Struct):
     keys: Sequence[int]  # of the prompt's full blocks, in order
     block_size: int
     prompt_tokens: int
-    max_tokens: int  # of a completion
-    slots: int  # sequences to decode
     ticket: int  # number of the placement: the same for a dry run of it
     pace: float = 0.0  # requests that come, for each second of a worker's queue, until it is empty
     usual_s: float = 0.0  # the queue that they meet

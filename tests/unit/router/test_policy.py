@@ -199,7 +199,7 @@ def test_cheapest_never_pays_more_than_the_tie_rule_allows(
 ) -> None:
     policy = Cheapest(None if adaptive else externality, 1.25, pulls=True)
     soonest_s = min(c.wait_s + c.bring_s + c.prefill_s for c in candidates)
-    request = Ask((), BLOCK, 100, 10, 1, 0, pace=externality, usual_s=1.0, soonest_s=soonest_s)
+    request = Ask((), BLOCK, 100, 0, pace=externality, usual_s=1.0, soonest_s=soonest_s)
     choice = policy.choose(request, candidates).candidate
 
     def price(c: Candidate) -> float:
@@ -234,7 +234,7 @@ def test_near_ties_go_home(prefills: tuple[float, ...], ranks: tuple[int, ...], 
     ]
     for worker, given_s in zip(WORKERS, (3.0, 1.0, 2.0), strict=False):
         worker.given_s = given_s
-    choice = Cheapest(8.0, 1.25, pulls=True).choose(Ask((), BLOCK, 100, 10, 1, ticket=1), candidates)
+    choice = Cheapest(8.0, 1.25, pulls=True).choose(Ask((), BLOCK, 100, ticket=1), candidates)
     assert choice.candidate is candidates[chosen]
 
 

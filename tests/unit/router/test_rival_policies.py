@@ -91,7 +91,7 @@ def test_dynamo_takes_the_lowest_sum(
     weight: float, workers: tuple[tuple[int, int, int], ...], chosen: int
 ) -> None:
     candidates = [candidate(f"w{n}", *each) for n, each in enumerate(workers)]
-    request = Ask((), BLOCK, 10 * BLOCK, 10, 1, ticket=0)
+    request = Ask((), BLOCK, 10 * BLOCK, ticket=0)
     assert DynamoCost(weight).choose(request, candidates).candidate is candidates[chosen]
 
 

@@ -54,7 +54,7 @@ def test_cheapest_counts_whoever_follows_between_its_bounds() -> None:
     policy = Cheapest(None, 1.25, pulls=True)
     candidate = Candidate(WORKERS[0], 0, 0.0, 0.0, 0.5, 0.0, 1.0, 0, 0.0, None)
     for following, counted in ((0.0, LEAST_FOLLOWING), (4.0, 4.0), (1000.0, MOST_FOLLOWING)):
-        request = Ask((), 16, 64, 1, 1, 0, pace=following / 2.0, usual_s=2.0)
+        request = Ask((), 16, 64, 0, pace=following / 2.0, usual_s=2.0)
         assert dict(policy.terms(request, candidate))["externality"] == pytest.approx(counted * 0.5)
 
 
@@ -64,7 +64,7 @@ def test_a_copy_relieves_the_holders_of_an_outgrown_prefix() -> None:
     holder = Candidate(WORKERS[0], 1000, 1.0, 0.0, 0.25, 0.0, 1.0, 0, 0.0, None)
     other = Candidate(WORKERS[1], 0, 0.0, 0.0, 1.3, 0.0, 1.0, 0, 0.0, None)
     for outgrown, chosen in ((0.0, holder), (1.0, other)):
-        request = Ask((), 16, 64, 1, 1, 0, pace=4.0, usual_s=0.5, soonest_s=1.25, outgrown=outgrown)
+        request = Ask((), 16, 64, 0, pace=4.0, usual_s=0.5, soonest_s=1.25, outgrown=outgrown)
         assert policy.choose(request, [holder, other]).candidate is chosen
 
 
@@ -73,7 +73,7 @@ def test_ten_seconds_for_one_are_more_than_a_second_for_ten() -> None:
     for wait, chosen in ((2.0, 0), (4.5, 0), (8.0, 1)):
         holder = Candidate(WORKERS[0], 1000, wait, 0.0, 0.0, 0.0, 1.0, 0, 0.0, None)
         other = Candidate(WORKERS[1], 0, 0.0, 0.0, 2.0, 0.0, 1.0, 0, 0.0, None)
-        request = Ask((), 16, 64, 1, 1, 0, pace=4.0, usual_s=1.0, soonest_s=2.0)
+        request = Ask((), 16, 64, 0, pace=4.0, usual_s=1.0, soonest_s=2.0)
         assert policy.choose(request, [holder, other]).candidate is (holder, other)[chosen]
 
 
@@ -82,7 +82,7 @@ def test_where_all_wait_nobody_is_late() -> None:
     for usual_s, stays in ((1.0, False), (8.0, True)):
         holder = Candidate(WORKERS[0], 1000, usual_s + 6.0, 0.0, 0.1, 0.0, 1.0, 0, 0.0, None)
         other = Candidate(WORKERS[1], 0, usual_s, 0.0, 0.9, 0.0, 1.0, 0, 0.0, None)
-        request = Ask((), 16, 64, 1, 1, 0, pace=12.0 / usual_s, usual_s=usual_s, soonest_s=usual_s + 0.9)
+        request = Ask((), 16, 64, 0, pace=12.0 / usual_s, usual_s=usual_s, soonest_s=usual_s + 0.9)
         assert policy.choose(request, [holder, other]).candidate is (holder if stays else other)
 
 
