@@ -1,10 +1,8 @@
 """Recorded traffic: arrivals, lengths and prefix identity, in the format of the public Mooncake traces."""
 
 import gzip
-import json
 import re
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -34,10 +32,6 @@ class Trace(NamedTuple):
     def span_s(self) -> float:
         return self.requests[-1].arrival_s if self.requests else 0.0
 
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(r.prompt_tokens for r in self.requests)
-
 
 class _Line(msgspec.Struct):
     timestamp: float  # milliseconds
@@ -61,19 +55,6 @@ def load(path: str, block_size: int | None = None, limit: int | None = None) -> 
         raise ConfigError(f"{path}: {error}") from None
     requests.sort(key=lambda r: r.arrival_s)
     return Trace(Path(path).name, size, requests)
-
-
-def write(path: str, requests: Iterator[Request]) -> None:
-    """The same format, for traces that a program makes."""
-    with Path(path).open("w") as file:
-        for r in requests:
-            line = {
-                "timestamp": r.arrival_s * 1000,
-                "input_length": r.prompt_tokens,
-                "output_length": r.completion_tokens,
-                "hash_ids": list(r.keys),
-            }
-            file.write(json.dumps(line) + "\n")
 
 
 def _request(line: _Line, block_size: int) -> Request:

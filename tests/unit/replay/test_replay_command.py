@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from warmfleet_router import cli
-from warmfleet_router.replay import report, trace
+from warmfleet_router.replay import report
 from warmfleet_router.replay.report import Row
 
 from tests.bars.traffic import conversation
+from tests.unit.replay.written import write
 
 FLAGS = ["--no-decode", "--workers", "2", "--capacity", "300"]
 
@@ -16,7 +17,7 @@ FLAGS = ["--no-decode", "--workers", "2", "--capacity", "300"]
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     path = tmp_path_factory.mktemp("trace") / "made_blk512.jsonl"
-    trace.write(str(path), iter(conversation(60).requests))
+    write(path, conversation(60))
     return ["replay", "--trace", str(path), *FLAGS]
 
 

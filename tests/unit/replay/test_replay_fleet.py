@@ -18,6 +18,7 @@ from warmfleet_router.routing import PolicyName, Routing
 
 from tests.bars.played import spaced
 from tests.bars.traffic import conversation
+from tests.unit.replay.written import write
 
 BLOCK = 512
 DECODING = Profile(prefill_token=4e-5, decode_base=5e-3, decode_sequence=1e-4, max_running=16)
@@ -156,7 +157,7 @@ def test_bounds_of_the_hit_rate() -> None:
 def test_a_trace_is_read_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "made_blk512.jsonl"
     made = conversations(20)
-    trace.write(str(path), iter(made.requests))
+    write(path, made)
     read = trace.load(str(path))
     assert [(r.prompt_tokens, len(r.keys)) for r in read.requests] == [
         (r.prompt_tokens, len(r.keys)) for r in made.requests
