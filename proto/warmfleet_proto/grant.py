@@ -8,7 +8,6 @@ import hmac
 from hashlib import sha256
 
 FLEET_KEY_BYTES = 32
-MAC_BYTES = 32
 
 _SOURCE = b"warmfleet grant source v1\0"
 _CLAIMS = b"warmfleet grant claims v1\0"

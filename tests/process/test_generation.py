@@ -13,8 +13,9 @@ from warmfleet_proto.transfer_pb2 import Grant, Pull, Pulled
 from warmfleet_proto.worker_pb2 import Ending, Sampling
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Report
-from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
+from warmfleet_router.gateway.generation import Generation, Wanted
 from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 

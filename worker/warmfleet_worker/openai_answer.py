@@ -1,4 +1,4 @@
-"""One answer in the making, in OpenAI's shapes."""
+"""Our own engines' answers in OpenAI's shapes."""
 
 import asyncio
 import time

@@ -59,10 +59,6 @@ class Mirror:
     def __len__(self) -> int:
         return len(self._names)
 
-    @property
-    def present(self) -> set[tuple[bytes, int]]:
-        return {(copies.block.hash, tier) for (_, tier), copies in self._copies.items()}
-
     def apply(self, event: Event) -> Iterator[Instruction]:
         """Instructions of at most SLICE_BLOCKS blocks each; to be run to its end."""
         match event:

@@ -10,10 +10,11 @@ from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.either import Either
-from warmfleet_router.gateway.generation import Fleet, Generation, Wanted
+from warmfleet_router.gateway.generation import Generation, Wanted
 from warmfleet_router.gateway.http import REQUEST_ID, Events, error_response
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics

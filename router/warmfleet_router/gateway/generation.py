@@ -14,8 +14,6 @@ from warmfleet_router.backends.attempt import Attempt, past_deadline
 from warmfleet_router.gateway.intake import Tenant
 from warmfleet_router.gateway.placing import Fleet, Placed, is_server
 
-__all__ = ["Fleet", "Generation", "Wanted"]
-
 _DEADLINE_GRACE_S = 0.25  # the worker keeps the deadline; a stuck one does not
 
 

@@ -23,9 +23,9 @@ from warmfleet_router.gateway.api import Api
 from warmfleet_router.gateway.catalogue import Catalogue
 from warmfleet_router.gateway.dry_run import DryRun
 from warmfleet_router.gateway.encoders import Encoders
-from warmfleet_router.gateway.generation import Fleet
 from warmfleet_router.gateway.job import Preparer
 from warmfleet_router.gateway.limits import Limits
+from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
