@@ -9,15 +9,16 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.model import demo_model_path
 from tests.process.programs import ANY, VOCAB_SIZE, Program, program
 
 
 @contextmanager
-def fleet(logs: Path) -> Iterator[Program]:
+def fleet(logs: Path, drain_s: float = 1.0, **sim: Any) -> Iterator[Program]:
     model = str(demo_model_path())
-    sim = {"sim__instant": True, "sim__vocab_size": VOCAB_SIZE}
+    sim = {"sim__vocab_size": VOCAB_SIZE} | (sim or {"sim__instant": True})
     with (
         program(logs, "worker", name="w0", engine="sim", listen=ANY, http=ANY, **sim) as worker,
         program(logs, "router", http=ANY, listen=ANY, model=model, workers=[worker.said["grpc"]]) as router,
@@ -29,7 +30,7 @@ def fleet(logs: Path) -> Iterator[Program]:
             model=model,
             router=router.said["grpc"],
             processes=2,
-            limits__drain_s=1.0,
+            limits__drain_s=drain_s,
         ) as gateway,
     ):
         yield gateway
@@ -49,6 +50,26 @@ def test_they_share_an_address_and_the_dead_are_started_again(tmp_path: Path) ->
         gateway.process.terminate()
         assert gateway.process.wait(60) == 0
         assert fetch(f"{url}/health") is None
+        ends = [line for line in gateway.log.read_text().splitlines() if "gateway process ended" in line]
+        assert [(json.loads(end)["pid"], json.loads(end)["status"]) for end in ends] == [
+            (gateway.said["pids"][0], -signal.SIGKILL)
+        ]
+
+
+def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
+    """What is open would go on for minutes, and may."""
+    with fleet(tmp_path, drain_s=300.0, sim__timing__step_s=0.05) as gateway:
+        url = f"http://{gateway.said['http']}"
+        until(lambda: fetch(f"{url}/health") is not None)
+        body = json.dumps({"model": "sim", "prompt": "hello", "max_tokens": 50_000, "stream": True}).encode()
+        request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.readline()
+            gateway.process.terminate()
+            until(lambda: fetch(f"{url}/health") is None)  # nobody listens any more
+            assert gateway.alive
+            gateway.process.terminate()
+            assert gateway.process.wait(60) == 0
 
 
 def ask(url: str) -> bool:

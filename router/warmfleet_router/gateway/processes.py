@@ -5,6 +5,7 @@ The parent holds the address, starts the others, starts again what dies, and end
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,11 +15,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from warmfleet_proto import log
 from warmfleet_proto.channel import split_address
 from warmfleet_proto.settings import ConfigError
 
 from warmfleet_router.config import GatewayConfig
 from warmfleet_router.local.children import die_with
+
+_log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0  # between a death and the next start
 _LOOK_S = 0.2
@@ -34,6 +38,9 @@ def run(config: GatewayConfig, command: Sequence[str]) -> int:
 
     def stop(number: int, frame: object) -> None:
         nonlocal asked
+        if asked:  # a second time: at once
+            for child in children:
+                child.kill()
         asked = True
 
     with _held(config.http) as address:
@@ -84,6 +91,8 @@ class _Child:
         now = time.monotonic()
         if self._died_at is None:
             self._died_at = now
+            status = self._process.returncode
+            log.event(_log, "gateway process ended", level=logging.WARNING, pid=self.pid, status=status)
         elif now - self._died_at >= AGAIN_S:
             self._died_at = None
             self._close()
@@ -92,6 +101,10 @@ class _Child:
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     def wait(self, until: float) -> None:
         try:
