@@ -1,5 +1,6 @@
 """Token ids where template and tokenizer are not here: the server is asked by the page that knows them."""
 
+import asyncio
 from array import array
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_router.prompt.encoder import PromptEncoder
+from warmfleet_router.servers import tokens
 from warmfleet_router.servers.ask import parse
 from warmfleet_router.servers.catalogue import Server
 from warmfleet_router.servers.pool import ServerPool
@@ -107,6 +109,37 @@ async def test_sglang_is_asked_for_what_it_can_tell() -> None:
     assert await ids(engine="sglang", chat=False) == SERVER_IDS
     assert not await ids(engine="sglang", documents=[{"text": "x"}])
     assert not asked
+
+
+async def test_one_that_hangs_is_not_waited_for_by_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.clear()
+    go_on, pool = asyncio.Event(), ServerPool()
+
+    async def hang(request: web.Request) -> web.Response:
+        await go_on.wait()
+        return await tokenize(request)
+
+    first, second = web.Application(), web.Application()
+    first.add_routes([web.post("/tokenize", hang)])
+    second.add_routes([web.post("/tokenize", tokenize)])
+    body = web.json_response({"model": "m", "messages": MESSAGES}).body
+    assert isinstance(body, bytes)
+    async with TestServer(first) as one, TestServer(second) as other:
+        servers = [Server(str(each.make_url("")), "vllm", False, "m") for each in (one, other)]
+        made = Tokens({}, pool)
+
+        async def told(*by: Server) -> list[int]:
+            return list(array("I", await made.of(parse(body, True), b"", list(by))))
+
+        monkeypatch.setattr(tokens, "ASK_S", 0.01)
+        assert not await told(*servers)
+        monkeypatch.setattr(tokens, "ASK_S", 60.0)
+        assert await told(*servers) == SERVER_IDS, "the other one is asked"
+        assert not await told(servers[0])
+        go_on.set()
+        monkeypatch.setattr(made, "_resting", {})  # it has had its rest
+        assert await told(servers[0]) == SERVER_IDS
+        await pool.close()
 
 
 async def test_who_tells_no_ids_is_named_once(caplog: pytest.LogCaptureFixture) -> None:

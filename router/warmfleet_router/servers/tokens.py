@@ -22,6 +22,7 @@ from warmfleet_router.servers.pool import ServerPool
 _log = logging.getLogger(__name__)
 
 ASK_S = 5.0
+REST_S = 10.0  # of one that did not answer: by then it counts as lost, or has been busy
 _MOST = PROMPT_BYTES // TOKEN_BYTES
 
 _TokenIds = Annotated[list[Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]], Meta(min_length=1, max_length=_MOST)]
@@ -56,6 +57,7 @@ class Tokens:
         self._encoders = encoders
         self._pool = pool
         self._untold: set[str] = set()  # servers that did not tell, of whom that is known
+        self._resting: dict[str, float] = {}  # those that did not answer, until when, on the loop's clock
 
     async def of(self, ask: Ask, salt: bytes, servers: list[Server]) -> bytes:
         """Packed ids; empty where they cannot be had. Raises Rejected when too much waits."""
@@ -74,7 +76,10 @@ class Tokens:
         able = [server for server in servers if server.tokenises and not server.silent]
         if not able or media.is_in(ask.known.messages or ()):
             return b""
-        return await self._asked(ask, able[0])
+        now = asyncio.get_running_loop().time()
+        self._resting = {url: until for url, until in self._resting.items() if until > now}
+        server = next((server for server in able if server.url not in self._resting), None)
+        return b"" if server is None else await self._asked(ask, server)
 
     async def _encoded(self, ask: Ask, encoder: PromptEncoder, salt: bytes) -> bytes:
         known = ask.known
@@ -113,7 +118,10 @@ class Tokens:
                     told = _told.decode(await reply.whole(16 * _MOST))
                 finally:
                     reply.release(over=False)
-        except (TimeoutError, WorkerLost, msgspec.DecodeError, UnicodeDecodeError):
+        except (TimeoutError, WorkerLost):
+            self._resting[server.url] = asyncio.get_running_loop().time() + REST_S
+            return b""
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return b""
         return array("I", told.tokens or told.token_ids or ()).tobytes()
 
