@@ -22,6 +22,12 @@ def check_found(found: Found, before: str = "") -> None:
         backend.check(f"{before}backends[{number}]", server)
     ranks = [rank for server in found.backends for rank in server.each_rank()]
     _check_once(f"{before}backends: a url", [rank.address for rank in ranks])
+    names = [rank.address.partition("//")[2] for rank in ranks]  # by which pages and metrics tell them apart
+    if both := sorted(set(found.workers).intersection(names)):
+        raise ConfigError(
+            f"{before}workers, backends: {both[0]} is listed in both; our own workers speak gRPC"
+        )
+    _check_once(f"{before}backends: a host and port", names)
 
 
 def check_discovery(discovery: Discovery) -> None:

@@ -59,6 +59,11 @@ def test_settings_that_are_wrong_are_named(wrong: dict[str, Any], says: str) -> 
             'backends = [{url="http://a", kind="vllm", ranks=2}, {url="http://a", kind="vllm", rank=1}]',
             "backends: a url is listed twice",
         ),
+        (
+            'workers = ["a:1"]\nbackends = [{url = "http://a:1/v1"}]',
+            "workers, backends: a:1 is listed in both; our own workers speak gRPC",
+        ),
+        ('backends = [{url = "http://a"}, {url = "https://a"}]', "backends: a host and port is listed twice"),
         ("workers = " + "[" * 100_000, "not TOML"),
     ],
 )
