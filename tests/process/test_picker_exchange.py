@@ -90,13 +90,16 @@ async def test_a_tenants_key_is_looked_at_before_anything_goes_on(mode: int) -> 
 @pytest.mark.parametrize("mode", range(6))
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("kind", ["request_headers", "response_headers"])
-async def test_what_is_foreseen_is_what_is_answered(kind: str, mode: int, last: bool) -> None:
+@pytest.mark.parametrize("timed", [False, True])
+async def test_what_is_foreseen_is_what_is_answered(kind: str, mode: int, last: bool, timed: bool) -> None:
     path = HeaderMap(headers=[HeaderValue(key=":path", raw_value=b"Z\x02\x08\x02")])
     message = ext.ProcessingRequest(**{kind: ext.HttpHeaders(headers=path, end_of_stream=last)})
     message.protocol_config.request_body_mode = mode
     message.attributes["a"].update({"b": "c"})
-    foreseen = replies.foreseen(message.SerializeToString(), False)
-    assert kind == "response_headers" or replies.foreseen(message.SerializeToString(), True) is None
+    foreseen = replies.foreseen(message.SerializeToString(), False, timed)
+    assert kind == "response_headers" or replies.foreseen(message.SerializeToString(), True, timed) is None
     assert (foreseen is not None) == (kind == "response_headers" or mode == 2), "Envoy's usual mode"
-    answered = await answers(Exchange(Bench("m", [b""]).relays, Tenants([]), 1), message)
+    exchange = Exchange(Bench("m", [b""]).relays, Tenants([]), 1)
+    exchange.timed = timed
+    answered = await answers(exchange, message)
     assert foreseen is None or answered == [foreseen]
