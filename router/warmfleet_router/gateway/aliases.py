@@ -20,7 +20,7 @@ from warmfleet_router.gateway.messages import NULL
 from warmfleet_router.servers.ask import model_of
 
 PROMPT_BYTES = 1024  # of a text completion, that choose
-_ABSENT = ("joining", "lost", "draining")
+ABSENT = ("joining", "lost", "draining")  # states of a worker that takes nothing new
 
 Setting = Mapping[str, str | dict[str, float]]
 
@@ -45,7 +45,7 @@ class Aliases:
         self._present: frozenset[str] = frozenset()
 
     def update(self, fleet: ListWorkersResponse) -> None:
-        there = [worker for worker in fleet.workers if worker.state not in _ABSENT]
+        there = [worker for worker in fleet.workers if worker.state not in ABSENT]
         self._present = frozenset(model for worker in there for model in (worker.model, *worker.models))
 
     def resolved(self, body: bytes) -> bytes:

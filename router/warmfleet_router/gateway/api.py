@@ -47,6 +47,7 @@ class Api:
         self._aliases = aliases
         self._in_flight = 0
         self.draining = False
+        self.lacks = ""  # without what nothing can be served now
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -87,8 +88,8 @@ class Api:
         return self._catalogue.beside(self._relays.models(), self._aliases)
 
     async def _health(self, request: web.Request) -> web.Response:
-        ready = self._catalogue.ready or self._relays.models()
-        state = "draining" if self.draining else "ok" if ready else "waiting for a worker"
+        lacks = self.lacks or ("" if self._catalogue.ready or self._relays.models() else "a worker")
+        state = "draining" if self.draining else f"waiting for {lacks}" if lacks else "ok"
         return web.json_response({"status": state}, status=200 if state == "ok" else 503)
 
     async def _accounted(self, request: web.Request, parse: Parse) -> web.StreamResponse:

@@ -18,7 +18,7 @@ from warmfleet_proto.tasks import cancelled
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Router
 from warmfleet_router.gateway import intake
-from warmfleet_router.gateway.aliases import Aliases, Setting
+from warmfleet_router.gateway.aliases import ABSENT, Aliases, Setting
 from warmfleet_router.gateway.api import Api
 from warmfleet_router.gateway.catalogue import Catalogue
 from warmfleet_router.gateway.dry_run import DryRun
@@ -112,10 +112,13 @@ class Gateway:
                     log.event(_log, "model refused", level=logging.WARNING, model=model, why=why)
                 self.relays.update(workers)
                 self._aliases.update(workers)
+                self._api.lacks = "" if any(w.state not in ABSENT for w in workers.workers) else "a worker"
                 reachable = True
             except WarmfleetError as error:
                 if reachable:
                     log.event(_log, "router_unreachable", level=logging.WARNING, why=str(error))
+                else:  # one answer may be late
+                    self._api.lacks = "a router"
                 reachable = False
             except Exception:
                 _log.exception("a heartbeat failed")  # ours to mend; without the next one all bookings end
