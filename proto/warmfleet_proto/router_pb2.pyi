@@ -124,7 +124,7 @@ class ProgressResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class FinishRequest(_message.Message):
-    __slots__ = ("booking", "outcome", "completion_tokens", "cached_tokens", "e2e_s", "reason", "ttft_s", "cached_known", "keyed_on_text")
+    __slots__ = ("booking", "outcome", "completion_tokens", "cached_tokens", "e2e_s", "reason", "ttft_s", "cached_known", "keyed_on_text", "prompt_tokens")
     class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OUTCOME_UNSPECIFIED: _ClassVar[FinishRequest.Outcome]
@@ -144,6 +144,7 @@ class FinishRequest(_message.Message):
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_KNOWN_FIELD_NUMBER: _ClassVar[int]
     KEYED_ON_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     booking: int
     outcome: FinishRequest.Outcome
     completion_tokens: int
@@ -153,7 +154,8 @@ class FinishRequest(_message.Message):
     ttft_s: float
     cached_known: bool
     keyed_on_text: bool
-    def __init__(self, booking: _Optional[int] = ..., outcome: _Optional[_Union[FinishRequest.Outcome, str]] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., e2e_s: _Optional[float] = ..., reason: _Optional[str] = ..., ttft_s: _Optional[float] = ..., cached_known: bool = ..., keyed_on_text: bool = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, booking: _Optional[int] = ..., outcome: _Optional[_Union[FinishRequest.Outcome, str]] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., e2e_s: _Optional[float] = ..., reason: _Optional[str] = ..., ttft_s: _Optional[float] = ..., cached_known: bool = ..., keyed_on_text: bool = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class FinishResponse(_message.Message):
     __slots__ = ("known",)

@@ -289,7 +289,7 @@ class RouterCore:
         """From a backend that tells with its end what it had cached. Its queue is part of the time to the
         first token: only a request that met none says what prefill takes."""
         worker = booking.worker
-        cached = min(request.cached_tokens, booking.prompt_tokens - 1) if request.cached_known else None
+        cached = _found(booking, request) if request.cached_known else None
         if cached is not None:
             booking.delivered = cached
             self.counters.delivered_tokens += cached
@@ -326,6 +326,14 @@ class RouterCore:
                 self.counters.finished_dropped += 1
                 if same:
                     self.roster.failed(worker, now)
+
+
+def _found(booking: Booking, request: pb.FinishRequest) -> int:
+    """Tokens that it had cached, of as many as the prompt was taken to have: those of a text are guessed."""
+    cached = float(request.cached_tokens)
+    if request.keyed_on_text and request.prompt_tokens:
+        cached *= booking.prompt_tokens / request.prompt_tokens
+    return min(round(cached), booking.prompt_tokens - 1)
 
 
 def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 from warmfleet_proto.settings import ConfigError
+from warmfleet_router.index.approximate import START_BLOCKS
 from warmfleet_worker.worker import Worker
 
 from tests.process import gateways
@@ -202,3 +203,21 @@ async def test_servers_need_no_model_here(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match="demo model"):
         async with gateways.router([], model=""):
             pass
+
+
+async def test_what_a_server_finds_of_a_text_is_counted_in_the_tokens_that_were_guessed() -> None:
+    """Words of two or three tokens are taken for more: what is found is not less than what is held."""
+    async with front(2, worker={"sim": {"timing": {"prefill_token_s": 1e-4}}}) as made:
+        for talk in range(4):
+            messages: list[dict[str, Any]] = []
+            for turn in range(4):
+                words = " ".join(f"w{100 + talk * 300 + (turn * 7 + n) % 300}" for n in range(700))
+                messages.append({"role": "user", "content": words})
+                answer = await made.post(CHAT, messages=messages, max_tokens=4)
+                assert (answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0) == (turn > 0)
+                messages.append(answer["choices"][0]["message"])
+        for worker in await made.admin():
+            assert (worker["guessed_blocks"], worker["confidence"]) == (
+                START_BLOCKS,
+                pytest.approx(1.0, abs=0.02),
+            )

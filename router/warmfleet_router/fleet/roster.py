@@ -257,7 +257,7 @@ class Roster:
         if cached is not None:
             worker.agreement.told(now, worker.hits, cached, booking.prompt_tokens)
         if worker.guess is not None or cached is None:
-            self.computed(booking, cached)
+            self.computed(booking, cached, keyed_on_text)
         elif keyed_on_text:
             return
         elif worker.agreement.lost(booking.expected, cached, group.block_size):
@@ -277,14 +277,14 @@ class Roster:
         for instruction in mirror.not_found(keys, booking.since, nothing=not found):
             self.told(booking.worker.address, instruction)
 
-    def computed(self, booking: Booking, cached: int | None) -> None:
+    def computed(self, booking: Booking, cached: int | None, keyed_on_text: bool = False) -> None:
         """A silent worker has computed a prompt and found ``cached`` tokens of it; None: it does not say."""
         worker = booking.worker
         group, guess = self.group_of(worker), worker.guess
         if group is None or guess is None or not booking.keys:
             return
         if cached is not None:
-            guess.delivered(booking.keys, cached // group.block_size, booking.since)
+            guess.delivered(booking.keys, cached // group.block_size, booking.since, keyed_on_text)
         packed = array("Q", booking.keys).tobytes()
         gone = guess.used(booking.keys, packed)
         group.index.store(worker.slot, pb.DEVICE, 0, packed)

@@ -46,14 +46,16 @@ class Pick:
         if not booking:
             return
         outcome = FinishRequest.DROPPED if status >= 500 else FinishRequest.IGNORE
-        cached = usage.cached_tokens if usage else None
+        usage = usage or sse.Usage()
+        cached = usage.cached_tokens
         report = FinishRequest(
             booking=booking,
             outcome=FinishRequest.OK if status == 200 and error is None else outcome,
-            completion_tokens=(usage.completion_tokens if usage else 0) or 0,
-            cached_tokens=cached or 0,
+            completion_tokens=sse.counted(usage.completion_tokens),
+            cached_tokens=sse.counted(cached),
             cached_known=cached is not None,
             keyed_on_text=self.keyed_on_text,
+            prompt_tokens=sse.counted(usage.prompt_tokens),
             ttft_s=self._ttft_s,
             e2e_s=self._fleet.clock() - self._began,
         )

@@ -139,7 +139,8 @@ class Relay(Placed):
             report.outcome, report.reason = FinishRequest.DROPPED, "silent"
         report.cached_known = cached is not None
         report.keyed_on_text = not self.wanted.token_ids
-        self.cached_tokens = report.cached_tokens = min(cached or 0, 0xFFFF_FFFF)
+        report.prompt_tokens = sse.counted(usage.prompt_tokens if usage else 0)
+        self.cached_tokens = report.cached_tokens = sse.counted(cached)
 
     # ---- the server's side
 

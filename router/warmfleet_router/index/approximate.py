@@ -71,16 +71,19 @@ class Approximate:
         """Blocks used from now on are in buckets from here on."""
         return self._first + len(self._counts) - 1
 
-    def delivered(self, keys: Sequence[int], cached: int, since: int) -> None:
-        """A prompt found ``cached`` of its leading blocks there. What was used after the clock ``since``,
-        when the prompt was placed, says nothing: it may have come too late."""
+    def delivered(self, keys: Sequence[int], cached: int, since: int, roughly: bool = False) -> None:
+        """A prompt found ``cached`` of its leading blocks there; ``roughly``: give or take a quarter.
+
+        What was used after the clock ``since``, when the prompt was placed, says nothing: it may have come
+        too late.
+        """
         ends = grid(1, len(keys))
         if held := self._leading(keys, ends, self._held):
             self.confidence += LEARN * (min(cached / ends[held - 1], 1.0) - self.confidence)
         units = self._leading(keys, ends, self._held, self._ghosts)
         known = ends[units - 1] if units else 0
         # Workers compute the last block of a prompt that they hold whole, some of them one more.
-        there = cached >= known - 1
+        there = cached >= known - 1 - (known // 4 if roughly else 0)
         telling = min(cached, known) - 1 if there else cached
         if telling < 0 or not known:
             return

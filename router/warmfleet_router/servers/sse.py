@@ -31,6 +31,11 @@ class Usage(Struct):
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
 
 
+def counted(tokens: int | None) -> int:
+    """As it fits into a report, whatever a server has told."""
+    return min(tokens or 0, 0xFFFF_FFFF)
+
+
 class _Chunk(Struct):
     choices: list[Raw] | None = None
     usage: Usage | None = None

@@ -269,6 +269,23 @@ def test_a_silent_server_is_guessed_from_its_answers() -> None:
     assert confidence > 0.99
 
 
+@pytest.mark.parametrize("cached", [1088, 850], ids=["all", "what differs from the guess in its parts"])
+def test_a_text_of_fewer_tokens_than_were_guessed_is_not_taken_to_be_evicted(cached: int) -> None:
+    core, _ = server(silent=True)
+    before = core.workers(100.0)[0].guessed_blocks
+    found = 0
+    for n in range(30):
+        prompt = tokens((n, 1600))
+        for at, there in ((100.0 + n, 0), (100.5 + n, cached)):  # tokens of 1,100
+            placed = route(core, at, prompt)
+            answer(core, placed, there, at + 0.1, keyed_on_text=True, prompt_tokens=1100)
+        found += cached * 1600 // 1100
+    (view,) = core.workers(140.0)
+    assert (view.guessed_blocks, core.counters.delivered_tokens) == (before, pytest.approx(found, rel=0.01))
+    assert view.confidence is not None
+    assert view.confidence > 0.75
+
+
 def test_it_may_be_silent_for_longer_than_our_own_workers() -> None:
     core, made = server()
     worker = core.roster.fleet.workers[made.address]
