@@ -94,6 +94,16 @@ async def test_usage_is_passed_on_where_it_was_asked_for() -> None:
         assert msgspec.json.decode(events[-2][6:])["usage"]["completion_tokens"] == 3
 
 
+async def test_tokens_are_counted_as_the_server_says() -> None:
+    """Not as events: some tell of usage or of the end, and others may hold many tokens."""
+    async with front(1) as made:
+        for options in ({}, {"stream_options": {"include_usage": True}}):
+            await made.stream(CHAT, messages=LONG, max_tokens=5, **options)
+        await made.post(CHAT, messages=LONG, max_tokens=5)
+        async with made.http.get(f"{made.base}/metrics") as response:
+            assert "gateway_completion_tokens_total 15.0" in await response.text()
+
+
 async def test_a_client_of_http_1_0_gets_the_bare_events() -> None:
     async with front(1) as made:
         body = msgspec.json.encode({"model": "tiny", "messages": LONG, "max_tokens": 3, "stream": True})

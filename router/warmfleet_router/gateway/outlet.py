@@ -34,7 +34,7 @@ class Outlet:
         """The first events, with the headers. Raises ConnectionError when the client has left."""
         await self._writer.write(piece)
         if piece:
-            self._record.tokens(piece.count(b"data:"), self._clock())
+            self._record.events(_events(piece), self._clock())
 
     def take(self, piece: bytes) -> None:
         """More of whole events. Raises ConnectionError when the client has left."""
@@ -43,7 +43,7 @@ class Outlet:
         if piece:
             framed = b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece
             self._transport.write(framed)
-            self._record.tokens(piece.count(b"data:"), self._clock())
+            self._record.events(_events(piece), self._clock())
 
     @property
     def behind(self) -> bool:
@@ -60,3 +60,8 @@ class Outlet:
         except TimeoutError:
             self._transport.abort()
             raise BadRequest("cancelled: the client stopped reading", status=408) from None
+
+
+def _events(piece: bytes) -> int:
+    """That may hold tokens."""
+    return piece.count(b"data:") - (b"data: [DONE]" in piece)

@@ -42,6 +42,7 @@ class Record:
         self.job: Asked | None = None
         self.generations: Sequence[Placed] = ()
         self.completion_tokens = 0
+        self._counted = 0  # of those, in the metrics
         self._metrics = metrics
         self._began = began
         self._prepared_at = began
@@ -61,19 +62,29 @@ class Record:
 
     def tokens(self, count: int, now: float) -> None:
         """``count`` tokens have just gone to the client."""
+        self._counted += count
+        self._went(count, count, now)
+
+    def events(self, count: int, now: float) -> None:
+        """``count`` events of a server have. Of how many tokens it says at the end, if at all: they are
+        counted then."""
+        self._went(count, 0, now)
+
+    def _went(self, count: int, counted: int, now: float) -> None:
         self.completion_tokens += count
         if self._first_at is None:
             self._first_at = now
             self._metrics.first_token(now - self._began)
-            self._metrics.tokens(count)
+            self._metrics.tokens(counted)
         elif count:
-            self._metrics.tokens(count, now - self._latest)
+            self._metrics.tokens(counted, now - self._latest)
         self._latest = now
 
     def ended(self, error: BaseException | None, now: float) -> None:
         outcome = _outcome(error)
         e2e_s = now - self._began
         self._metrics.ended(outcome, e2e_s)
+        self._metrics.tokens(self.completion_tokens - self._counted)
         fields: dict[str, Any] = {"request_id": self.request_id, "tenant": self.tenant, "ending": outcome}
         if isinstance(error, BadRequest):
             fields["field"] = _known(error.field)
