@@ -27,6 +27,7 @@ from warmfleet_router.servers.tokens import Tokens
 
 INLINE_BYTES = 1 << 20  # of a body; looked through in a few ms
 
+GONE_S = 20.0  # of a server that is lost: it answers nothing, and nothing comes of what it had begun
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -46,10 +47,20 @@ class Relays:
         self._keys = keys
         self._pool = ServerPool(keys)
         self._addresses = Addresses()
+        self._lost: dict[str, float] = {}  # servers, by when they were first seen to be
         self._tokens = Tokens(encoders, self._pool)
 
     def update(self, fleet: ListWorkersResponse) -> None:
         self._servers.update(fleet)
+        self._give_up(self._servers.lost)
+
+    def _give_up(self, lost: AbstractSet[str]) -> None:
+        """Answers of servers that have been lost for a while: a machine that hangs closes no connection."""
+        now = self._fleet.clock()
+        self._lost = {url: self._lost.get(url, now) for url in lost}
+        for url, since in self._lost.items():
+            if now - since >= GONE_S:
+                self._pool.give_up(url, GONE_S)
 
     def models(self) -> dict[str, int]:
         """Served name -> context in tokens."""

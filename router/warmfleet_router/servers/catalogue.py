@@ -9,6 +9,7 @@ from warmfleet_proto.router_pb2 import ListWorkersResponse
 ENGINES = ("vllm", "sglang", "openai")
 RANK = "x-data-parallel-rank"  # the header by which vLLM is told which of its engines to take
 MAX_MODELS = 4096  # remembered; of those that no server has any more the first to come go
+_ASYNC = ("vllm", "sglang")
 _ABSENT = ("joining", "lost")
 
 
@@ -84,12 +85,15 @@ class Servers:
         self._models: dict[str, list[Server]] = {}
         self._adapters: set[str] = set()
         self._ours: dict[str, list[str]] = {}  # names of our own workers
+        self.lost: set[str] = set()  # URLs of engines that answer nothing, and can answer while they compute
 
     def update(self, fleet: ListWorkersResponse) -> None:
         """A model whose servers are gone stays: whether it can be had right now is the router's to say."""
         self._servers.clear()
         self._models = {model: [] for model in self._models}
         self._ours = {}
+        lost = [worker for worker in fleet.workers if worker.state == "lost" and worker.engine in _ASYNC]
+        self.lost = {worker.address.partition("#")[0] for worker in lost}
         for worker in fleet.workers:
             if worker.state in _ABSENT:
                 continue

@@ -199,6 +199,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, over: Callable[["Connection"], None]) -> None:
         self.idle_since = 0.0
+        self.heard_at = 0.0  # the latest of its answer, or when that was asked for
+        self._loop = asyncio.get_running_loop()
         self._over = over
         self._transport: asyncio.Transport | None = None
         self._reply: Reply | None = None
@@ -217,6 +219,7 @@ class Connection(asyncio.Protocol):
         """Sends a whole request; the connection is free."""
         assert self._transport is not None
         self._released = False
+        self.heard_at = self._loop.time()
         self._reply = Reply(self)
         self._transport.write(request)
         return self._reply
@@ -259,6 +262,11 @@ class Connection(asyncio.Protocol):
         self.resume()
         self._over(self)
 
+    def give_up(self) -> None:
+        """Who waits for an answer hears that the server is gone."""
+        if self._reply is not None:
+            self._reply.fail(WorkerLost("the server answers nobody any more"))
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()  # whatever of the request is not sent yet is not wanted
@@ -272,6 +280,7 @@ class Connection(asyncio.Protocol):
         if self._reply is None:
             self.close()  # nobody has asked
         else:
+            self.heard_at = self._loop.time()
             self._reply.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -1,8 +1,10 @@
 """Kept-alive HTTP connections to servers that are not ours."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
+from typing import Any
 
 from warmfleet_proto.errors import Rejected, WorkerLost
 
@@ -22,7 +24,7 @@ class ServerPool:
     def __init__(self, keys: Mapping[str, str] | None = None) -> None:
         self._keys = {} if keys is None else keys
         self._idle: dict[Place, list[Connection]] = {}
-        self._all: set[Connection] = set()
+        self._all: dict[Connection, Place] = {}
         self._tls: ssl.SSLContext | None = None
 
     async def post(self, base: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
@@ -64,7 +66,7 @@ class ServerPool:
         def over(connection: Connection) -> None:
             idle = self._idle.setdefault(place, [])
             if not connection.open:
-                self._all.discard(connection)
+                self._all.pop(connection, None)
                 if connection in idle:
                     idle.remove(connection)
                 if not idle:
@@ -77,13 +79,14 @@ class ServerPool:
 
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: Connection(over), place.host, place.port, ssl=tls
                 )
         except (OSError, ValueError) as error:  # TimeoutError and ssl's are OSErrors
             why = str(error)[:200] or type(error).__name__
             raise WorkerLost(f"the server cannot be reached: {why}") from None
-        self._all.add(connection)
+        _keep_alive(transport.get_extra_info("socket"))
+        self._all[connection] = place
         return connection
 
     def _context(self) -> ssl.SSLContext:
@@ -91,11 +94,26 @@ class ServerPool:
             self._tls = ssl.create_default_context()
         return self._tls
 
+    def give_up(self, base: str, silent_s: float) -> None:
+        """Answers of a server that answers nobody else either, of which nothing has come for so long."""
+        before, place = asyncio.get_running_loop().time() - silent_s, place_of(base)
+        for connection in [c for c, its in self._all.items() if its == place and c.heard_at <= before]:
+            connection.give_up()
+
     async def close(self) -> None:
         for connection in list(self._all):
             connection.close()
         while self._all:  # noqa: ASYNC110 - each goes with the loop's next turn
             await asyncio.sleep(0)
+
+
+def _keep_alive(connected: Any) -> None:
+    """A machine that is gone sends no word of it: the kernel asks whether it is there, and waiting for its
+    answer ends after half a minute instead of with the client's patience."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if (option := getattr(socket, name, None)) is not None:  # not on every system
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _with_head(reply: Reply) -> Reply:

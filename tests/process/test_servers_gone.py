@@ -1,0 +1,110 @@
+"""Servers and machines that are gone without a word: whoever waits for their answers hears of it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from warmfleet_router.gateway import relaying, service
+from warmfleet_router.servers import discovery, watcher
+from warmfleet_router.servers.pool import ServerPool
+
+from tests.process import gateways
+from tests.process.gateways import one_tokenizer  # noqa: F401
+from tests.process.test_servers import CHAT, LONG, until
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+
+
+class Engine:
+    """As vLLM shows itself. ``hangs``: it has begun an answer, and from then on says nothing at all."""
+
+    def __init__(self, hangs: bool) -> None:
+        self.asked = 0
+        self._hangs = hangs
+        self._gone = asyncio.Event()
+        self._over = asyncio.Event()
+
+    async def shown(self, request: web.Request) -> web.Response:
+        if self._gone.is_set():
+            await self._over.wait()
+        models = {"data": [{"id": "tiny", "max_model_len": 4096}]}
+        return web.json_response(models) if request.path == "/v1/models" else web.Response()
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.asked += 1
+        body = await request.json()
+        if not self._hangs:
+            return web.json_response({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if body.get("stream"):
+            await response.prepare(request)
+            await response.write(EVENT)
+        self._gone.set()
+        await self._over.wait()
+        return response
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.add_routes([web.get(path, self.shown) for path in ("/metrics", "/health", "/v1/models")])
+        app.add_routes([web.post(CHAT, self.chat)])
+        async with TestServer(app) as server:
+            try:
+                yield str(server.make_url("")).rstrip("/")
+            finally:
+                self._over.set()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(relaying, "GONE_S", 0.2)
+    monkeypatch.setattr(watcher, "POLL_S", 0.02)
+    monkeypatch.setattr(discovery, "TIMEOUT_S", 0.5)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["begun", "whole"])
+async def test_an_answer_of_an_engine_that_hangs_is_given_up(stream: bool) -> None:
+    """What the client has nothing of goes to another server."""
+    stuck, well = Engine(hangs=True), Engine(hangs=False)
+    async with stuck.served() as first, well.served() as second, aiohttp.ClientSession() as http:
+        backends = [{"url": url, "kind": "vllm"} for url in (first, second)]
+        async with gateways.router([], backends=backends, routing={"policy": "round_robin"}) as addresses:
+            base = f"http://{addresses['http']}"
+
+            async def both() -> bool:
+                async with http.get(f"{base}/admin/workers") as response:
+                    return bool((await response.json())["fleet"]["healthy"] == 2)
+
+            async def ask(stream: bool) -> tuple[int, bytes]:
+                body = {"model": "tiny", "messages": LONG, "stream": stream}
+                async with http.post(base + CHAT, json=body) as response:
+                    return response.status, await response.read()
+
+            await until(both)
+            await gateways.healthy(base)
+            async with asyncio.timeout(60):
+                if not stream:
+                    assert [(await ask(False))[0] for _ in range(2)] == [200, 200]
+                    assert (stuck.asked, well.asked) == (1, 2)
+                    return
+                while not stuck.asked:
+                    status, said = await ask(True)
+                assert status == 200
+                assert said.startswith(EVENT + b'data: {"error"')
+
+
+async def test_a_machine_that_is_gone_is_noticed_by_the_kernel() -> None:
+    async with Engine(hangs=False).served() as url:
+        pool = ServerPool()
+        (await pool.post(url, CHAT, b"{}", {"Content-Type": "application/json"})).release(over=True)
+        (connection,) = pool._all
+        assert connection._transport is not None
+        connected = connection._transport.get_extra_info("socket")
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await pool.close()
