@@ -106,3 +106,7 @@ def _mask(sequence: Sequence, slots: int, pool: Tensor) -> Tensor:
     positions = torch.arange(slots)
     future = positions[None, :] > positions[sequence.start : sequence.context, None]
     return pool.new_zeros(future.shape).masked_fill(future, -torch.inf)
+
+
+def int32(array: Ints) -> Tensor:
+    return torch.from_numpy(array.astype(np.int32))

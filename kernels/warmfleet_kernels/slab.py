@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from warmfleet_kernels.batch import Ints, Sequence
+from warmfleet_kernels.batch import Ints, Sequence, int32
 from warmfleet_kernels.prefill import SLAB_TOKENS, Chunk, Group, Ragged, Turned, alone, fused
 from warmfleet_kernels.rotation import Rotation, inverse
 
@@ -42,7 +41,7 @@ def _group(pairs: Items[Pair], block_size: int, head_dim: int, dtype: torch.dtyp
     single = [c for c in chunks if not fused(dtype, head_dim) or alone(c.rows, c.start, head_dim)]
     together = [c for c in chunks if c not in single]
     return Group(
-        _int32(np.concatenate([table for _, table in pairs])),
+        int32(np.concatenate([table for _, table in pairs])),
         _turned(pairs, chunks, block_size),
         tuple(map(_ragged, _neighbours(together))),
         tuple(single),
@@ -68,9 +67,9 @@ def _ragged(chunks: Items[Chunk]) -> Ragged:
     return Ragged(
         chunks[0].first,
         sum(counts),
-        _int32(np.cumsum([0, *counts])),
-        _int32(np.array([*bases, bases[-1] + contexts[-1]])),
-        _int32(np.array(contexts)),
+        int32(np.cumsum([0, *counts])),
+        int32(np.array([*bases, bases[-1] + contexts[-1]])),
+        int32(np.array(contexts)),
         max(counts),
         max(contexts),
     )
@@ -89,8 +88,4 @@ def _turned(pairs: Items[Pair], chunks: Items[Chunk], block_size: int) -> Turned
     if not turns:
         return None
     rotation = Rotation(torch.cat([t.cos for t in turns]), torch.cat([t.sin for t in turns]))
-    return Turned(_int32(np.concatenate(blocks)), rotation)
-
-
-def _int32(array: Ints) -> Tensor:
-    return torch.from_numpy(array.astype(np.int32))
+    return Turned(int32(np.concatenate(blocks)), rotation)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from warmfleet_kernels.batch import Ints, Sequence
+from warmfleet_kernels.batch import Ints, Sequence, int32
 from warmfleet_kernels.decode import Splits
 from warmfleet_kernels.rotation import Rotation
 
@@ -77,15 +77,15 @@ def decoded(pairs: Items[tuple[Sequence, Ints]], block_size: int, rows: int) -> 
     queries[turned] = rows + np.arange(len(turned))
     targets, counts = np.unique(owners[made.owners], return_counts=True)
     splits = Splits(
-        _int32(np.concatenate([table for _, table in pairs])),
-        _int32(queries[made.owners]),
-        _int32(np.array([r.first for r in ranges])[made.owners] + made.starts // block_size),
-        _int32(made.tokens),
-        _int32(np.cumsum([0, *counts])),
-        _int32(targets),
+        int32(np.concatenate([table for _, table in pairs])),
+        int32(queries[made.owners]),
+        int32(np.array([r.first for r in ranges])[made.owners] + made.starts // block_size),
+        int32(made.tokens),
+        int32(np.cumsum([0, *counts])),
+        int32(targets),
     )
     rotations = [r.turn for r in ranges if r.turn is not None]
-    return Decoded(splits, TurnedRows(_int32(owners[turned]), _joined(rotations)) if turned else None)
+    return Decoded(splits, TurnedRows(int32(owners[turned]), _joined(rotations)) if turned else None)
 
 
 def _ranges(pairs: Items[tuple[Sequence, Ints]], block_size: int) -> list[_Range]:
@@ -105,7 +105,3 @@ def _ranges(pairs: Items[tuple[Sequence, Ints]], block_size: int) -> list[_Range
 
 def _joined(rotations: Items[Rotation]) -> Rotation:
     return Rotation(torch.cat([r.cos for r in rotations]), torch.cat([r.sin for r in rotations]))
-
-
-def _int32(array: Ints) -> Tensor:
-    return torch.from_numpy(array.astype(np.int32))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from warmfleet_kernels.batch import Ints, Sequence
+from warmfleet_kernels.batch import Ints, Sequence, int32
 from warmfleet_kernels.decode import Splits
 from warmfleet_kernels.splits import cut
 from warmfleet_kernels.tiled import ROWS, Tiles
@@ -77,11 +77,11 @@ def tiled(pairs: Items[tuple[Sequence, Ints]], splits: Splits, block_size: int) 
     held = [splits.table.numpy(), *(table for _, table in pairs)]
     targets = [np.arange(s.first, s.first + s.count) for s, _ in pairs]
     joined = splits._replace(
-        table=_int32(np.concatenate(held)),
-        bounds=_int32(np.concatenate((splits.bounds.numpy(), taken + np.cumsum(each)))),
-        targets=_int32(np.concatenate((splits.targets.numpy(), *targets))),
+        table=int32(np.concatenate(held)),
+        bounds=int32(np.concatenate((splits.bounds.numpy(), taken + np.cumsum(each)))),
+        targets=int32(np.concatenate((splits.targets.numpy(), *targets))),
     )
-    return Tiled(joined, Tiles(*map(_int32, units)))
+    return Tiled(joined, Tiles(*map(int32, units)))
 
 
 def _room(tiles: int) -> int:
@@ -97,7 +97,3 @@ def _tiles(pairs: Items[tuple[Sequence, Ints]], page: int) -> list[_Tile]:
             tiles.append(_Tile(sequence.first + at, count, sequence.start + at, page))
         page += len(table)
     return tiles
-
-
-def _int32(array: Ints) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.int32))

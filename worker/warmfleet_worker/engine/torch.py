@@ -157,11 +157,6 @@ class TorchEngine:
         batch = prepare(ragged.sequences, self.pool)
         return self.llama.forward(token_ids, homes, batch, self.pool)
 
-    @torch.inference_mode()
-    def draw(self, plan: Plan, hidden: Tensor) -> StepResult:
-        """Sample and score the works of ``plan`` from ``hidden``, the result of ``compute``."""
-        return StepResult(read(plan.works, draw_works(plan.works, hidden, self.llama.logits)))
-
     @property
     def cuda_pool(self) -> Tensor | None:
         """See ``engine.base.Engine``."""

@@ -62,8 +62,7 @@ class Llama:
     def forward(self, token_ids: Tensor, homes: Tensor, batch: Batch, pool: Tensor) -> Tensor:
         """Write the batch's KV into the pool; return the normed last hidden states ``[rows, hidden]``.
 
-        ``token_ids`` and ``homes`` (the position that each row's query and key are rotated at) are
-        int64 ``[rows]``.
+        ``token_ids`` and ``homes`` (the position that each row's query and key are rotated at): ``[rows]``.
         """
         hidden = embedding(token_ids, self._weights.embedding)
         rotation = self.rope.at(homes)

@@ -17,7 +17,7 @@ class Rope:
         self._host, self._frequencies = frequencies, frequencies.to(device)
 
     def at(self, positions: Tensor) -> Rotation:
-        """The rotation of each position (int64 ``[rows]``, negative ones too)."""
+        """The rotation of each position (``[rows]``, negative ones too)."""
         return _rotation(positions, self._frequencies)
 
     def turn(self, delta: int) -> Rotation:
