@@ -75,10 +75,12 @@ class Supply(Protocol):
     def patience_s(self, sequence: Sequence) -> float | None:
         """How long bringing it may take, where that has been weighed already; None: as long as computing it
         would, and only if it is worth it."""
+        return None
 
     def expected_s(self, sequence: Sequence, count: int) -> float | None:
         """How long bringing ``count`` blocks is expected to take, where somebody knows better than what was
         measured here."""
+        return None
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         """Keeps those that ``find`` has just found where they are, until ``give_back``."""

@@ -47,10 +47,10 @@ class Below:
         self.unspilled = 0  # dropped: too many waited, the disk takes none, or they had left the host tier
         self._runner = runner
         self._engine = engine
-        self._size = runner.scheduler.batch.fetching.block_bytes = engine.block_bytes
-        self._memory = engine.host_memory(host.cache.pool.total * self._size)
+        self.block_bytes = runner.scheduler.batch.fetching.block_bytes = engine.block_bytes
+        self._memory = engine.host_memory(host.cache.pool.total * self.block_bytes)
         self._copies = copies_of(engine, self._memory)
-        self._most = max(1, _JOB_BYTES // self._size)
+        self._most = max(1, _JOB_BYTES // self.block_bytes)
         self._saving = self._spilling = False
         self._spills: deque[Spill] = deque()
         self._rests_until = 0.0
@@ -69,13 +69,9 @@ class Below:
     def _add_disk(self, store: DiskStore) -> None:
         carrier = DiskCarrier(self._engine, store, self._report, self.complaints)
         self._carriers.append(carrier)
-        self._private = memoryview(bytearray(self._most * self._size))
+        self._private = memoryview(bytearray(self._most * self.block_bytes))
         self._runner.carriers[Source.DISK] = carrier
         self._runner.scheduler.batch.fetching.supplies.append(DiskSupply(store.catalogue))
-
-    @property
-    def block_bytes(self) -> int:
-        return self._size
 
     def start(self) -> None:
         """Tells what the disk holds."""
@@ -122,7 +118,7 @@ class Below:
 
     def copy(self, slot: int) -> memoryview:
         """The slot's part of the host's memory."""
-        return self._memory[slot * self._size : (slot + 1) * self._size]
+        return self._memory[slot * self.block_bytes : (slot + 1) * self.block_bytes]
 
     def whole(self, slot: int) -> bool:
         """Whether the copy agrees with its sum. From any thread."""
@@ -198,7 +194,7 @@ class Below:
         stored, failed = [], False
         try:
             for i, spill in enumerate(spills):
-                copy = self._private[i * self._size : (i + 1) * self._size]
+                copy = self._private[i * self.block_bytes : (i + 1) * self.block_bytes]
                 np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(self.copy(spill.slot), np.uint8))
                 if self._copies.sum(copy) == spill.sum:
                     stored.append(Stored(spill.identity, spill.token_ids, copy))

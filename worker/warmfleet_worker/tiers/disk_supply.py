@@ -1,13 +1,13 @@
 """The disk tier as a source of blocks, for the scheduler."""
 
-from warmfleet_worker.fetch import Fetch, Stock
+from warmfleet_worker.fetch import Fetch, Stock, Supply
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
 from warmfleet_worker.tiers.catalogue import Catalogue
 
 
-class DiskSupply:
-    """See ``fetch.Supply``. Token ids are compared where the block is read."""
+class DiskSupply(Supply):
+    """Token ids are compared where the block is read."""
 
     source = Source.DISK
 
@@ -16,14 +16,6 @@ class DiskSupply:
 
     def find(self, sequence: Sequence, start: int) -> int:
         return self._catalogue.run(sequence.request.root, sequence.hashes, start)
-
-    def patience_s(self, sequence: Sequence) -> float | None:
-        """As long as computing would take."""
-        return None
-
-    def expected_s(self, sequence: Sequence, count: int) -> float | None:
-        """As long as it took before."""
-        return None
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         self._catalogue.use(sequence.hashes[: start + count])

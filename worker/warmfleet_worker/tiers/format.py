@@ -44,9 +44,6 @@ class Identity(NamedTuple):
 
 class Header(NamedTuple):
     identity: Identity
-    home: int  # position that the first key is rotated at
-    length: int  # bytes of the copy
-    layout: bytes
     sum: bytes  # xxh3-128 of the copy
     token_ids: bytes  # packed u32
 
@@ -106,7 +103,7 @@ def read_header(data: bytes, made: Made) -> Header:
     if home != depth * made.block_size:
         raise Corrupt("the keys do not sit where the block stands")
     identity = Identity(own, parent, root, depth)
-    return Header(identity, home, length, layout, copy, fields[_HEADER.size :])
+    return Header(identity, copy, fields[_HEADER.size :])
 
 
 def check(found: Header, identity: Identity, token_ids: bytes | None, copy: Buffer) -> None:

@@ -6,15 +6,13 @@ were not used for longest go first.
 
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.events import Tier
-from warmfleet_worker.fetch import Fetch, Stock
+from warmfleet_worker.fetch import Fetch, Stock, Supply
 from warmfleet_worker.prefix import Node, PrefixCache, chain_to
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
 
 
-class HostTier:
-    """See ``fetch.Supply``."""
-
+class HostTier(Supply):
     source = Source.HOST
 
     def __init__(self, slots: int, block_size: int) -> None:
@@ -30,14 +28,6 @@ class HostTier:
                 break
             found += 1
         return found
-
-    def patience_s(self, sequence: Sequence) -> float | None:
-        """As long as computing would take."""
-        return None
-
-    def expected_s(self, sequence: Sequence, count: int) -> float | None:
-        """As long as it took before."""
-        return None
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
         nodes = self._match(sequence)[: start + count]

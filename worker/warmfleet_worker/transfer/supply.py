@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from warmfleet_worker.fetch import Fetch, Stock
+from warmfleet_worker.fetch import Fetch, Stock, Supply
 from warmfleet_worker.sequence import Sequence
 from warmfleet_worker.source import Source
 
 
-class PeerSupply:
-    """See ``fetch.Supply``. The router has priced the pull: nothing is weighed again here."""
+class PeerSupply(Supply):
+    """The router has priced the pull: nothing is weighed again here."""
 
     source = Source.PEER
 
