@@ -30,6 +30,7 @@ MAX_EJECTED = 0.5  # of the fleet
 PANIC_BELOW = 0.5  # of it healthy: use whoever can be reached
 SLOW_START_S = 10.0
 SLOW_START_FROM = 0.1
+BESIDE = 0.5  # of a request's decoding: whoever decodes when it begins is half done, on average
 MOST_SECONDS = 1e9  # that a worker can have computed
 OWN_STALL_S = 0.5  # between two ticks: silence in it is ours, not the workers'
 
@@ -132,7 +133,7 @@ class Worker:
     given_s: float = 0.0  # of prefill placed on it lately, fading
     sending_until: float = 0.0  # when what its peers have been told to pull should be sent
     agreement: Agreement = field(default_factory=Agreement)  # of an anonymous one's answers with the index
-    crowd_s: float = 0.0  # what its sequences add to each decode step of one more
+    crowd_s: float = 0.0  # what its sequences add to a decode step of one more, over all of its steps
     room: float = inf  # tokens that it has memory for; more have to wait ...
     freeing_s: float = 0.0  # ... so long each
 
@@ -193,7 +194,7 @@ class Worker:
         self.flying = batch + report.waiting
         self._queue()
         _, sequence, token = self.rates.step.coefficients
-        self.crowd_s = batch * sequence + context * token
+        self.crowd_s = BESIDE * (batch * sequence + context * token)
         self.room, self.freeing_s = self._memory()
 
     def wait_s(self, now: float) -> float:

@@ -5,7 +5,7 @@ price = (wait + bring + prefill + externality + eviction + decode + lateness) / 
 externality: lambda times the prefill, since work added here delays lambda requests that come next. For a
 prefix with too few holders lambda goes by each worker's own queue: a copy elsewhere relieves the holders.
 eviction: computing again what the request displaces; a pull, which might as well not be, pays for the lambda
-requests that this delays, too. decode: what others' decoding adds to its own.
+requests that this delays, too. decode: what those who decode now add to its own decoding.
 lateness: the square of what it loses by not going where it is served soonest, over LATE_S and the wait that
 is usual now, because one request that waits ten seconds is worse than ten that wait one; less so where all
 wait for ten. weight: below 1 for a worker that just came.

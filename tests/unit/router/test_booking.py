@@ -136,6 +136,8 @@ def test_a_worker_does_not_look_busy_with_what_has_ended_since_its_report() -> N
     for booking in (first, second):
         core.progress(rpb.ProgressRequest(booking=booking), 0.1)
     crowd_s = known.crowd_s
+    _, sequence, token = known.rates.step.coefficients
+    assert crowd_s == pytest.approx((2 * sequence + 640 * token) / 2), "for half of its own decoding"
     core.finish(rpb.FinishRequest(booking=first, outcome=OK), 0.2)
     assert known.flying == 1
     assert known.crowd_s == pytest.approx(crowd_s / 2)
