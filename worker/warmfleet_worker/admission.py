@@ -55,6 +55,11 @@ def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> 
     return whole and room == 0 and _take(sequence, nodes[:-1], cache, limits, room)
 
 
+def fits(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> bool:
+    """Whether ``admit`` would find enough blocks."""
+    return _fits(sequence, readable(sequence, cache), cache, limits, room)
+
+
 def readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
     """The longest prefix that it may take from the cache."""
     request = sequence.request
@@ -73,11 +78,9 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     shared = nodes[:-1] if whole else nodes
     needed = limits.blocks(length + 1) - len(shared)
     further = len(sequence.choices) - 1
-    held = [node.block for node in nodes]
-    wanted = needed + further + room
-    if wanted > cache.pool.free and wanted > cache.available_beside(held):  # the first is soon counted
+    if not _fits(sequence, nodes, cache, limits, room):
         return False
-    cache.pin(held)
+    cache.pin([node.block for node in nodes])
     fresh = cache.allocate(needed + further)
     assert fresh is not None
     sequence.blocks = [*(node.block for node in shared), *fresh[:needed]]
@@ -87,6 +90,15 @@ def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     sequence.computed = sequence.planned = length - 1 if whole else len(shared) * limits.block_size
     sequence.copy = Copy(nodes[-1].block, fresh[0]) if whole else None
     return True
+
+
+def _fits(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Limits, room: int) -> bool:
+    length = len(sequence.token_ids)
+    shared = len(nodes) - (len(nodes) * limits.block_size == length)
+    wanted = limits.blocks(length + 1) - shared + len(sequence.choices) - 1 + room
+    if wanted <= cache.pool.free:  # soon counted
+        return True
+    return wanted <= cache.available_beside([node.block for node in nodes])
 
 
 def uncached_tokens(sequence: Sequence, readable: int, coming: Mapping[bytes, int], block_size: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from warmfleet_proto.hashing import chain
 
-from warmfleet_worker.admission import Limits, admit, readable
+from warmfleet_worker.admission import Limits, admit, fits, readable
 from warmfleet_worker.blocks import BlockPool
 from warmfleet_worker.fetching import Fetching
 from warmfleet_worker.filling import fork
@@ -66,7 +66,7 @@ class Batch:
         while (sequence := self._next()) and _ahead(sequence, prompts) < self.limits.chunk_tokens:
             if len(sequence.choices) > slots or (filling and self._next_block(sequence) in filling):
                 return
-            if self.fetching.look_again(sequence, len(self.running), now):
+            if self._look_again(sequence, now):
                 continue
             if not admit(sequence, self.cache, self.limits, room=len(self.running)):
                 return
@@ -75,6 +75,11 @@ class Batch:
             prompts.append(sequence)
         if not prompts and sequence is None:
             self._race(slots, now)
+
+    def _look_again(self, sequence: Sequence, now: float) -> bool:
+        fetching, room = self.fetching, len(self.running)
+        fit = fetching.lacks(sequence) and fits(sequence, self.cache, self.limits, room)
+        return fetching.look_again(sequence, room, now, fit)
 
     def _race(self, slots: int, now: float) -> None:
         """No other prompt needs the engine: who waits for a fetch may begin with its front."""
@@ -130,7 +135,7 @@ class Batch:
             sequence.request.prompt_logprobs = []  # all of them will be scored again
         token_ids = sequence.token_ids.tobytes()
         sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
-        sequence.looked = sequence.tried = False
+        sequence.looked, sequence.tries = False, 0
         self.waiting.appendleft(sequence)
         self._totals.preemptions += 1
 

@@ -23,6 +23,7 @@ from warmfleet_worker.sequence import Loaded, Request, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
+_TRIES = 4  # fetches for one sequence: what comes may be displaced again before it is admitted
 _AHEAD_SHARE = 4  # of it is the most for one fetch that nobody waits for
 _SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
 
@@ -81,13 +82,14 @@ class Fetching:
                 matched += supply.find(sequence, matched)
         return matched
 
-    def look(self, sequence: Sequence, room: int, now: float) -> None:
+    def look(self, sequence: Sequence, room: int, now: float, fits: bool = False) -> None:
         """Starts a fetch for what a waiting sequence lacks, or joins one, where that is worth it.
-        ``room`` blocks are left for what runs."""
+        ``room`` blocks are left for what runs. ``fits``: it could be admitted at once."""
         if sequence.looked or sequence.waits or not self.supplies:
             return
         sequence.looked_at = now
         nodes = readable(sequence, self._cache)
+        sequence.reach = len(nodes)
         if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
             sequence.looked = True
         elif flight := self._coming.get(sequence.hashes[len(nodes)]):
@@ -95,13 +97,23 @@ class Fetching:
                 self._hurry(flight, now)
             self._join(flight, sequence)
         else:
-            sequence.looked = self._start(sequence, nodes, room, now)
+            sequence.looked = self._start(sequence, nodes, room, now, fits)
 
-    def look_again(self, sequence: Sequence, room: int, now: float) -> bool:
-        """Before it is admitted, for what left the device while it waited; true when it has to wait on."""
-        if self.supplies and not sequence.tried and now - sequence.looked_at >= _AGAIN_S:
-            sequence.looked = False
-            self.look(sequence, room, now)
+    def lacks(self, sequence: Sequence) -> bool:
+        """Whether it may look again for what it has not, though it was to: that has left the device while it
+        waited, or there was no room for it."""
+        if not self.supplies or sequence.tries >= _TRIES:
+            return False
+        return len(readable(sequence, self._cache)) < sequence.reach
+
+    def look_again(self, sequence: Sequence, room: int, now: float, fits: bool) -> bool:
+        """Before it is admitted; true when it has to wait on. ``fits``: it lacks something, and all of its
+        blocks could be had at once."""
+        late = not sequence.tries and now - sequence.looked_at >= _AGAIN_S
+        if self.supplies and (fits or late):
+            self._landed -= sequence.landed  # what is gone is not kept for it
+            sequence.looked, sequence.landed = False, 0
+            self.look(sequence, room, now, fits)
         return sequence.waits
 
     def expire(self, now: float) -> None:
@@ -168,8 +180,9 @@ class Fetching:
         spare = self._cache.available_beside(node.block for node in nodes) - room
         return min(total // _SHARE - flying - self._landed, spare)
 
-    def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float) -> bool:
-        """Once there is room for the whole run: what does not come would be computed. False: not yet."""
+    def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float, fits: bool) -> bool:
+        """Once there is room for the whole run: what does not come would be computed. False: not yet. Where
+        it fits, it would take no fewer blocks if it were admitted."""
         start, share = len(nodes), self._cache.pool.total // _SHARE
         for supply in self.supplies:
             found = min(supply.find(sequence, start), share)
@@ -180,7 +193,8 @@ class Fetching:
             if patience is None and self.pace.worth(supply.source, found, tokens, now):
                 patience = self.pace.patience_s(supply.source, found, tokens)
             if patience is not None:
-                if found > self._room(nodes, room):
+                if not fits and found > self._room(nodes, room):
+                    sequence.reach = start + found
                     return False
                 self._join(self._order(sequence, supply, nodes, found, now, patience), sequence)
                 return True
@@ -214,7 +228,9 @@ class Fetching:
     @staticmethod
     def _join(flight: Flight, sequence: Sequence) -> None:
         flight.waiters.append(sequence)
-        sequence.waits = sequence.looked = sequence.tried = True
+        sequence.waits = sequence.looked = True
+        sequence.reach = flight.fetch.depth + flight.pieces
+        sequence.tries += 1
 
     def _forget(self, flight: Flight, until: int) -> None:
         """Pieces before ``until`` are not on their way any more."""
@@ -235,6 +251,7 @@ class Fetching:
         missing = (flight.pieces - flight.settled) * self._block_size
         for sequence in flight.waiters:
             sequence.waits, sequence.looked = False, not again
+            sequence.reach = sequence.reach if again else 0
             sequence.request.uncached += missing  # after all
         flight.waiters = []
         self._forget(flight, flight.pieces)

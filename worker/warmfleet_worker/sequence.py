@@ -118,7 +118,8 @@ class Sequence:
     matched: list[Node] = field(default_factory=list)  # what was readable of them when somebody looked last
     looked: bool = False  # what could be fetched for it has been decided
     looked_at: float = 0.0  # when
-    tried: bool = False  # something has been fetched for it
+    reach: int = 0  # leading blocks that it was to find once what it looked for had come
+    tries: int = 0  # fetches that it has waited for
     waits: bool = False  # for a fetch: not to be admitted before it is over
     landed: int = 0  # blocks that a fetch has brought for it while it waits
     _runs: tuple[Run, ...] = ()

@@ -175,11 +175,58 @@ def test_others_pass_who_waits_for_a_fetch() -> None:
     driver.check_exact(slow)
 
 
-def test_fetches_take_half_of_the_pool_at_most() -> None:
+def test_a_fetch_takes_half_of_the_pool_at_most() -> None:
+    """The rest is fetched when it could be admitted: then it would take as many blocks."""
     driver, larder = stocked(24, list(range(60)))
     request = driver.finish([*range(60), 9], 4)
-    assert [len(fetch.pieces) for fetch in larder.begun] == [12]
+    assert [len(fetch.pieces) for fetch in larder.begun] == [12, 3]
     driver.check_exact(request)
+
+
+def test_what_came_and_was_displaced_is_fetched_again() -> None:
+    driver, larder = stocked(max_running=1)
+    driver.submit([500, 501], 8)  # has the only place
+    driver.step()
+    request = driver.submit([*PROMPT, 9], 2)
+    driver.step()
+    driver.bring()
+    driver.step()
+    cache = driver.scheduler.cache
+    cache.release(cache.allocate(cache.available) or [])
+    before = len(driver.steps)
+    driver.run()
+    assert [len(fetch.pieces) for fetch in larder.begun] == [10, 10]
+    assert computed(driver, before) == 1
+    driver.check_exact(request)
+
+
+def test_what_is_displaced_each_time_is_computed_in_the_end() -> None:
+    driver, larder = stocked()
+    request = driver.submit([*PROMPT, 9], 2)
+    driver.schedule()
+    cache = driver.scheduler.cache
+    while driver.bring():
+        cache.release(cache.allocate(cache.available) or [])
+        driver.launch()
+    assert 1 < len(larder.begun) < 6
+    driver.run()
+    driver.check_exact(request)
+
+
+def test_who_found_no_room_for_a_fetch_has_it_when_it_could_be_admitted() -> None:
+    """What has come for those before it takes the half that may be on its way until they are admitted: in the
+    same moment as this one."""
+    other = list(range(1000, 1040))
+    driver = Driver(24)
+    for prompt in (PROMPT, other):
+        driver.finish([*prompt, 7], 4)
+    driver.stock_up()
+    driver.scheduler.batch.fetching.pace.token_s = 1e6
+    driver.scheduler.cache.clear()
+    driver.log.publish(driver.scheduler.cache.take_changes())
+    requests = [driver.submit([*prompt, 9], 2) for prompt in (PROMPT, other)]
+    driver.run()
+    assert [driver.started[request.key].cached_tokens for request in requests] == [40, 40]
 
 
 def test_a_scored_prompt_is_computed_whole() -> None:
