@@ -135,7 +135,8 @@ class Batch:
             sequence.request.prompt_logprobs = []  # all of them will be scored again
         token_ids = sequence.token_ids.tobytes()
         sequence.hashes = chain(sequence.request.root, token_ids, self.limits.block_size)
-        sequence.looked, sequence.tries = False, 0
+        sequence.looked = sequence.tried = False
+        sequence.losses = 0
         self.waiting.appendleft(sequence)
         self._totals.preemptions += 1
 

@@ -23,7 +23,7 @@ from warmfleet_worker.sequence import Loaded, Request, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
-_TRIES = 4  # fetches for one sequence: what comes may be displaced again before it is admitted
+_LOSSES = 3  # of what was fetched for a sequence: then it computes
 _AHEAD_SHARE = 4  # of it is the most for one fetch that nobody waits for
 _SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
 
@@ -89,8 +89,10 @@ class Fetching:
             return
         sequence.looked_at = now
         nodes = readable(sequence, self._cache)
+        if len(nodes) < sequence.reach:
+            self._lose(sequence)
         sequence.reach = len(nodes)
-        if len(nodes) == len(sequence.hashes) or sequence.request.bypasses:
+        if len(nodes) == len(sequence.hashes) or sequence.request.bypasses or sequence.losses > _LOSSES:
             sequence.looked = True
         elif flight := self._coming.get(sequence.hashes[len(nodes)]):
             if flight.ahead:
@@ -102,17 +104,22 @@ class Fetching:
     def lacks(self, sequence: Sequence) -> bool:
         """Whether it may look again for what it has not, though it was to: that has left the device while it
         waited, or there was no room for it."""
-        if not self.supplies or sequence.tries >= _TRIES:
+        if not self.supplies or sequence.losses > _LOSSES:
             return False
         return len(readable(sequence, self._cache)) < sequence.reach
+
+    def _lose(self, sequence: Sequence) -> None:
+        """Some of what came for it has gone: it is not kept for it any more."""
+        sequence.losses += sequence.landed > 0
+        self._landed -= sequence.landed
+        sequence.landed = 0
 
     def look_again(self, sequence: Sequence, room: int, now: float, fits: bool) -> bool:
         """Before it is admitted; true when it has to wait on. ``fits``: it lacks something, and all of its
         blocks could be had at once."""
-        late = not sequence.tries and now - sequence.looked_at >= _AGAIN_S
+        late = not sequence.tried and now - sequence.looked_at >= _AGAIN_S
         if self.supplies and (fits or late):
-            self._landed -= sequence.landed  # what is gone is not kept for it
-            sequence.looked, sequence.landed = False, 0
+            sequence.looked = False
             self.look(sequence, room, now, fits)
         return sequence.waits
 
@@ -228,9 +235,8 @@ class Fetching:
     @staticmethod
     def _join(flight: Flight, sequence: Sequence) -> None:
         flight.waiters.append(sequence)
-        sequence.waits = sequence.looked = True
+        sequence.waits = sequence.looked = sequence.tried = True
         sequence.reach = flight.fetch.depth + flight.pieces
-        sequence.tries += 1
 
     def _forget(self, flight: Flight, until: int) -> None:
         """Pieces before ``until`` are not on their way any more."""

@@ -119,7 +119,8 @@ class Sequence:
     looked: bool = False  # what could be fetched for it has been decided
     looked_at: float = 0.0  # when
     reach: int = 0  # leading blocks that it was to find once what it looked for had come
-    tries: int = 0  # fetches that it has waited for
+    tried: bool = False  # something has been fetched for it
+    losses: int = 0  # how often that was displaced before it was admitted
     waits: bool = False  # for a fetch: not to be admitted before it is over
     landed: int = 0  # blocks that a fetch has brought for it while it waits
     _runs: tuple[Run, ...] = ()
