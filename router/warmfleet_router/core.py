@@ -296,9 +296,15 @@ class RouterCore:
         if booking.epoch != worker.epoch:
             return
         self.roster.answered(booking, cached, now, request.keyed_on_text)
-        if booking.started and booking.alone and 0.0 < request.ttft_s < LONGEST_S:
-            held = booking.expected if cached is None else cached
+        held = booking.expected if cached is None else cached
+        if not booking.alone:
+            return
+        if booking.started and 0.0 < request.ttft_s < LONGEST_S:
             worker.rates.observe_prefill(booking.prompt_tokens - held, held, request.ttft_s, True)
+            self.roster.measured(worker)
+        elif not booking.started and request.completion_tokens and 0.0 < request.e2e_s < LONGEST_S:
+            completion = min(request.completion_tokens / booking.slots, MOST_TOKENS)
+            worker.rates.observe_whole(booking.prompt_tokens - held, held, completion, request.e2e_s)
             self.roster.measured(worker)
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
@@ -317,7 +323,9 @@ class RouterCore:
         match request.outcome:
             case pb.FinishRequest.OK:
                 self.counters.finished_ok += 1
-                worker.rates.observe_completion(min(request.completion_tokens / booking.slots, MOST_TOKENS))
+                if request.completion_tokens:  # else they are not known
+                    completion = min(request.completion_tokens / booking.slots, MOST_TOKENS)
+                    worker.rates.observe_completion(completion)
                 if same:
                     self.roster.fleet.succeeded(worker)
             case pb.FinishRequest.IGNORE:

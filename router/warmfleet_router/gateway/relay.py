@@ -163,9 +163,8 @@ class Relay(Placed):
             late = self._fleet.clock()
             self._silent = self.wanted.ask.stream and late >= self._deadline and late - now >= SILENT_S
             raise
-        self._ttft_s = self._fleet.clock() - now
-        if self.answer.status == 200 and not self.streaming:
-            self._progressed()
+        if self.streaming:  # of a whole answer nobody sees the first token
+            self._ttft_s = self._fleet.clock() - now
 
     def _progressed(self) -> None:
         progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)

@@ -33,6 +33,10 @@ class Answer:
         elif _kind(content_type) == "application/json":
             self._body = bytearray()
 
+    @property
+    def streaming(self) -> bool:
+        return self._stream is not None
+
     def feed(self, part: bytes, last: bool) -> bytes:
         """What of it the client gets now."""
         if self._stream is not None and not self._stream.done:

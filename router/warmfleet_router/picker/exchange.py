@@ -155,7 +155,7 @@ class Exchange:
             request_id, body, tenant, path, self._subset, _FALLBACKS, self._learns
         )
         self._answer = Answer(self._pick.hide_usage, self._held)
-        self.timed = not self._learns and next(self._timings)
+        self.timed = not self._learns and not self._duplex and next(self._timings)
         outgoing, endpoints, headers = self._pick.body, self._pick.endpoints, self._pick.headers
         if self._pick.prefix:
             headers += ((":path", self._pick.prefix + self._headers[":path"]),)
@@ -169,17 +169,15 @@ class Exchange:
         self._status = int(status) if status.isdecimal() and len(status) == 3 else 0
         if self._pick is None or self._status != 200:
             return
-        if self._learns:
+        if self._learns or self.timed:
             self._answer.begins(kind, values.get("content-encoding", ""))
-        elif is_stream(kind):
-            self._unseen = self._duplex  # Envoy's talk ends with these headers
-        elif not self.timed:
-            self._pick.answering()
+        else:
+            self._unseen = self._duplex and is_stream(kind)  # Envoy's talk ends with these headers
 
     def _passed(self, part: Any) -> replies.Reply:
         """Bodies come here only where the operator has them sent, for the usage in them, or for the time."""
         body, last = part.body, part.end_of_stream
-        if self._pick is not None and self._status == 200 and body:
+        if self._pick is not None and self._answer.streaming and body:
             self._pick.answering()
         passed = self._answer.feed(body, last)
         if self._echo:

@@ -13,6 +13,8 @@ from warmfleet_router.prices.rates import Line
 
 # Guesses for the very first worker; seconds, per token, per token x token of context.
 PREFILL_GUESS = (5e-3, 1e-4, 0.0)
+WHOLE_GUESS = (*PREFILL_GUESS[:2], 1e-2)  # seconds, per uncached token, per token of the answer
+WHOLE_SPREAD = (2e-2, 1e-3, 5e-2)
 STEP_GUESS = (1e-2, 1e-4, 0.0)  # seconds, per sequence of the batch, per token of context
 PREFILL_SPREAD = (2e-2, 1e-3, 1e-8)
 STEP_SPREAD = (5e-2, 1e-3, 1e-6)
@@ -53,6 +55,7 @@ class Rates:
         "_own_error",
         "_shared",
         "_shared_error",
+        "_whole",
         "completion",
         "prefill",
         "span",
@@ -67,6 +70,7 @@ class Rates:
         self._own = own
         self._shared = shared
         self._own_error = self._shared_error = DOUBT
+        self._whole = Line(WHOLE_GUESS, WHOLE_SPREAD)
         self._completions = 0
         self.span = 0.0  # mean tokens that an uncached token attends to
         self.ttft_error: float | None = None  # mean |measured - predicted| / measured
@@ -111,6 +115,12 @@ class Rates:
         self._compare(features, seconds, weight)
         self._shared.observe(features, seconds, weight)
         self._own.observe(features, seconds, weight)
+
+    def observe_whole(self, uncached: int, context: int, completion: float, seconds: float) -> None:
+        """Of an answer that came when all of it was there: others, of other lengths, tell its prompt's part
+        from that of its ``completion`` tokens."""
+        self._whole.observe((1.0, float(uncached), completion - 1.0), seconds)
+        self.observe_prefill(uncached, context, self._whole.predict((1.0, float(uncached), 0.0)), alone=True)
 
     def _compare(self, features: tuple[float, ...], seconds: float, weight: float) -> None:
         """Which of the two lines predicts this worker."""

@@ -13,6 +13,7 @@ from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.fleet.agreement import ENOUGH, Agreement
 from warmfleet_router.fleet.fleet import State
 from warmfleet_router.index.cursor import Store
+from warmfleet_router.prices.pricing import COMPLETION_GUESS
 from warmfleet_router.routing import Routing
 
 from tests.unit.router.fleet_of import FakeWorker, hashes_of, tokens
@@ -43,6 +44,28 @@ def answer(
     core.finish(
         pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK, ttft_s=0.5, **told), now
     )
+
+
+def test_an_answer_that_comes_whole_tells_no_first_token() -> None:
+    core, made = server()
+    worker = core.roster.fleet.workers[made.address]
+    before = worker.rates.prefill_s(1000, 0)
+    for n in range(20):
+        placed = route(core, 100.0 + 10 * n, tokens((n, 320 + 16 * n)))
+        told = {"completion_tokens": 200, "cached_known": True, "e2e_s": 4.0}
+        request = pb.FinishRequest(booking=placed.booking, outcome=pb.FinishRequest.OK, **told)  # type: ignore[arg-type]
+        core.finish(request, 104.0 + 10 * n)
+    (view,) = core.workers(400.0)
+    assert (view.ttft_p50_s, view.ttft_error) == (None, None)
+    assert worker.rates.measured
+    assert worker.rates.prefill_s(1000, 0) < 4 * before, "most of it was decoding"
+    assert worker.rates.completion == pytest.approx(200.0)
+
+
+def test_an_answer_whose_tokens_are_not_known_says_nothing_of_how_long_answers_are() -> None:
+    core, made = server()
+    answer(core, route(core), None)
+    assert core.roster.fleet.workers[made.address].rates.completion == COMPLETION_GUESS
 
 
 def test_our_own_requests_count_once_and_until_they_end() -> None:

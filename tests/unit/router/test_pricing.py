@@ -55,6 +55,16 @@ def test_prefill_is_learned_within_a_few_dozen_requests(truth: Truth) -> None:
     assert error(rates, truth) < 1.25
 
 
+def test_of_answers_that_come_whole_the_decoding_is_told_apart() -> None:
+    chance, rates = random.Random(1), starting_rates([], shared_prefill())
+    for _ in range(60):
+        uncached, completion = chance.randrange(100, 8000), chance.randrange(1, 600)
+        took = (0.01 + uncached * 5e-5 + (completion - 1) * 0.02) * chance.uniform(0.95, 1.05)
+        rates.observe_whole(uncached, 0, completion, took)
+    assert rates.prefill_s(8000, 0) == pytest.approx(0.41, rel=0.25)
+    assert rates.prefill_s(1000, 0) == pytest.approx(0.06, rel=0.5)
+
+
 def test_outliers_hardly_move_it() -> None:
     rates = alone()
     teach(rates, h200, 200)
