@@ -7,6 +7,7 @@ from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
 
 from warmfleet_router.gateway.aliases import Aliases
+from warmfleet_router.gateway.placing import is_server
 
 _ABSENT = ("joining", "lost")
 
@@ -34,6 +35,7 @@ class Catalogue:
         self._named = named or {}
         self._contexts: dict[str, list[int]] = {}  # the smallest first
         self._refused: dict[str, str] = {}  # why
+        self._awaited = False  # some of our own workers have not said yet what they serve
         self._taken: dict[str, set[int]] = {}  # vocabularies of those that were served at the last look
 
     def update(self, fleet: ListWorkersResponse) -> dict[str, str]:
@@ -44,6 +46,7 @@ class Catalogue:
             if worker.state != "joining" and worker.vocab_size:  # servers that are not ours tell none
                 models.setdefault(worker.model, []).append(worker)
         sizes = {model: {worker.vocab_size for worker in workers} for model, workers in models.items()}
+        self._awaited = any(w.state == "joining" and not is_server(w.address) for w in fleet.workers)
         right = self._right(sizes)
         self._taken = {model: sizes[model] for model in right}
         known, self._refused = self._refused, {m: self._why(m, sizes[m]) for m in sizes if m not in right}
@@ -96,8 +99,11 @@ class Catalogue:
 
     def check(self, model: str, theirs: dict[str, int], aliases: Aliases) -> None:
         """Beside servers a name that nobody has is the client's mistake, whatever else its body says: our own
-        workers' fields are not all that there are. Raises BadRequest (404)."""
+        workers' fields are not all that there are. Raises BadRequest (404), and Rejected while the first of
+        our own workers is waited for: it may be its name."""
         if model and theirs and not (model in self._contexts or model in self._refused):
+            if self._awaited and not self._contexts:
+                raise Rejected("no worker has joined yet")
             raise not_served(model, self.beside(theirs, aliases))
 
     def context(self, model: str) -> int:

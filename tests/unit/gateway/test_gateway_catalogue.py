@@ -3,6 +3,7 @@
 import pytest
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
+from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.catalogue import Catalogue, Vocabulary
 
 SMOLLM, QWEN_IDS, QWEN = 49_152, 151_665, 151_936  # Qwen's rows are padded
@@ -118,3 +119,19 @@ def test_without_a_tokenizer_of_its_own_a_gateway_serves_what_has_one_by_name() 
 
 def test_servers_that_are_not_ours_are_none_of_its_models() -> None:
     assert offered(Catalogue("", OWN), m=100, server=0) == {"m"}
+
+
+def test_a_name_that_nobody_has_is_no_mistake_while_our_own_workers_start() -> None:
+    """Servers may be there long before: a 404 is for good, and clients would not try again."""
+    catalogue, theirs, none = Catalogue("", OWN), {"theirs": 64}, Aliases({})
+    catalogue.update(fleet(("theirs", "healthy", 64, 0), ("", "joining", 0, 0)))
+    with pytest.raises(Rejected):
+        catalogue.check("m", theirs, none)
+    catalogue.update(fleet(("theirs", "healthy", 64, 0), ("m", "healthy", 64, 100)))
+    catalogue.check("m", theirs, none)
+    with pytest.raises(BadRequest, match="'other' is not served"):
+        catalogue.check("other", theirs, none)
+    servers = Catalogue("", OWN)
+    servers.update(ListWorkersResponse(workers=[WorkerView(address="http://h:1", state="joining")]))
+    with pytest.raises(BadRequest, match="'other' is not served"):
+        servers.check("other", theirs, none)
