@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_router.gateway import relaying, service
-from warmfleet_router.servers import discovery, watcher
+from warmfleet_router.servers import discovery, pool, watcher
 from warmfleet_router.servers.pool import ServerPool
 
 from tests.process import gateways
@@ -64,6 +64,7 @@ class Engine:
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 0.05)
     monkeypatch.setattr(relaying, "GONE_S", 0.2)
+    monkeypatch.setattr(pool, "ANSWER_S", 0.5)
     monkeypatch.setattr(watcher, "POLL_S", 0.02)
     monkeypatch.setattr(discovery, "TIMEOUT_S", 0.5)
 
@@ -99,12 +100,55 @@ async def test_an_answer_of_an_engine_that_hangs_is_given_up(stream: bool) -> No
                 assert said.startswith(EVENT + b'data: {"error"')
 
 
+class Draining(Engine):
+    """As SGLang while it ends: it is not well any more, and computes what it has begun."""
+
+    def __init__(self) -> None:
+        super().__init__(hangs=False)
+        self.looked_at = asyncio.Event()  # by a gateway, which names no agent
+
+    async def shown(self, request: web.Request) -> web.Response:
+        if "User-Agent" not in request.headers:
+            self.looked_at.set()
+        if self.asked and request.path == "/health":
+            return web.Response(status=503)
+        return await super().shown(request)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.asked += 1
+        await self._over.wait()
+        self.asked -= 1
+        return await super().chat(request)
+
+    def end(self) -> None:
+        self._over.set()
+
+
+async def test_an_engine_that_drains_ends_what_it_has_begun() -> None:
+    engine = Draining()
+    async with engine.served() as url, aiohttp.ClientSession() as http:
+        backends = [{"url": url, "kind": "sglang"}]
+        async with gateways.router([], backends=backends) as addresses, asyncio.timeout(60):
+            base = f"http://{addresses['http']}"
+            await gateways.healthy(base)
+
+            async def ask() -> int:
+                async with http.post(base + CHAT, json={"model": "tiny", "messages": LONG}) as response:
+                    return response.status
+
+            asking, looked = asyncio.create_task(ask()), asyncio.create_task(engine.looked_at.wait())
+            await asyncio.wait((asking, looked), return_when=asyncio.FIRST_COMPLETED)
+            engine.end()
+            assert await asking == 200
+            looked.cancel()
+
+
 async def test_a_machine_that_is_gone_is_noticed_by_the_kernel() -> None:
     async with Engine(hangs=False).served() as url:
-        pool = ServerPool()
-        (await pool.post(url, CHAT, b"{}", {"Content-Type": "application/json"})).release(over=True)
-        (connection,) = pool._all
+        servers = ServerPool()
+        (await servers.post(url, CHAT, b"{}", {"Content-Type": "application/json"})).release(over=True)
+        (connection,) = servers._all
         assert connection._transport is not None
         connected = connection._transport.get_extra_info("socket")
         assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        await pool.close()
+        await servers.close()

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from aiohttp import web
 from warmfleet_proto.errors import Rejected, WarmfleetError
 from warmfleet_proto.router_pb2 import ListWorkersResponse, RouteRequest
+from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.aliases import Aliases
@@ -48,6 +49,7 @@ class Relays:
         self._pool = ServerPool(keys)
         self._addresses = Addresses()
         self._lost: dict[str, float] = {}  # servers, by when they were first seen to be
+        self._giving_up: dict[str, asyncio.Task[None]] = {}  # what these have begun, if they are silent
         self._tokens = Tokens(encoders, self._pool)
 
     def update(self, fleet: ListWorkersResponse) -> None:
@@ -59,8 +61,14 @@ class Relays:
         now = self._fleet.clock()
         self._lost = {url: self._lost.get(url, now) for url in lost}
         for url, since in self._lost.items():
-            if now - since >= GONE_S:
-                self._pool.give_up(url, GONE_S)
+            if now - since >= GONE_S and url not in self._giving_up:
+                self._giving_up[url] = asyncio.create_task(self._gives_up(url))
+
+    async def _gives_up(self, url: str) -> None:
+        try:
+            await self._pool.give_up(url, GONE_S)
+        finally:
+            self._giving_up.pop(url, None)
 
     def models(self) -> dict[str, int]:
         """Served name -> context in tokens."""
@@ -70,6 +78,7 @@ class Relays:
         return bool(self._servers.models()) and ask.model_of(body) in self._servers
 
     async def close(self) -> None:
+        await cancelled(*self._giving_up.values())
         await self._addresses.close()
         await self._pool.close()
 

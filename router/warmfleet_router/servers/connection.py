@@ -215,6 +215,11 @@ class Connection(asyncio.Protocol):
     def free(self) -> bool:
         return self.open and self._reply is None
 
+    @property
+    def waits(self) -> bool:
+        """For more of an answer."""
+        return self._reply is not None and not self._reply.complete
+
     def ask(self, request: bytes) -> Reply:
         """Sends a whole request; the connection is free."""
         assert self._transport is not None

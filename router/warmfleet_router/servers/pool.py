@@ -1,6 +1,7 @@
 """Kept-alive HTTP connections to servers that are not ours."""
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from warmfleet_router.servers.connection import Connection, Reply
 KEEP_ALIVE_S = 4.0  # uvicorn closes an idle connection after five
 CLOSING_S = 1.0  # for news that a connection had ended before it was asked: a round trip, and a busy loop
 CONNECT_S = 3.0
+ANSWER_S = 5.0  # for a list of models, which no server has to think about
+_GONE = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 MAX_IDLE = 256  # connections to one server
 
 
@@ -35,9 +38,7 @@ class ServerPool:
         server may have begun, and who sends that again is the caller, who counts it.
         """
         place = place_of(base)
-        if key := self._keys.get(base):
-            headers = headers | bearer(key)
-        request = _request(place, path, body, headers)
+        request = _request("POST", place, path, body, headers | self._key(base))
         if kept := self._kept(place):
             clock = asyncio.get_running_loop().time
             reply, asked_at = kept.ask(request), clock()
@@ -48,6 +49,10 @@ class ServerPool:
                     raise
         connection = await self._connect(place)
         return await _with_head(connection.ask(request))
+
+    def _key(self, base: str) -> dict[str, str]:
+        key = self._keys.get(base)
+        return bearer(key) if key else {}
 
     def _kept(self, place: Place) -> Connection | None:
         """The one that was used last: it is the least likely to be closed soon."""
@@ -60,6 +65,13 @@ class ServerPool:
         return None
 
     async def _connect(self, place: Place) -> Connection:
+        try:
+            return await self._opened(place)
+        except (OSError, ValueError) as error:  # TimeoutError and ssl's are OSErrors
+            why = str(error)[:200] or type(error).__name__
+            raise WorkerLost(f"the server cannot be reached: {why}") from None
+
+    async def _opened(self, place: Place) -> Connection:
         loop = asyncio.get_running_loop()
         tls = self._context() if place.tls else None
 
@@ -77,14 +89,10 @@ class ServerPool:
             else:
                 connection.close()
 
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                transport, connection = await loop.create_connection(
-                    lambda: Connection(over), place.host, place.port, ssl=tls
-                )
-        except (OSError, ValueError) as error:  # TimeoutError and ssl's are OSErrors
-            why = str(error)[:200] or type(error).__name__
-            raise WorkerLost(f"the server cannot be reached: {why}") from None
+        async with asyncio.timeout(CONNECT_S):
+            transport, connection = await loop.create_connection(
+                lambda: Connection(over), place.host, place.port, ssl=tls
+            )
         _keep_alive(transport.get_extra_info("socket"))
         self._all[connection] = place
         return connection
@@ -94,11 +102,33 @@ class ServerPool:
             self._tls = ssl.create_default_context()
         return self._tls
 
-    def give_up(self, base: str, silent_s: float) -> None:
-        """Answers of a server that answers nobody else either, of which nothing has come for so long."""
+    async def give_up(self, base: str, silent_s: float) -> None:
+        """Answers of which nothing has come for so long, of a server that answers nothing else either. One
+        that drains is lost to whoever looks at its health, and ends what it has begun."""
+        if self._silent(base, silent_s) and not await self._answers(base):
+            for connection in self._silent(base, silent_s):
+                connection.give_up()
+
+    def _silent(self, base: str, silent_s: float) -> list[Connection]:
         before, place = asyncio.get_running_loop().time() - silent_s, place_of(base)
-        for connection in [c for c, its in self._all.items() if its == place and c.heard_at <= before]:
-            connection.give_up()
+        ours = [connection for connection, its in self._all.items() if its == place]
+        return [connection for connection in ours if connection.waits and connection.heard_at <= before]
+
+    async def _answers(self, base: str) -> bool:
+        """Whether anything is heard of it, if only that it takes nothing new."""
+        place = place_of(base)
+        request = _request("GET", place, "/v1/models", b"", self._key(base))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                connection = await self._opened(place)
+                (await _with_head(connection.ask(request))).release(over=False)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            return error.errno not in _GONE
+        except (ValueError, WorkerLost):
+            return True
+        return True
 
     async def close(self) -> None:
         for connection in list(self._all):
@@ -126,9 +156,9 @@ async def _with_head(reply: Reply) -> Reply:
     return reply
 
 
-def _request(place: Place, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+def _request(method: str, place: Place, path: str, body: bytes, headers: dict[str, str]) -> bytes:
     lines = [
-        f"POST {place.prefix}{path} HTTP/1.1",
+        f"{method} {place.prefix}{path} HTTP/1.1",
         f"Host: {place.authority}",
         f"Content-Length: {len(body)}",
     ]
