@@ -146,6 +146,22 @@ async def test_without_another_a_servers_own_refusal_is_passed_on() -> None:
             assert (response.status, response.headers["Retry-After"]) == (429, "7")
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_count_beyond_all_sense_keeps_no_booking(stream: bool) -> None:
+    usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d}' % (1 << 40, 1 << 40)
+    event, body = b'data: {"choices":[],' + usage + b"}\n\n", b'{"choices":[],' + usage + b"}"
+    behave = says(head() + EVENT + event + b"data: [DONE]\n\n" if stream else whole(body))
+    async with fleet(behave) as (base, _, http):
+        status, said = await ask(http, base, stream=stream)
+        assert (status, said) == (200, EVENT + b"data: [DONE]\n\n" if stream else body)
+
+        async def all_ended() -> bool:
+            async with http.get(f"{base}/admin/workers") as response:
+                return bool((await response.json())["fleet"]["bookings"] == 0)
+
+        await until(all_ended)
+
+
 BREAKS_OFF = says(head(), EVENT, EVENT[:20])
 QUARANTINED = {
     **{

@@ -19,7 +19,7 @@ from warmfleet_router.gateway.placing import Fleet
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed, server_at
 from warmfleet_router.prompt.encoder import PromptEncoder
-from warmfleet_router.servers import ask
+from warmfleet_router.servers import ask, sse
 from warmfleet_router.servers.addresses import Addresses
 from warmfleet_router.servers.backend import bearer
 from warmfleet_router.servers.catalogue import RANK, Server, Servers
@@ -247,9 +247,9 @@ class Relays:
             failure = refusal(answer)
             relay.finish(failure)
             return whole, failure
-        completion = relay.usage.completion_tokens if relay.usage else None
-        record.tokens(completion or 0, self._fleet.clock())
-        relay.finish(completion_tokens=completion or 0)
+        completion = sse.counted(relay.usage.completion_tokens if relay.usage else None)
+        record.tokens(completion, self._fleet.clock())
+        relay.finish(completion_tokens=completion)
         return whole, None
 
     async def _stream(
@@ -265,9 +265,8 @@ class Relays:
                 await response.write(error_event(error))
             return error
         usage = relay.usage
-        tokens = usage.completion_tokens if usage and usage.completion_tokens is not None else None
-        if tokens is not None:
-            record.completion_tokens = tokens
-        relay.finish(completion_tokens=tokens or record.completion_tokens)
+        if usage and usage.completion_tokens is not None:
+            record.completion_tokens = sse.counted(usage.completion_tokens)
+        relay.finish(completion_tokens=record.completion_tokens)
         await response.write_eof()
         return None
