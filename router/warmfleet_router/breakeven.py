@@ -4,6 +4,7 @@ the one becomes cheaper than the other."""
 import asyncio
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -132,10 +133,11 @@ def run(arguments: Namespace) -> int:
     if arguments.peer and not arguments.measure:
         raise ConfigError("--peer: is measured, so --measure HOST:PORT is needed as well")
     shipped = profile_of(f"{arguments.gpu}-{arguments.model}")
-    profile = profile_of(arguments.engine) if arguments.engine else shipped
+    own = [profile_of(arguments.engine)] if arguments.engine else []
     if arguments.measure:
-        shipped, profile = profile, _measured(arguments)
-    ways = _ways(arguments, profile, shipped)
+        own.insert(0, _measured(arguments))
+    profile = own[0] if own else shipped
+    ways = _ways(arguments, own, shipped)
     print(f"{profile.name}: seconds until the KV of a prefix is on the device\n")
     print(table(profile, ways), end="\n\n")
     for way in ways:
@@ -145,22 +147,21 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _ways(arguments: Namespace, profile: Profile, other: Profile) -> list[Way]:
-    """Each by the rate that was given, else measured or fitted, else assumed to be the ``other``'s. Raises
-    ConfigError."""
-    own = arguments.measure or arguments.engine
+def _ways(arguments: Namespace, own: Sequence[Profile], shipped: Profile) -> list[Way]:
+    """Each by the rate that was given, else that of the first of one's ``own`` profiles that knows it, else
+    it is assumed to be that of the ``shipped`` one. Raises ConfigError."""
 
-    def way(name: str, option: str, known: float, otherwise: float, latency_s: float = 0.0) -> Way:
-        given = getattr(arguments, option)
-        rate = _rate(f"--{option}", given, known or otherwise)
-        return Way(name, rate, latency_s, assumed=bool(own) and not (given or known))
+    def way(name: str, option: str, known: Iterable[float], otherwise: float, latency_s: float = 0.0) -> Way:
+        given, found = getattr(arguments, option), next(filter(None, known), 0.0)
+        rate = _rate(f"--{option}", given, found or otherwise)
+        return Way(name, rate, latency_s, assumed=bool(own) and not (given or found))
 
     own_latency = arguments.peer and not arguments.link
-    latency_s = profile.link_latency if own_latency else arguments.latency_ms / 1e3
+    latency_s = own[0].link_latency if own_latency else arguments.latency_ms / 1e3
     return [
-        way("host", "host", profile.host_bytes_per_s, other.host_bytes_per_s),
-        way("disk", "disk", 0.0, _DISK),
-        way("peer", "link", profile.link_bytes_per_s, other.link_bytes_per_s, latency_s),
+        way("host", "host", (each.host_bytes_per_s for each in own), shipped.host_bytes_per_s),
+        way("disk", "disk", (), _DISK),
+        way("peer", "link", (each.link_bytes_per_s for each in own), shipped.link_bytes_per_s, latency_s),
     ]
 
 

@@ -60,18 +60,22 @@ def rates(said: str) -> dict[str, str]:
 async def test_the_command_says_what_it_did_not_measure(tmp_path: Path) -> None:
     key = tmp_path / "fleet.key"
     key.write_text(FLEET_KEY.hex())
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\nprefill_token = 1e-4\nhost_bytes_per_s = 9e9\n')
     async with pair(tmp_path, **FAST) as (a, b):
         of = ["--measure", b.worker.grpc_address]
         pulled = await breakeven(
             *of, "--peer", a.worker.grpc_address, "--fleet-key", str(key), "--host", "9GB/s"
         )
         alone = await breakeven(*of)
+        fitted_once = await breakeven(*of, "--engine", str(file))
     assert pulled.startswith(f"b at {b.worker.grpc_address}, measured: seconds")
     assert rates(pulled) | {"peer": ""} == {"host": "9 GB/s", "disk": "7 GB/s (assumed)", "peer": ""}
     assert "(assumed)" not in rates(pulled)["peer"]
     assert rates(alone) == {
         way: f"{rate} GB/s (assumed)" for way, rate in (("host", 55), ("disk", 7), ("peer", 12.5))
     }
+    assert rates(fitted_once) == rates(alone) | {"host": "9 GB/s"}
     heads, marks = alone.splitlines()[2:4]
     assert [
         heads[: end + 9].split()[-1] for end in range(len(marks)) if marks.startswith("(assumed)", end)
