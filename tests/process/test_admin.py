@@ -4,18 +4,20 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from warmfleet_proto import router_pb2 as pb
-from warmfleet_proto.channel import is_loopback
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.transfer_pb2 import Pulled
 from warmfleet_router import admin
 from warmfleet_router.gateway.http import application
 from warmfleet_router.view import HitRate
 
+from tests.process import gateways
 from tests.process.browser import needs_chromium, opened
+from tests.process.gateways import one_tokenizer  # noqa: F401
 from tests.unit.router.views import PLACEMENT, WORKER, FixedCore
 
 EVIL = "<img src=x onerror=document.title='owned'>"
@@ -157,12 +159,13 @@ async def test_admin_leads_to_its_page(client: TestClient) -> None:
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize(
-    ("address", "shared"),
-    [("127.0.0.1:80", True), ("[::1]:80", True), ("0.0.0.0:80", False), ("db:80", False)],
-)
-def test_the_port_is_shared_on_loopback_only(address: str, shared: bool) -> None:
-    assert is_loopback(address) is shared
+@pytest.mark.parametrize(("address", "status"), [("127.0.0.1:0", 200), ("0.0.0.0:0", 404)])
+async def test_the_port_is_shared_on_loopback_only(address: str, status: int) -> None:
+    async with gateways.router([], http=address) as addresses, aiohttp.ClientSession() as http:
+        port = addresses["http"].rpartition(":")[2]
+        for page in ("/admin/", "/admin/workers", "/metrics"):
+            async with http.get(f"http://127.0.0.1:{port}{page}") as response:
+                assert response.status == status
 
 
 @needs_chromium

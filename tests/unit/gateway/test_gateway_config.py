@@ -36,6 +36,7 @@ def test_defaults_are_loopback_and_round_trip(tmp_path: Any) -> None:
         ({"http": OPEN, "https": {"certificate": "c", "key": "k"}}, "tenants"),
         ({"listen": OPEN}, "listen"),
         ({"admin": OPEN}, "admin"),
+        ({"admin": "db:80"}, "admin"),
         ({"admin": OPEN, "tls": TLS}, "admin"),
         ({"http": "localhost"}, "HOST:PORT"),
         ({"workers": ["127.0.0.1:1", "127.0.0.1"]}, r"workers\[1\]"),
@@ -76,6 +77,11 @@ def test_envoy_reaches_no_listed_server_by_https_beside_discovery() -> None:
     check(router(**settings))
     with pytest.raises(ConfigError, match="https://a:1: Envoy can use https only without discovery"):
         check(router(**settings, discovery={"file": "f"}))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "127.9.0.1:80", "[::1]:80", "localhost:80"])
+def test_loopback_needs_neither(address: str) -> None:
+    check(router(http=address, listen=address, admin=address))
 
 
 def test_beyond_loopback_with_tls_and_keys_or_spelled_out() -> None:
