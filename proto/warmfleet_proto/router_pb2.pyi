@@ -88,7 +88,7 @@ class Term(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "loaded_bytes", "load_s", "cached_unknown", "cached_later")
+    __slots__ = ("booking", "cached_tokens", "queue_s", "prefill_s", "ttft_s", "pulled_tokens", "pull_s", "pulled_bytes", "wasted_bytes", "pull_failure", "loaded_bytes", "load_s", "work_s", "cached_unknown", "cached_later")
     BOOKING_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class ProgressRequest(_message.Message):
     PULL_FAILURE_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     CACHED_LATER_FIELD_NUMBER: _ClassVar[int]
     booking: int
@@ -115,9 +116,10 @@ class ProgressRequest(_message.Message):
     pull_failure: str
     loaded_bytes: int
     load_s: float
+    work_s: float
     cached_unknown: bool
     cached_later: bool
-    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., cached_unknown: bool = ..., cached_later: bool = ...) -> None: ...
+    def __init__(self, booking: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ..., pull_s: _Optional[float] = ..., pulled_bytes: _Optional[int] = ..., wasted_bytes: _Optional[int] = ..., pull_failure: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., work_s: _Optional[float] = ..., cached_unknown: bool = ..., cached_later: bool = ...) -> None: ...
 
 class ProgressResponse(_message.Message):
     __slots__ = ()

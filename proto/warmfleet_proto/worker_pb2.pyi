@@ -146,7 +146,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("cached_tokens", "queue_s", "prefill_s", "pulled", "host_tokens", "disk_tokens", "peer_tokens", "loaded_bytes", "load_s")
+    __slots__ = ("cached_tokens", "queue_s", "prefill_s", "pulled", "host_tokens", "disk_tokens", "peer_tokens", "loaded_bytes", "load_s", "work_s")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class Started(_message.Message):
     PEER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
     cached_tokens: int
     queue_s: float
     prefill_s: float
@@ -165,7 +166,8 @@ class Started(_message.Message):
     peer_tokens: int
     loaded_bytes: int
     load_s: float
-    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., pulled: _Optional[_Union[_transfer_pb2.Pulled, _Mapping]] = ..., host_tokens: _Optional[int] = ..., disk_tokens: _Optional[int] = ..., peer_tokens: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ...) -> None: ...
+    work_s: float
+    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., pulled: _Optional[_Union[_transfer_pb2.Pulled, _Mapping]] = ..., host_tokens: _Optional[int] = ..., disk_tokens: _Optional[int] = ..., peer_tokens: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., load_s: _Optional[float] = ..., work_s: _Optional[float] = ...) -> None: ...
 
 class Ending(_message.Message):
     __slots__ = ("reason", "message", "stop_id")

@@ -263,10 +263,9 @@ class RouterCore:
             self.roster.fleet.succeeded(worker)
             self.roster.computed(booking, None if request.cached_unknown else cached)
             self._learn_links(booking, request, cached, now)
-        if 0.0 < request.prefill_s < LONGEST_S:
-            worker.rates.observe_prefill(
-                booking.prompt_tokens - cached, cached, request.prefill_s, booking.alone
-            )
+        seconds = request.work_s or request.prefill_s
+        if 0.0 < seconds < LONGEST_S:
+            worker.rates.observe_prefill(booking.prompt_tokens - cached, cached, seconds, booking.alone)
             self.roster.measured(worker)
         if 0.0 < request.ttft_s < LONGEST_S:
             booking.ttft_s = request.ttft_s

@@ -35,6 +35,7 @@ def _start(request: Request, now: float) -> tuple[Started | None, tuple[Logprobs
     queue_s = request.admitted - request.submitted
     prefill_s = now - request.admitted
     started = Started(
-        request.cached_tokens, request.brought, queue_s, prefill_s, request.pulled, request.loaded
-    )
+        request.cached_tokens, request.brought, queue_s, prefill_s, request.pulled, request.loaded,
+        request.work_s,
+    )  # fmt: skip
     return started, scores

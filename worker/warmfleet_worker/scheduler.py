@@ -25,6 +25,7 @@ from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.planning import plan_work
 from warmfleet_worker.prefix import PrefixCache
 from warmfleet_worker.sequence import Ending, Key, Output, Reason, Request, Sequence, new_sequence
+from warmfleet_worker.steps import PlannedStep
 
 _MAX_FAILURES = 2  # steps that failed with nobody else in them
 
@@ -163,6 +164,7 @@ class Scheduler:
         step = self.batch.steps.finish()
         self.totals.steps += 1
         chunks = [(len(work.token_ids), work.start) for work in step.plan.works if len(work.token_ids) > 1]
+        self._share_out(step, now)
         prompts, pairs = sum(n for n, _ in chunks), sum(n * (start + 0.5 * n) for n, start in chunks)
         self.batch.fetching.pace.computed(prompts, pairs, now - max(step.planned, self._finished))
         self._finished = now
@@ -173,6 +175,20 @@ class Scheduler:
             if sequence.request.dropped is None:
                 self._take_drawn(sequence, work, drawn, now)
         self._reap(now)
+
+    def _share_out(self, step: PlannedStep, now: float) -> None:
+        """A step's time is its prompts', by their tokens: what several shared is not each one's price. A
+        request's first step counts from its admission."""
+        shares = [
+            (sequence.request, len(work.token_ids))
+            for sequence, work in zip(step.sequences, step.plan.works, strict=True)
+            if len(work.token_ids) > 1 or not sequence.request.started
+        ]
+        total = sum(tokens for _, tokens in shares)
+        for request, tokens in shares:
+            if not request.started and request.admitted is not None:
+                since = self._finished if request.work_s else request.admitted
+                request.work_s += (now - since) * tokens / total
 
     def fail(self, message: str, now: float) -> None:
         """The oldest step under way raised: what it and those behind it wrote is void. Its sequences compute

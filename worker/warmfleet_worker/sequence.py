@@ -46,6 +46,7 @@ class Started(NamedTuple):
     prefill_s: float  # admission to first token
     pulled: Pulled | None = None  # what became of the request's pull
     loaded: Loaded | None = None
+    work_s: float = 0.0  # of prefill_s, its share of the steps that computed it
 
 
 class Key(NamedTuple):
@@ -85,6 +86,7 @@ class Request:
     cached_tokens: int = 0  # of its first admission
     brought: Counter[Source] = field(default_factory=Counter)  # of those, tokens that were fetched for it
     loaded: Loaded | None = None
+    work_s: float = 0.0  # of the steps that have computed it, by its share of their prompt tokens
     failures: int = 0  # engine steps that failed with it alone
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     live: "list[Sequence]" = field(default_factory=list)

@@ -37,6 +37,7 @@ def started(of: Started) -> pb.Started:
         pulled=None if of.pulled is None else _pulled(of),
         load_s=of.loaded.seconds if of.loaded else 0.0,
         loaded_bytes=of.loaded.bytes if of.loaded else 0,
+        work_s=of.work_s,
     )
 
 

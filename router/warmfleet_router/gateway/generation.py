@@ -129,4 +129,5 @@ def _progress(booking: int, started: Started, ttft_s: float) -> ProgressRequest:
         pull_failure=started.pulled.failure,
         loaded_bytes=started.loaded_bytes,
         load_s=started.load_s,
+        work_s=started.work_s,
     )

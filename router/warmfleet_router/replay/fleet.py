@@ -245,6 +245,7 @@ class Fleet:
                 pull_s=job.pull_s,
                 loaded_bytes=job.loaded * size * self.members[0].worker.profile.kv_bytes_per_token,
                 load_s=job.load_s,
+                work_s=job.work_s,
             ),
             self.now,
         )

@@ -40,6 +40,7 @@ class Job:
         "submitted_at",
         "uncached",
         "waits",
+        "work_s",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,7 @@ class Job:
         self.number = 0  # in the order in which they came to the worker
         self.admitted_at: float | None = None
         self.started_at: float | None = None
+        self.work_s = 0.0  # of the steps that have computed it, by its share of their prompt tokens
         self.cached_tokens = 0  # of the first admission
         self.uncached = prompt_tokens  # seemed to need computing at submit
         self.generated = 0
@@ -114,6 +116,15 @@ class Step:
     repeats: int
     seconds: float
     retired: list[Retired] = field(default_factory=list)  # until it has finished
+
+    def share_out(self, now: float) -> None:
+        """It has finished: as in a worker, its time is its prompts', by their tokens."""
+        shares = [(job, tokens) for job, _, tokens in self.works if tokens > 1 or job.started_at is None]
+        total = sum(tokens for _, tokens in shares)
+        for job, tokens in shares:
+            if job.started_at is None and job.admitted_at is not None:
+                since = now - self.seconds if job.work_s else job.admitted_at
+                job.work_s += (now - since) * tokens / total
 
 
 class Load(NamedTuple):

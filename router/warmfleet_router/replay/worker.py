@@ -291,9 +291,9 @@ class Worker:
         slow = step.seconds / step.repeats > SLOW_STEP_S
         self.steps += step.repeats
         self.step_seconds += step.seconds
-        if step.repeats > 1:
-            for job, _, _ in step.works:
-                self._decode(job, step.repeats - 1)
+        for job, _, _ in step.works if step.repeats > 1 else ():
+            self._decode(job, step.repeats - 1)
+        step.share_out(now)
         for job, _, tokens in step.works:
             if job.started_at is None:
                 self.prefill_s += self.profile.chunk_s(tokens, job.computed) * self._slowness

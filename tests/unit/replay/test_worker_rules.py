@@ -39,6 +39,7 @@ class Pair:
         self._planned: deque[Plan] = deque()  # the real one's steps under way
         self._handles = 0
         self._token = 1 << 20
+        self._now = 0.0
 
     def submit(self, prompt: list[int], completion_tokens: int) -> None:
         self._handles += 1
@@ -53,11 +54,12 @@ class Pair:
     def step(self) -> bool:
         """Both plan what they may and finish a step, or as many real ones as the model takes in one go;
         false when both are idle."""
-        while self.modelled.schedule(0.0):
+        while self.modelled.schedule(self._now):
             pass
         self._plan()
         if not self.modelled.under_way:
             return False
+        took = self.modelled.under_way[0].seconds / self.modelled.under_way[0].repeats
         for repeat in range(self.modelled.under_way[0].repeats):
             if repeat:
                 self._plan()
@@ -66,16 +68,19 @@ class Pair:
                 works = self.modelled.under_way[0].works
                 assert [(w.start, len(w.token_ids)) for w in plan.works] == [w[1:] for w in works]
                 assert len(plan.copies) == sum(w.job.copy is not None for w in works)
-            self.real.commit(StepResult(tuple(self._drawn(plan))), 0.0)
-        done = self.modelled.commit(0.0)
+            self._now += took
+            self.real.commit(StepResult(tuple(self._drawn(plan))), self._now)
+        done = self.modelled.commit(self._now)
         outputs = self.real.take_outputs()
+        work = {o.request.key.handle: o.started.work_s for o in outputs if o.started}
+        assert work == pytest.approx({job.booking: job.work_s for job in done.started})
         started = {o.request.key.handle: o.started.cached_tokens for o in outputs if o.started}
         assert started == {job.booking: job.cached_tokens for job in done.started}
         self.compare()
         return True
 
     def _plan(self) -> None:
-        while len(self._planned) < self.modelled.profile.depth and (plan := self.real.schedule(0.0)):
+        while len(self._planned) < self.modelled.profile.depth and (plan := self.real.schedule(self._now)):
             self._planned.append(plan)
 
     def compare(self) -> None:

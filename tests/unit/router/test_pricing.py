@@ -188,6 +188,19 @@ def test_what_is_booked_costs_what_has_been_learned_since() -> None:
     assert all(w.wait_s(20.5) > 5 * guessed[w.name] for w in states)
 
 
+def test_a_prompt_costs_its_share_of_the_steps_that_computed_others_too() -> None:
+    """Else the rest of each sibling in a burst was priced like the step that computed all of them."""
+    core, _ = fleet_of(1)
+    for _ in range(20):
+        request = rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((1, 16)))
+        placed = core.route(request, 20.0)
+        told = rpb.ProgressRequest(booking=placed.booking, prefill_s=0.8, work_s=0.02)
+        core.progress(told, 20.0)
+        core.finish(rpb.FinishRequest(booking=placed.booking, outcome=rpb.FinishRequest.OK), 20.0)
+    (worker,) = core.roster.fleet.workers.values()
+    assert worker.rates.prefill_s(16, 0) == pytest.approx(0.02, rel=0.2)
+
+
 def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
     """A first request that warmed an engine up must not price the others away for good."""
     core, _ = fleet_of(2)

@@ -144,6 +144,14 @@ class Driver:
         """Executes and commits what ``schedule`` gave."""
         return self._finish(plan, self.engine.launch(plan))
 
+    def schedule_and_commit_in(self, seconds: float) -> None:
+        """One whole step that takes so long."""
+        plan = self.schedule()
+        assert plan is not None
+        self.now += seconds - 1.0
+        self.commit(plan)
+        self.now -= 1.0  # of the next ``schedule``
+
     def _finish(self, plan: Plan, finish: Finish) -> Step:
         result = finish()
         self._check_poison()

@@ -309,3 +309,15 @@ def test_load_counts_what_is_to_be_computed() -> None:
     driver.run()
     load = driver.scheduler.load()
     assert (load.running, load.waiting, load.prefill_tokens, load.context_tokens) == (0, 0, 0, 0)
+
+
+def test_prompts_that_share_a_step_share_its_time() -> None:
+    """Siblings' short rests cost next to nothing each, though each of them takes a whole step."""
+    driver = Driver(chunk_tokens=32)
+    long = driver.submit(range(50), 2)
+    short = [driver.submit(range(100 * n, 100 * n + 2), 2) for n in (1, 2, 3)]
+    driver.schedule_and_commit_in(8.0)  # 32 of the first
+    driver.schedule_and_commit_in(24.0)  # 18 and three of 2
+    started = [driver.started[request.key] for request in (long, *short)]
+    assert [each.prefill_s for each in started] == [32.0, 24.0, 24.0, 24.0]
+    assert [each.work_s for each in started] == [8.0 + 18.0, 2.0, 2.0, 2.0]
