@@ -24,6 +24,7 @@ examples:
   warmfleet replay --trace decisions.jsonl --engine my-gpu.toml --policy all
 """
 LEAST = 3  # steps
+CHUNK_TOKENS = 8192
 
 
 class TooFew(ConfigError):
@@ -40,18 +41,17 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--chunk-tokens",
         type=int,
-        default=8192,
         metavar="N",
-        help="most prompt tokens in a step (default 8192)",
+        help=f"most prompt tokens in a step (default: as a log shows, else {CHUNK_TOKENS})",
     )
 
 
 def run(args: Namespace) -> int:
-    if args.chunk_tokens < 1:
+    if args.chunk_tokens is not None and args.chunk_tokens < 1:
         raise ConfigError(f"--chunk-tokens {args.chunk_tokens}: must be at least 1")
-    start = Profile(name=args.name, chunk_tokens=args.chunk_tokens)
+    start = Profile(name=args.name, chunk_tokens=args.chunk_tokens or CHUNK_TOKENS)
     if reader.is_log(args.run):
-        found, measured = of_log(args.run, start, args.worker)
+        found, measured = of_log(args.run, start, args.worker, bool(args.chunk_tokens))
     else:
         measured = _steps(args.run)
         found = _fit(args.run, measured, start)
@@ -60,9 +60,16 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def of_log(path: str, start: Profile, worker: str = "") -> tuple[Profile, list[Measured]]:
-    """Raises ConfigError where the log does not tell enough."""
-    measured = list(Steps(start.chunk_tokens, worker).of(reader.read(path)))
+def of_log(
+    path: str, start: Profile, worker: str = "", bounded: bool = False
+) -> tuple[Profile, list[Measured]]:
+    """``bounded``: steps are known to be bounded as ``start`` says, else they are as far as the log shows.
+    Raises ConfigError where it does not tell enough."""
+    steps = Steps(start.chunk_tokens, worker)
+    measured = list(steps.of(reader.read(path)))
+    if steps.bound and not bounded:
+        start = msgspec.structs.replace(start, chunk_tokens=steps.bound)
+        measured = list(Steps(steps.bound, worker).of(reader.read(path)))
     start = _carrying(path, _described(path, start, worker))
     return _fit(path, measured, start), measured
 

@@ -17,6 +17,8 @@ NAMES = (
 )  # fmt: skip
 ROUNDS = 20  # of weighing by the error of the round before
 FLOOR = 0.005  # errors below this are alike
+ORDER = (1, 0, 2, 3, 4, 5)  # of NAMES: where one explains as much as another, the first
+SAME = 1e-9  # of what is explained: no more than another
 SINGULAR = 1e-9  # of a pivot, after columns are scaled to one
 
 
@@ -81,7 +83,7 @@ def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[fl
         for i in range(width)
     ]
     targets = [sum(w * row[i] for row, w in zip(rows, weights, strict=True)) for i in range(width)]
-    some = [i for i in range(width) if scale[i]]
+    some = [i for i in ORDER if scale[i]]
     best, most = [0.0] * width, 0.0
     for size in range(1, len(some) + 1):
         for chosen in combinations(some, size):
@@ -93,7 +95,7 @@ def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[fl
                 continue
             # What is explained of the sum of squares; all candidates are least squares of their own.
             explained = sum(c * targets[i] / scale[i] for c, i in zip(part, chosen, strict=True))
-            if explained > most:
+            if explained > most * (1.0 + SAME):
                 best, most = [0.0] * width, explained
                 for c, i in zip(part, chosen, strict=True):
                     best[i] = c / scale[i]

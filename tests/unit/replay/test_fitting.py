@@ -53,6 +53,12 @@ def test_noise_and_outliers_pass_by() -> None:
     assert error(found, steps(200, 0.0, seed=1)) < 0.03
 
 
+def test_a_single_prompt_tells_what_a_token_takes() -> None:
+    """Not what a step takes: else a prompt of any length would be as long."""
+    found = fit([Measured(0.4, [(1000, 0)]), *[Measured(0.02, batch=1)] * 5], Profile())
+    assert (found.prefill_base, found.prefill_token) == (0.0, pytest.approx(4e-4))
+
+
 def test_what_was_never_seen_is_nothing_and_nothing_is_negative() -> None:
     found = fit(
         [Measured(0.1, [(1000, 0)]), Measured(0.1, [(2000, 0)]), Measured(0.3, [(500, 0)])], Profile()

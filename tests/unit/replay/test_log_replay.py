@@ -5,6 +5,7 @@ import tomllib
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -87,6 +88,46 @@ def test_the_engine_is_fitted_to_the_log(
     for batch, context in ((1, 2000), (4, 20_000), (8, 60_000)):
         assert found.decode_s(batch, context) == pytest.approx(ENGINE.decode_s(batch, context), rel=0.1)
     assert "median error" in said.err
+
+
+def busy(steps: int) -> list[lines.AnyLine]:
+    """What a worker reports that has a prompt to compute at each of its steps, beside those that decode."""
+    random, told = Random(1), [lines.Begin(1, "now", 0, "cheapest", {}, 1)]
+    load: dict[str, Any] = dict.fromkeys(
+        ("prefill_tokens", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total"), 0
+    )
+    load |= {"steps_total": 0, "step_seconds_total": 0.0, "running": 0, "context_tokens": 0}
+    batch = cached = done = left = 0
+    for number in range(steps):
+        if not left:
+            cached, done, left = 16 * random.randrange(200), 0, random.randrange(2, 2000)
+            batch = random.randrange(20)
+            load["prompt_tokens_total"] += cached + left
+            load["cached_tokens_total"] += cached
+        tokens = min(left, 512)
+        seconds = ENGINE.prefill_base + ENGINE.chunk_s(tokens, cached + done)
+        seconds += ENGINE.decode_s(batch, 1000 * batch) if batch else 0.0
+        done, left = done + tokens, left - tokens
+        load["steps_total"] += 1
+        load["step_seconds_total"] += seconds
+        load["completion_tokens_total"] += batch + (not left)
+        load["prefill_tokens"] = left
+        load["running"] = batch + 1
+        load["context_tokens"] = 1000 * batch + cached + done
+        told.append(lines.Heard(float(number), "a", 7, dict(load)))
+    return told
+
+
+def test_of_a_worker_that_never_rests_the_steps_are_found_in_its_reports(tmp_path: Path) -> None:
+    """No prompt has it to itself, or one: that one's time was taken for a step's, whatever its length. How
+    many prompt tokens a step may have shows as well."""
+    path = tmp_path / "busy.jsonl"
+    path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in busy(400)))
+    found, _ = fit.of_log(str(path), Profile())
+    assert found.chunk_tokens == 512
+    for tokens, context in ((500, 0), (1000, 1000)):
+        assert found.chunk_s(tokens, context) == pytest.approx(ENGINE.chunk_s(tokens, context), rel=0.15)
+    assert found.decode_s(8, 8000) == pytest.approx(ENGINE.decode_s(8, 8000), rel=0.15)
 
 
 def test_how_far_steps_are_planned_ahead_is_what_the_workers_tell(log: Path, tmp_path: Path) -> None:
