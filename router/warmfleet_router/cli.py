@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         command = _load(known[chosen]) if chosen in known else None
         parsed = _parser(known, chosen, command).parse_args(arguments)
         status = command.run(parsed) if command else 2
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as under a supervisor that closes it
+            sys.stdout.flush()
         return status
     except ConfigError as error:
         return _fail(str(error))

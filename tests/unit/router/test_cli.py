@@ -52,6 +52,13 @@ def test_only_the_chosen_command_is_imported(monkeypatch: pytest.MonkeyPatch) ->
     assert cli.main(["good"]) == 7
 
 
+def test_without_a_stdout_the_exit_status_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some supervisors close it; Python has None then."""
+    _fake_points(monkeypatch, good=f"{__name__}:answering")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["good"]) == 7
+
+
 def test_a_missing_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
