@@ -9,7 +9,7 @@ from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.lines import AnyLine, First, Heard, Placed
 from warmfleet_router.replay.fitting import Measured
 
-BOUND_SEEN = 3  # steps of equally many prompt tokens, and none of more
+BOUND_SEEN = 3  # steps of equally many prompt tokens that left some, and none of more
 
 
 class _Waiting(NamedTuple):
@@ -28,13 +28,13 @@ class Steps:
         self._alone: dict[int, _Waiting] = {}  # that have had their worker to themselves so far
         self._placed: dict[int, str] = {}
         self._loads: dict[str, tuple[int, dict[str, Any]]] = {}  # with its epoch
-        self._sizes: Counter[int] = Counter()  # prompt tokens of single steps
+        self._most = 0  # prompt tokens of a step
+        self._full: Counter[int] = Counter()  # the same of steps that left some
 
     @property
     def bound(self) -> int:
-        """What no step went beyond, and several went up to: 0 where none is to be seen."""
-        most = max(self._sizes, default=0)
-        return most if self._sizes[most] >= BOUND_SEEN else 0
+        """What no step went beyond, and several went up to that left some: 0 where none is to be seen."""
+        return self._most if self._full[self._most] >= BOUND_SEEN else 0
 
     def of(self, log: Iterable[AnyLine]) -> Iterator[Measured]:
         for line in log:
@@ -87,7 +87,9 @@ class Steps:
             return
         found = _decoded(before, load)
         if found is None and (found := _computed(before, load)):
-            self._sizes[found.chunks[0][0]] += 1
+            tokens = found.chunks[0][0]
+            self._most = max(self._most, tokens)
+            self._full[tokens] += bool(load.get("prefill_tokens"))
         if found is not None and found.seconds > 0:
             yield found
 

@@ -61,7 +61,8 @@ def main() -> int:
         with _router(starter, "cheapest", places, model, log) as (url, name):
             for turns in _calibration(args.longest):
                 asyncio.run(play(url, turns, model=name))
-        profile, steps = fit.of_log(str(log), Profile(name="fitted", chunk_tokens=args.chunk))
+        start = Profile(name="fitted", chunk_tokens=args.chunk)
+        profile, steps = fit.of_log(str(log), start, bounded=True)
         rows = [
             Row(
                 "8",

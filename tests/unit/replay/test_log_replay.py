@@ -90,8 +90,9 @@ def test_the_engine_is_fitted_to_the_log(
     assert "median error" in said.err
 
 
-def busy(steps: int) -> list[lines.AnyLine]:
-    """What a worker reports that has a prompt to compute at each of its steps, beside those that decode."""
+def busy(steps: int, least: int = 2, most: int = 2000, bound: int = 512) -> list[lines.AnyLine]:
+    """What a worker reports that has a prompt to compute at each of its steps, beside those that decode.
+    Prompts lack from ``least`` to ``most`` tokens."""
     random, told = Random(1), [lines.Begin(1, "now", 0, "cheapest", {}, 1)]
     load: dict[str, Any] = dict.fromkeys(
         ("prefill_tokens", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total"), 0
@@ -100,11 +101,11 @@ def busy(steps: int) -> list[lines.AnyLine]:
     batch = cached = done = left = 0
     for number in range(steps):
         if not left:
-            cached, done, left = 16 * random.randrange(200), 0, random.randrange(2, 2000)
+            cached, done, left = 16 * random.randrange(200), 0, random.randrange(least, most)
             batch = random.randrange(20)
             load["prompt_tokens_total"] += cached + left
             load["cached_tokens_total"] += cached
-        tokens = min(left, 512)
+        tokens = min(left, bound)
         seconds = ENGINE.prefill_base + ENGINE.chunk_s(tokens, cached + done)
         seconds += ENGINE.decode_s(batch, 1000 * batch) if batch else 0.0
         done, left = done + tokens, left - tokens
@@ -128,6 +129,13 @@ def test_of_a_worker_that_never_rests_the_steps_are_found_in_its_reports(tmp_pat
     for tokens, context in ((500, 0), (1000, 1000)):
         assert found.chunk_s(tokens, context) == pytest.approx(ENGINE.chunk_s(tokens, context), rel=0.15)
     assert found.decode_s(8, 8000) == pytest.approx(ENGINE.decode_s(8, 8000), rel=0.15)
+
+
+def test_prompts_of_one_length_are_no_bound_of_a_step(tmp_path: Path) -> None:
+    """As of a benchmark: more would have gone into the step, if there had been more."""
+    path = tmp_path / "alike.jsonl"
+    path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in busy(100, 1024, 1025, bound=8192)))
+    assert fit.of_log(str(path), Profile(chunk_tokens=8192))[0].chunk_tokens == 8192
 
 
 def test_how_far_steps_are_planned_ahead_is_what_the_workers_tell(log: Path, tmp_path: Path) -> None:
