@@ -68,7 +68,8 @@ async def plane(
         running = gateways.router([], backends=given, picker="127.0.0.1:0", **settings)
         addresses = await router.enter_async_context(running)
         listen = f"127.0.0.1:{free_port()}"
-        config = bootstrap(Plan(listen, addresses["picker"], backends, duplex=duplex, usage=usage))
+        plan = Plan(listen, addresses["picker"], backends, duplex=duplex, usage=usage)
+        config = bootstrap(plan._replace(tenants="tenants" in settings))
         url = await stack.enter_async_context(envoy(config, listen, tmp_path))
         made = Plane(url, addresses, workers)
         made.router = router
@@ -141,9 +142,13 @@ async def counted(http: aiohttp.ClientSession, made: Plane, name: str) -> int:
         return int(float(count))
 
 
-async def test_an_answer_goes_on_without_the_picker_that_reads_it(tmp_path: Path) -> None:
-    async with plane(tmp_path, 1, usage=True) as made, aiohttp.ClientSession() as http:
-        body = {"model": "tiny", "messages": LONG, "max_tokens": 300, "stream": True}
+@pytest.mark.parametrize("needed", [False, True], ids=["", "needed"])
+async def test_an_answer_goes_on_without_the_picker_that_reads_it(tmp_path: Path, needed: bool) -> None:
+    """Where Envoy cannot do without one it must have ended in order."""
+    settings: dict[str, Any] = {"tenants": TENANTS, "limits": {"drain_s": 1.0}} if needed else {}
+    async with plane(tmp_path, 1, usage=True, **settings) as made, aiohttp.ClientSession() as http:
+        http.headers["Authorization"] = f"Bearer {KEY}"
+        body = {"model": "tiny", "messages": LONG, "max_tokens": 1000, "stream": True}
         async with http.post(made.url + CHAT, json=body) as response:
             await response.content.readany()
             await made.router.aclose()

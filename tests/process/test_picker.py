@@ -266,6 +266,9 @@ class Leaver:
     def leave(self) -> None:
         self.ends.append("leave")
 
+    def settle(self) -> None:
+        self.ends.append("settle")
+
     def close(self) -> None:
         self.ends.append("close")
         self.peers.discard(self)
@@ -284,7 +287,9 @@ async def test_a_picker_that_stops_cuts_off_only_who_is_busy(monkeypatch: pytest
     peers |= {idle, busy}
     async with asyncio.timeout(60):
         await service._left(peers)
-    assert [idle.ends, busy.ends, late.ends] == [["leave", "close"], ["leave", "abort"], ["abort"]]
+    assert [idle.ends, busy.ends, late.ends] == [
+        ["leave", "close"], ["leave", "settle", "abort"], ["abort"]
+    ]  # fmt: skip
 
 
 async def test_a_taken_address_is_named(bench: Bench) -> None:

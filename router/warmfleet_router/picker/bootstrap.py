@@ -2,8 +2,9 @@
 
 Where the picker is gone or slow, Envoy takes the next endpoint in turn (``failure_mode_allow``): slower, but
 no request is refused. Not where only the picker can check a client's key, or knows a server's key or path:
-there Envoy answers 500, and in full duplex, whatever is configured. Either way answers under way go on, and
-requests are placed again once the picker is back.
+there Envoy answers 500, and in full duplex, whatever is configured. Requests are placed again once the picker
+is back. Answers under way go on without it, where Envoy needs it only if it has ended in order; in full
+duplex Envoy has no more to say to it by then.
 
 In full duplex Envoy (since 1.37) ends its talk with the picker when the answer begins: the load that is
 counted for it ends then, or when the first token of a stream is due. Response trailers, if they were asked

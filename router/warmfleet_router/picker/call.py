@@ -71,6 +71,9 @@ class Call:
     def gone(self) -> None:
         self._over = True
 
+    def settle(self) -> None:
+        """Whoever has asked waits for an answer."""
+
     def _message(self, data: bytes) -> None:
         """Raises DecodeError."""
         raise NotImplementedError
@@ -111,6 +114,11 @@ class Process(Call):
     def gone(self) -> None:
         super().gone()
         self._let_go()
+
+    def settle(self) -> None:
+        """Envoy's request has its endpoint: without a picker it goes on, whatever Envoy needs one for."""
+        if self._exchange.picked:
+            self._end(OK)
 
     def _end(self, status: int, error: Exception | None = None) -> None:
         self._let_go(error)

@@ -36,7 +36,8 @@ of those of their prompts that the server had cached. A server's KV events are t
 answers, and what a server without events is taken to hold is not corrected. With --usage streams are asked
 for usage, which is kept from clients that did not want it, and each chunk waits for the picker's answer:
 some 80 us of CPU, less where they come faster than it reads. Where Envoy can go on without its picker,
-answers under way do as well.
+answers under way do as well; elsewhere they break off with one that dies, but not with one that is ended,
+nor with --duplex where --usage is not given.
 
 A picker beyond loopback is talked to with the certificate, key and authority of the configuration's tls;
 Envoy reads the files where it runs, so name others where those are elsewhere.

@@ -81,6 +81,10 @@ class Exchange:
                 return partial(self._picked, replies.goes_on(kind))
         return [replies.goes_on(kind)] if kind else []
 
+    @property
+    def picked(self) -> bool:
+        return self._pick is not None
+
     def ended(self, error: BaseException | None = None) -> None:
         tenant, self._tenant = self._tenant, None
         if tenant is not None:

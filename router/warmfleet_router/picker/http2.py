@@ -51,6 +51,9 @@ class Call(Protocol):
     def gone(self) -> None:
         """It is over, and nothing more can be said. Not called after ``Stream.end``."""
 
+    def settle(self) -> None:
+        """It is to end now, if nobody waits for what it has to say."""
+
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return _FRAME.pack(len(payload) << 8 | kind, flags, stream) + payload

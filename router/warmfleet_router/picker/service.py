@@ -41,6 +41,12 @@ class _Peer(asyncio.Protocol):
     def leave(self) -> None:
         self._http.leave()
 
+    def settle(self) -> None:
+        """Ends in order what has its answer already: to Envoy the rest of it is no failure then."""
+        with self._http:
+            for stream in list(self._http.streams.values()):
+                stream.call.settle()
+
     def close(self) -> None:
         """Once all that was said has been sent."""
         self._transport.close()
@@ -114,7 +120,7 @@ def _timings() -> Iterator[bool]:
 
 
 async def _left(peers: set[_Peer]) -> None:
-    """Streams have a moment to end; then they are cut off."""
+    """Streams have a moment to end; then they are ended or, if they wait for anything, cut off."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _STOP_S
     for peer in peers:
@@ -124,6 +130,8 @@ async def _left(peers: set[_Peer]) -> None:
             if peer.idle:
                 peer.close()
         await asyncio.sleep(0.01)
+    for peer in list(peers):
+        peer.settle()
     while peers:  # each goes with the loop's next turn; one may come that shook hands until now
         for peer in list(peers):
             peer.abort()
