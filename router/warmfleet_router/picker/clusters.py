@@ -20,7 +20,14 @@ _MATCH = "envoy.transport_socket_match"
 # wait for a connection, or go in turn without a pick; how much a server takes is the router's business.
 _MOST = MAX_STREAMS
 _BREAKERS = {
-    "thresholds": [{"max_connections": _MOST, "max_pending_requests": _MOST, "max_requests": _MOST}],
+    "thresholds": [
+        {
+            "max_connections": _MOST,
+            "max_pending_requests": _MOST,
+            "max_requests": _MOST,
+            "max_retries": _MOST,  # of a server that is gone all that it would have had go to the next
+        }
+    ],
 }
 
 
