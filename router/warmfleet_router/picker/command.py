@@ -30,7 +30,7 @@ the picker says and nowhere else, by plain HTTP; without the picker, and with wh
 listed backends. Write the bootstrap anew when backends, discovery or tenants change: to an Envoy that knows
 of no discovery a pick among discovered servers is none, and it asks a listed one with what that pick has set.
 
-Without --usage one answer of sixteen passes the picker, and none with --duplex, to see when first tokens
+Without --usage one answer of sixty-four passes the picker, and none with --duplex, to see when first tokens
 come: of the others nothing is known but their headers. Nothing is known of the tokens that answers have, or
 of those of their prompts that the server had cached. A server's KV events are then not checked against its
 answers, and what a server without events is taken to hold is not corrected. With --usage streams are asked
