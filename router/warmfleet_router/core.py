@@ -30,7 +30,8 @@ from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
 HISTORY = 100  # placements
 LONGEST_S = 86_400.0  # a timing beyond this is nonsense
-MOSTLY = 0.25  # of a prompt's time in the engine: with a smaller share of it, most was for others
+MOSTLY = 0.25  # of a prompt's time in the engine: with a smaller share of it, most was for others ...
+FEW_TOKENS = 64  # ... and of no more than these it is known; of longer ones the time that they took counts
 MOST_TOKENS = 1e6  # so is a longer completion
 _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
@@ -264,11 +265,11 @@ class RouterCore:
             self.roster.fleet.succeeded(worker)
             self.roster.computed(booking, None if request.cached_unknown else cached)
             self._learn_links(booking, request, cached, now)
-        seconds = request.prefill_s
-        if 0.0 < request.work_s < MOSTLY * seconds:  # others' time: the rest of a sibling in a burst
+        seconds, uncached = request.prefill_s, booking.prompt_tokens - cached
+        if uncached <= FEW_TOKENS and 0.0 < request.work_s < MOSTLY * seconds:  # a sibling's rest in a burst
             seconds = request.work_s
         if 0.0 < seconds < LONGEST_S:
-            worker.rates.observe_prefill(booking.prompt_tokens - cached, cached, seconds, booking.alone)
+            worker.rates.observe_prefill(uncached, cached, seconds, booking.alone)
             self.roster.measured(worker)
         if 0.0 < request.ttft_s < LONGEST_S:
             booking.ttft_s = request.ttft_s

@@ -188,17 +188,20 @@ def test_what_is_booked_costs_what_has_been_learned_since() -> None:
     assert all(w.wait_s(20.5) > 5 * guessed[w.name] for w in states)
 
 
-def test_a_prompt_costs_its_share_of_the_steps_that_computed_others_too() -> None:
+@pytest.mark.parametrize(("count", "learned"), [(16, 0.02), (400, 0.8)])
+def test_a_few_tokens_cost_their_share_of_the_steps_that_computed_others_too(
+    count: int, learned: float
+) -> None:
     """Else the rest of each sibling in a burst was priced like the step that computed all of them."""
     core, _ = fleet_of(1)
     for _ in range(20):
-        request = rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((1, 16)))
+        request = rpb.RouteRequest(model="m", gateway_id="g", token_ids=tokens((1, count)))
         placed = core.route(request, 20.0)
         told = rpb.ProgressRequest(booking=placed.booking, prefill_s=0.8, work_s=0.02)
         core.progress(told, 20.0)
         core.finish(rpb.FinishRequest(booking=placed.booking, outcome=rpb.FinishRequest.OK), 20.0)
     (worker,) = core.roster.fleet.workers.values()
-    assert worker.rates.prefill_s(16, 0) == pytest.approx(0.02, rel=0.2)
+    assert worker.rates.prefill_s(count, 0) == pytest.approx(learned, rel=0.2)
 
 
 def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
