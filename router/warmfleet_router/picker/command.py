@@ -13,14 +13,13 @@ from warmfleet_router.picker.check import check_plain
 from warmfleet_router.servers.backend import Backend
 
 _EPILOG = """\
-The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes
-to stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn, and
-to a server an alias is a model that it has not (404). Envoy cannot
-go on without its picker, and answers 500 until it is back, where tenants have API keys (the picker checks
-them), where a backend has a key or a base path (the picker sends them) and with --duplex. Where tenants have
-keys, only completions and GET /v1/models pass, the latter to a listed backend. With --duplex Envoy does
-not say when an answer ends, either: a request counts as load until its answer begins, and a stream, whose
-headers may come at once, until its first token is due.
+The router's configuration names the backends and the picker's address; Envoy's bootstrap for them goes to
+stdout. A request whose picker is not there, or is slow, goes to the next endpoint in turn as it is (an
+alias is no model that a server has: 404). Envoy cannot go on without its picker, and answers 500 until it
+is back, where tenants have API keys (the picker checks them), where a backend has a key or a base path (the
+picker sends them) and with --duplex. Where tenants have keys, only completions and GET /v1/models pass, the
+latter to a listed backend. With --duplex Envoy does not say when an answer ends, either: a request counts
+as load until its answer begins, and a stream, whose headers may come at once, until its first token is due.
 
 Backends may be names (Envoy and the picker both ask DNS: a name should have one address; for more there is
 discovery.dns) and https (certificates are verified). All that are listed must have the same key and the same
