@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -209,42 +210,40 @@ async def test_a_server_that_has_just_joined_is_told_whose_a_request_is(
     assert {body["cache_salt"] for body in first.heard + second.heard} == {first.heard[0]["cache_salt"]}
 
 
+@asynccontextmanager
+async def joined(tmp_path: Path, own_first: bool) -> AsyncIterator[tuple[str, Server]]:
+    """Base URL of a gateway over our own worker and a server, one of which has just joined the other."""
+    path, server = tmp_path / "fleet.toml", Server()
+    async with sim_worker(name="a", sim=SIM) as worker, server.serving:
+        own, other = listed(worker.grpc_address), f"backends = [{server.listed}]"
+        path.write_text(own if own_first else other)
+        given = {"discovery": {"file": str(path)}, "routing": {"policy": "round_robin"}}
+        async with router([], **given) as addresses:
+            base = f"http://{addresses['http']}"
+            await healthy(base)
+            write(path, own + other)
+            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
+            yield base, server
+            assert [worker["dropped"] for worker in (await admin(base))["workers"]] == [0, 0]
+
+
 async def test_a_server_that_has_just_joined_our_own_worker_is_no_worker_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was made for our own workers goes to those, what comes after that to either kind."""
     monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 3600.0)
-    path, server = tmp_path / "fleet.toml", Server()
-    async with sim_worker(name="a", sim=SIM) as own, server.serving:
-        path.write_text(listed(own.grpc_address))
-        given = {"discovery": {"file": str(path)}, "routing": {"policy": "round_robin"}}
-        async with router([], **given) as addresses:
-            base = f"http://{addresses['http']}"
-            await healthy(base)
-            write(path, listed(own.grpc_address) + f"backends = [{server.listed}]")
-            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
-            async with asyncio.timeout(60):
-                while not server.heard:
-                    assert (await chat(base)).status == 200
-            assert [worker["dropped"] for worker in (await admin(base))["workers"]] == [0, 0]
+    async with joined(tmp_path, own_first=True) as (base, server), asyncio.timeout(60):
+        while not server.heard:
+            assert (await chat(base)).status == 200
 
 
 async def test_our_own_worker_that_has_just_joined_a_server_is_no_server_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "BOOKING_HEARTBEAT_S", 3600.0)
-    path, server = tmp_path / "fleet.toml", Server()
-    async with sim_worker(name="a", sim=SIM) as own, server.serving:
-        path.write_text(f"backends = [{server.listed}]")
-        given = {"discovery": {"file": str(path)}, "routing": {"policy": "round_robin"}}
-        async with router([], **given) as addresses:
-            base = f"http://{addresses['http']}"
-            await healthy(base)
-            write(path, listed(own.grpc_address) + f"backends = [{server.listed}]")
-            await until(base, lambda shown: list(states(shown).values()) == ["healthy"] * 2)
-            for number in range(4):
-                assert (await chat(base, str(number))).status == 200
-            assert [worker["dropped"] for worker in (await admin(base))["workers"]] == [0, 0]
+    async with joined(tmp_path, own_first=False) as (base, _):
+        for number in range(4):
+            assert (await chat(base, str(number))).status == 200
 
 
 async def test_workers_of_a_dns_name_come_and_go() -> None:
