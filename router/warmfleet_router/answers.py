@@ -55,31 +55,10 @@ def explanation(decision: Decision, policy: Policy, booking: int = 0) -> pb.Expl
 
 
 def worker_list(views: Iterable[WorkerView]) -> pb.ListWorkersResponse:
-    return pb.ListWorkersResponse(
-        workers=[
-            pb.WorkerView(
-                worker=v.worker,
-                address=v.address,
-                state=v.state,
-                model=v.model,
-                model_fingerprint=v.fingerprint,
-                block_size=v.block_size,
-                total_blocks=v.total_blocks,
-                held_blocks=v.held_blocks,
-                running=v.running,
-                waiting=v.waiting,
-                bookings=v.bookings,
-                max_context=v.max_context,
-                epoch=v.epoch,
-                vocab_size=v.vocab_size,
-                engine=v.engine,
-                silent=v.confidence is not None,
-                models=v.models,
-                adapters=v.adapters,
-            )
-            for v in views
-        ]
-    )
+    """Every field of the message is the view's field of that name."""
+    names = [field.name for field in pb.WorkerView.DESCRIPTOR.fields]
+    workers = [pb.WorkerView(**{name: getattr(view, name) for name in names}) for view in views]
+    return pb.ListWorkersResponse(workers=workers)
 
 
 def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:

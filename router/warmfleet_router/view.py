@@ -27,15 +27,13 @@ class WorkerView:
     address: str
     state: str  # joining, healthy, stuck, ejected, draining, lost
     model: str
-    fingerprint: bytes
+    model_fingerprint: bytes
     engine: str
     epoch: int
     block_size: int
     total_blocks: int
     held_blocks: int  # by the index, any tier
-    free_blocks: int
     max_context: int
-    max_running: int
     vocab_size: int
     running: int
     waiting: int
@@ -50,7 +48,7 @@ class WorkerView:
     ejections: int
     recoveries: int  # replays and snapshots asked for since start
     wait_s: float  # predicted queue of a new request
-    prefill_s_per_1k: float  # learned price of 1,000 uncached tokens without context
+    prefill_s_per_1k_tokens: float  # learned price of 1,000 uncached tokens without context
     ttft_error: float | None  # learned mean of |measured - predicted| / measured
     confidence: float | None = None  # in what a silent worker is taken to hold, 0 to 1
     guessed_blocks: int | None = None  # its learned capacity
@@ -58,10 +56,15 @@ class WorkerView:
     adapters: tuple[str, ...] = ()  # of those: computed with other weights
     agreement: float | None = None  # share of answers that found what events had told, 0 to 1
 
+    @property
+    def silent(self) -> bool:
+        """It announces no presence: what it holds is guessed."""
+        return self.confidence is not None
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementView:
-    """One past placement. Overlaps in tokens; None until known."""
+    """One past placement. Overlaps are None until known."""
 
     at: float
     booking: int
@@ -74,9 +77,9 @@ class PlacementView:
     price_s: float
     terms: tuple[tuple[str, float], ...]
     prompt_tokens: int
-    available: int  # largest overlap at any worker
-    expected: int  # overlap at the chosen worker
-    delivered: int | None  # tokens that the worker reports as cached
+    available_tokens: int  # largest overlap at any worker
+    expected_tokens: int  # overlap at the chosen worker
+    delivered_tokens: int | None  # that the worker reports as cached
     predicted_ttft_s: float
     ttft_s: float | None
     ending: str  # "" while alive, then ok, ignore, dropped, expired

@@ -188,7 +188,7 @@ async def test_a_placement_is_served_with_the_overlap_that_was_expected() -> Non
             await until(lambda: the.mirrors(worker))
         hit, asked = the.core.workers(the.clock())[0].hit_total
         assert (hit, asked) == (320, 2 * 327)
-        assert [p.delivered for p in the.core.placements()] == [320, 0]
+        assert [p.delivered_tokens for p in the.core.placements()] == [320, 0]
 
 
 async def test_a_booking_leaves_the_load_when_the_worker_reports_it() -> None:

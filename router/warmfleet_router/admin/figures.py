@@ -1,5 +1,6 @@
 """What the admin page's JSON says: the core's views under names that carry their units. Pure."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,18 @@ from warmfleet_router.discovery import SourceView
 from warmfleet_router.moving.moves import Moved
 from warmfleet_router.view import HitRate, PlacementView, Totals, WorkerView
 
+# Fields of views that only gateways need, and those that are shown in another form.
+_NOT_SHOWN = {"model_fingerprint", "block_size", "max_context", "vocab_size", "adapters"}
+_NOT_SHOWN |= {"hit_minute", "hit_total", "at"}
+
 
 def fleet(totals: Totals, workers: Sequence[WorkerView], placements: int, uptime_s: float) -> dict[str, Any]:
     """The fleet in one object; ``placements`` since start."""
-    return {
-        "workers": totals.workers,
-        "healthy": totals.healthy,
-        "usable": totals.usable,
-        "panic": totals.panic,
+    return _fields(totals) | {
         "models": sorted({w.model for w in workers if w.model}),
-        "policy": totals.policy,
         "uptime_s": uptime_s,
         "placements": placements,
-        "bookings": totals.bookings,
-        "index_native": totals.index_native,
-        **_load(totals),
+        "hit_rate": _hit_rate(totals),
     }
 
 
@@ -40,51 +38,19 @@ def setting(sources: Iterable[SourceView], aliases: Mapping[str, Mapping[str, fl
 
 
 def worker(view: WorkerView) -> dict[str, Any]:
-    return {
-        "worker": view.worker,
-        "address": view.address,
-        "state": view.state,
-        "model": view.model,
-        "engine": view.engine,
-        "models": view.models,
+    return _fields(view) | {
         "epoch": f"{view.epoch:016x}",
-        "bookings": view.bookings,
-        "share": view.share,
-        "placements": view.placements,
-        "dropped": view.dropped,
-        "ejections": view.ejections,
-        "recoveries": view.recoveries,
-        "wait_s": view.wait_s,
-        "prefill_s_per_1k_tokens": view.prefill_s_per_1k,
-        "ttft_error": view.ttft_error,
-        "presence": "announced" if view.confidence is None else "guessed",
-        "confidence": view.confidence,
-        "guessed_blocks": view.guessed_blocks,
-        "agreement": view.agreement,
-        **_load(view),
+        "presence": "guessed" if view.silent else "announced",
+        "hit_rate": _hit_rate(view),
     }
 
 
 def placement(view: PlacementView, now: float) -> dict[str, Any]:
     """Times are ages: the clock behind ``view.at`` means nothing outside this process."""
-    return {
+    return _fields(view) | {
         "booking": f"{view.booking:016x}",  # 64 bits: more than a JavaScript number holds
-        "request_id": view.request_id,
         "age_s": max(0.0, now - view.at),
-        "tenant": view.tenant,
-        "model": view.model,
-        "worker": view.worker,
-        "policy": view.policy,
-        "reason": view.reason,
-        "price_s": view.price_s,
         "terms": [{"name": name, "seconds": seconds} for name, seconds in view.terms],
-        "prompt_tokens": view.prompt_tokens,
-        "available_tokens": view.available,
-        "expected_tokens": view.expected,
-        "delivered_tokens": view.delivered,
-        "predicted_ttft_s": view.predicted_ttft_s,
-        "ttft_s": view.ttft_s,
-        "ending": view.ending,
     }
 
 
@@ -92,20 +58,7 @@ def pulls(moves: Iterable[Moved]) -> dict[str, Any]:
     """What workers brought from each other, by pair; since start."""
     return {
         "pulls": [
-            {
-                "source": moved.source,
-                "target": moved.target,
-                "pulls": moved.pulls,
-                "tokens": moved.tokens,
-                "bytes": moved.bytes,
-                "wasted_bytes": moved.wasted_bytes,
-                "seconds": moved.seconds,
-                "gb_per_s": moved.bytes_per_s / 1e9,
-                "saved_prefill_s": moved.saved_s,
-                "ahead_bytes": moved.ahead_bytes,
-                "evacuated_bytes": moved.evacuated_bytes,
-                "failures": dict(moved.failures),
-            }
+            _fields(moved) | {"gb_per_s": moved.bytes_per_s / 1e9, "failures": dict(moved.failures)}
             for moved in moves
         ]
     }
@@ -143,16 +96,14 @@ def explanation(explained: pb.Explanation, prompt_tokens: int) -> dict[str, Any]
     }
 
 
-def _load(view: WorkerView | Totals) -> dict[str, Any]:
-    return {
-        "hit_rate": {"minute": _hits(view.hit_minute), "total": _hits(view.hit_total)},
-        "held_blocks": view.held_blocks,
-        "total_blocks": view.total_blocks,
-        "running": view.running,
-        "waiting": view.waiting,
-        "ttft_p50_s": view.ttft_p50_s,
-        "ttft_p95_s": view.ttft_p95_s,
-    }
+def _fields(view: WorkerView | PlacementView | Totals | Moved) -> dict[str, Any]:
+    """A view's figures by their own names."""
+    names = (field.name for field in dataclasses.fields(view))
+    return {name: getattr(view, name) for name in names if name not in _NOT_SHOWN}
+
+
+def _hit_rate(view: WorkerView | Totals) -> dict[str, Any]:
+    return {"minute": _hits(view.hit_minute), "total": _hits(view.hit_total)}
 
 
 def _hits(hits: HitRate) -> dict[str, Any]:

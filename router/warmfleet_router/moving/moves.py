@@ -23,7 +23,7 @@ class Moved:
     bytes: int = 0
     wasted_bytes: int = 0  # late, twice or damaged
     seconds: float = 0.0
-    saved_s: float = 0.0  # of prefill, as predicted
+    saved_prefill_s: float = 0.0  # as predicted
     ahead_bytes: int = 0  # of the bytes, those for which no request waited
     evacuated_bytes: int = 0  # ... because their source was about to go
     failures: Counter[str] = field(default_factory=Counter)
@@ -45,7 +45,7 @@ class Moves:
         """What a gateway reports of one pull."""
         moved = self._pair(source, target)
         moved.tokens += min(of.pulled_tokens, of.cached_tokens)
-        moved.saved_s += saved_s
+        moved.saved_prefill_s += saved_s
         _carry(moved, of.pulled_bytes, of.wasted_bytes, of.pull_s, of.pull_failure)
 
     def brought(self, source: str, target: str, of: Pulled, leaving: bool) -> None:

@@ -191,7 +191,7 @@ def test_what_it_had_cached_is_learned_with_the_end() -> None:
     answer(core, route(core), 160)
     (view,) = core.workers(101.0)
     assert view.hit_minute == view.hit_total == (160, 320)
-    assert core.placements()[0].delivered == 160
+    assert core.placements()[0].delivered_tokens == 160
     assert core.counters.delivered_tokens == 160
     assert core.roster.fleet.workers[made.address].rates.measured
 

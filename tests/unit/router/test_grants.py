@@ -69,14 +69,14 @@ def test_what_pulls_moved_is_kept_by_pair(core: RouterCore) -> None:
     (moved,) = core.moves
     assert (moved.source, moved.pulls, moved.tokens, moved.bytes) == ("w0", 1, 3984, 4_000_000)
     assert moved.bytes_per_s == 8_000_000
-    assert moved.saved_s == pytest.approx(0.4, rel=0.1), "what computing them was predicted to take"
+    assert moved.saved_prefill_s == pytest.approx(0.4, rel=0.1), "what computing them was predicted to take"
     assert not moved.failures
 
 
 def test_what_came_for_nothing_is_kept_too(core: RouterCore) -> None:
     told(core, cached_tokens=0, pulled_bytes=1000, wasted_bytes=5000, pull_failure="given_up")
     (moved,) = core.moves
-    assert (moved.tokens, moved.bytes, moved.wasted_bytes, moved.saved_s) == (0, 1000, 1000, 0.0)
+    assert (moved.tokens, moved.bytes, moved.wasted_bytes, moved.saved_prefill_s) == (0, 1000, 1000, 0.0)
     assert moved.failures == {"given_up": 1}
 
 

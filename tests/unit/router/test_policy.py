@@ -122,7 +122,7 @@ def test_a_reported_queue_drains_as_time_passes() -> None:
 def test_siblings_land_together_before_any_event() -> None:
     core, _ = fleet_of(4)
     assert len(set(place(core, LONG, 3))) == 1
-    assert core.placements(1)[0].expected == 3999
+    assert core.placements(1)[0].expected_tokens == 3999
     shared = [tokens((1, 3000), (9000 + 100 * i, 50)) for i in range(2)]
     assert {place(core, prompt)[0] for prompt in shared} == {core.placements(1)[0].worker}
 

@@ -214,8 +214,8 @@ def test_what_is_lent_is_corrected_as_the_lender_learns() -> None:
         core.progress(rpb.ProgressRequest(booking=placed.booking, prefill_s=seconds), 20.0)
         core.finish(rpb.FinishRequest(booking=placed.booking, outcome=rpb.FinishRequest.OK), 20.0)
     lender, borrower = core.workers(20.0)
-    assert borrower.prefill_s_per_1k == pytest.approx(lender.prefill_s_per_1k, rel=0.1)
-    assert lender.prefill_s_per_1k < 0.5
+    assert borrower.prefill_s_per_1k_tokens == pytest.approx(lender.prefill_s_per_1k_tokens, rel=0.1)
+    assert lender.prefill_s_per_1k_tokens < 0.5
 
 
 def test_the_length_of_completions_is_known_at_once_and_then_follows_slowly() -> None:

@@ -113,13 +113,18 @@ def test_history_keeps_the_last_hundred_with_what_was_delivered() -> None:
     assert len(records) == 100
     latest = records[0]
     assert (latest.request_id, latest.tenant, latest.ending) == ("last", "t", "ok")
-    assert (latest.available, latest.expected, latest.delivered, latest.ttft_s) == (96, 96, 48, 0.5)
+    assert (latest.available_tokens, latest.expected_tokens, latest.delivered_tokens, latest.ttft_s) == (
+        96,
+        96,
+        48,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e300])
 def test_nonsense_timings_teach_nothing(value: float) -> None:
     core, _ = fleet_of(1)
-    before = core.workers(0.0)[0].prefill_s_per_1k
+    before = core.workers(0.0)[0].prefill_s_per_1k_tokens
     placement = core.route(ask(PROMPT), 0.0)
     core.progress(
         rpb.ProgressRequest(
@@ -129,9 +134,9 @@ def test_nonsense_timings_teach_nothing(value: float) -> None:
     )
     core.finish(rpb.FinishRequest(booking=placement.booking, outcome=rpb.FinishRequest.OK, e2e_s=value), 0.1)
     view = core.workers(0.1)[0]
-    assert view.prefill_s_per_1k == before
+    assert view.prefill_s_per_1k_tokens == before
     assert view.ttft_p50_s is None
-    assert core.placements()[0].delivered == 99
+    assert core.placements()[0].delivered_tokens == 99
 
 
 def test_finish_needs_an_outcome() -> None:
