@@ -6,6 +6,7 @@ counted here. Worker names are those of the fleet as it is now; sources are list
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Literal, NamedTuple, Protocol
 
 from aiohttp import web
@@ -171,39 +172,6 @@ _READINGS = (
     _Reading("worker_recoveries", "Replays and snapshots asked of it.", True, lambda w: w.recoveries),
 )
 
-_COUNTERS = {
-    "placements": "Placements made.",
-    "rejected": "Requests refused for want of a worker.",
-    "bad_requests": "Requests refused as wrong.",
-    "explained": "Explanations given.",
-    "progress": "First tokens reported.",
-    "finished_ok": "Bookings that ended well.",
-    "finished_ignore": "Bookings whose ending says nothing about the worker.",
-    "finished_dropped": "Bookings that the worker failed.",
-    "finished_unknown": "Endings of bookings that had ended or expired before.",
-    "expired": "Bookings whose gateway fell silent, or does not name them any more.",
-    "panic": "Placements made while under half of the fleet was healthy.",
-    "ejections": "Workers taken out.",
-    "kv_batches": "KV event batches read.",
-    "kv_duplicates": "Batches seen before.",
-    "kv_distrusted": "Servers whose answers and KV events disagreed.",
-    "kv_gaps": "Gaps in a worker's event log.",
-    "kv_bad_digests": "Batches after which the index and the worker disagreed.",
-    "kv_malformed": "Batches that broke the contract.",
-    "kv_new_epochs": "Incarnations of workers begun, each one's first too.",
-    "kv_snapshots": "Snapshots taken in.",
-    "kv_held_dropped": "Batches let go because too many waited for a replay.",
-    "expected_tokens": "Overlap expected at the chosen workers.",
-    "available_tokens": "Largest overlap that any worker held.",
-    "delivered_tokens": "Prompt tokens that workers reported as cached.",
-    "prompt_tokens": "Prompt tokens of all placements.",
-    "replications": "Copies of prefixes ordered ahead of requests.",
-    "evacuations": "Copies ordered because who held them was about to go.",
-    "bring_failures": "Copies ordered that did not come whole.",
-    "decision_lines": "Lines of the decision log.",
-    "decision_lines_dropped": "Lines that it could not take in time.",
-}
-
 
 class CoreCollector(Collector):
     """Reads the router core at each scrape, so that nothing is counted twice."""
@@ -214,8 +182,9 @@ class CoreCollector(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         now = self._clock()
-        for field, about in _COUNTERS.items():
-            yield CounterMetricFamily(f"{_PREFIX}{field}", about, value=getattr(self._core.counters, field))
+        for field in fields(Counters):
+            name, about = f"{_PREFIX}{field.name}", field.metadata["about"]
+            yield CounterMetricFamily(name, about, value=getattr(self._core.counters, field.name))
         yield from _fleet(self._core.totals(now))
         workers = self._core.workers(now)
         for reading in _READINGS:

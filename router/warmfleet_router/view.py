@@ -3,7 +3,7 @@
 Times are seconds on the router's monotonic clock, lengths are tokens unless the name says blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -106,37 +106,43 @@ class Totals:
     index_native: bool
 
 
+def _counter(about: str) -> int:
+    """A field that begins at 0, and what /metrics says of it."""
+    counter: int = field(default=0, metadata={"about": about})
+    return counter
+
+
 @dataclass(slots=True)
 class Counters:
     """Events since start. Only ever grow."""
 
-    placements: int = 0
-    rejected: int = 0
-    bad_requests: int = 0
-    explained: int = 0
-    progress: int = 0
-    finished_ok: int = 0
-    finished_ignore: int = 0
-    finished_dropped: int = 0
-    finished_unknown: int = 0  # ended or expired before
-    expired: int = 0
-    panic: int = 0  # placements made while under half of the fleet was healthy
-    ejections: int = 0
-    kv_batches: int = 0
-    kv_duplicates: int = 0
-    kv_gaps: int = 0
-    kv_bad_digests: int = 0
-    kv_malformed: int = 0
-    kv_new_epochs: int = 0
-    kv_snapshots: int = 0
-    kv_distrusted: int = 0  # servers whose answers and events disagreed
-    kv_held_dropped: int = 0  # batches let go because too many waited for a replay
-    expected_tokens: int = 0  # overlap at the chosen workers, sum over placements
-    available_tokens: int = 0
-    delivered_tokens: int = 0  # sum over requests that reached their first token
-    prompt_tokens: int = 0  # sum over placements
-    replications: int = 0  # copies of prefixes ordered ahead of requests
-    evacuations: int = 0  # ... because who held them was about to go
-    bring_failures: int = 0  # of both, that did not come whole
-    decision_lines: int = 0  # of the decision log
-    decision_lines_dropped: int = 0
+    placements: int = _counter("Placements made.")
+    rejected: int = _counter("Requests refused for want of a worker.")
+    bad_requests: int = _counter("Requests refused as wrong.")
+    explained: int = _counter("Explanations given.")
+    progress: int = _counter("First tokens reported.")
+    finished_ok: int = _counter("Bookings that ended well.")
+    finished_ignore: int = _counter("Bookings whose ending says nothing about the worker.")
+    finished_dropped: int = _counter("Bookings that the worker failed.")
+    finished_unknown: int = _counter("Endings of bookings that had ended or expired before.")
+    expired: int = _counter("Bookings whose gateway fell silent, or does not name them any more.")
+    panic: int = _counter("Placements made while under half of the fleet was healthy.")
+    ejections: int = _counter("Workers taken out.")
+    kv_batches: int = _counter("KV event batches read.")
+    kv_duplicates: int = _counter("Batches seen before.")
+    kv_gaps: int = _counter("Gaps in a worker's event log.")
+    kv_bad_digests: int = _counter("Batches after which the index and the worker disagreed.")
+    kv_malformed: int = _counter("Batches that broke the contract.")
+    kv_new_epochs: int = _counter("Incarnations of workers begun, each one's first too.")
+    kv_snapshots: int = _counter("Snapshots taken in.")
+    kv_distrusted: int = _counter("Servers whose answers and KV events disagreed.")
+    kv_held_dropped: int = _counter("Batches let go because too many waited for a replay.")
+    expected_tokens: int = _counter("Overlap expected at the chosen workers.")
+    available_tokens: int = _counter("Largest overlap that any worker held.")
+    delivered_tokens: int = _counter("Prompt tokens that workers reported as cached.")
+    prompt_tokens: int = _counter("Prompt tokens of all placements.")
+    replications: int = _counter("Copies of prefixes ordered ahead of requests.")
+    evacuations: int = _counter("Copies ordered because who held them was about to go.")
+    bring_failures: int = _counter("Copies ordered that did not come whole.")
+    decision_lines: int = _counter("Lines of the decision log.")
+    decision_lines_dropped: int = _counter("Lines that it could not take in time.")
