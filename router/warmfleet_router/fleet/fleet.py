@@ -6,7 +6,7 @@ monotonic seconds.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from math import inf
 
@@ -71,9 +71,8 @@ class Identity:
 
 @dataclass(slots=True)
 class Report:
-    """A worker's load as it last told; nothing before its first report."""
+    """A worker's load as it last told, under WorkerLoad's names; nothing before its first report."""
 
-    at: float = 0.0
     running: int = 0
     waiting: int = 0
     prefill_tokens: int = 0
@@ -81,14 +80,19 @@ class Report:
     free_blocks: int = 0
     cached_blocks: int = 0  # readable, not in use
     wanted_blocks: int = 0  # of the prompts of all requests there
-    steps: int = 0
-    step_seconds: float = 0.0
-    prompt_tokens: int = 0
-    evictions: int = 0
-    late_hits: int = 0
+    steps_total: int = 0
+    step_seconds_total: float = 0.0
+    prompt_tokens_total: int = 0
+    evictions_total: int = 0
+    late_hits_total: int = 0
     step_age_s: float = 0.0  # the step under way had run
+    # Not told:
+    at: float = 0.0
     others_s: float = 0.0  # of prompts that others have waiting at a server, as long as ours on the average
     unbegun: int = 0  # of ours that it had waiting
+
+
+_TOLD = [f.name for f in fields(Report) if f.name in pb.WorkerLoad.DESCRIPTOR.fields_by_name]
 
 
 @dataclass(slots=True)
@@ -312,22 +316,7 @@ class Fleet:
             if not 0.0 <= getattr(load, name) <= MOST_SECONDS:
                 raise Corrupt(f"{name} = {getattr(load, name)}", worker.address)
         before = worker.report
-        worker.report = Report(
-            at=now,
-            running=load.running,
-            waiting=load.waiting,
-            prefill_tokens=load.prefill_tokens,
-            context_tokens=load.context_tokens,
-            free_blocks=load.free_blocks,
-            cached_blocks=load.cached_blocks,
-            steps=load.steps_total,
-            step_seconds=load.step_seconds_total,
-            prompt_tokens=load.prompt_tokens_total,
-            wanted_blocks=load.wanted_blocks,
-            evictions=load.evictions_total,
-            late_hits=load.late_hits_total,
-            step_age_s=load.step_age_s,
-        )
+        worker.report = Report(at=now, **{name: getattr(load, name) for name in _TOLD})
         worker.booked.left = worker.booked.left_tokens = 0
         worker.draining = load.draining
         worker.leaves_s = load.leaves_s
@@ -387,9 +376,10 @@ def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
 
 def _learn_step(rates: Rates, before: Report, after: Report) -> None:
     """From steps that only decoded: no prompt was waiting or arrived in between."""
-    steps = after.steps - before.steps
+    steps = after.steps_total - before.steps_total
     quiet = not before.prefill_tokens and not after.prefill_tokens
-    if before.at and quiet and steps > 0 and after.prompt_tokens == before.prompt_tokens and before.running:
+    quiet = quiet and after.prompt_tokens_total == before.prompt_tokens_total
+    if before.at and quiet and steps > 0 and before.running:
         batch = 0.5 * (before.running + after.running)
         context = 0.5 * (before.context_tokens + after.context_tokens)
-        rates.observe_step(batch, context, (after.step_seconds - before.step_seconds) / steps)
+        rates.observe_step(batch, context, (after.step_seconds_total - before.step_seconds_total) / steps)

@@ -206,9 +206,9 @@ class Roster:
             if worker.anonymous:
                 told.others_s = told.waiting * group.traffic.mean_s
                 told.unbegun = message.load.waiting - told.waiting
-            group.pressure.observe(
-                told.evictions - last.evictions, told.late_hits - last.late_hits, group.total_blocks
-            )
+            evictions = told.evictions_total - last.evictions_total
+            late_hits = told.late_hits_total - last.late_hits_total
+            group.pressure.observe(evictions, late_hits, group.total_blocks)
         if worker.state(now) is before:
             group.settle(worker)
         else:
