@@ -20,8 +20,8 @@ from warmfleet_router.client import LocalRouter
 from warmfleet_router.core import RouterCore
 from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.intake import ANONYMOUS, Tenants
-from warmfleet_router.gateway.placing import Fleet
-from warmfleet_router.gateway.relay import Wanted, routed
+from warmfleet_router.gateway.placing import Upstream
+from warmfleet_router.gateway.relay import RelayRequest, routed
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
@@ -61,7 +61,7 @@ class Bench:
             assert not any(self.core.roster.ingest(f"http://10.0.0.{n}:1", report, 9.9))
         self.core.tick(9.9)
         router = LocalRouter(self.core, self.clock)
-        self.fleet = Fleet("g", router, WorkerPool("g"), Reports(router), RetryBudget(), self.clock)
+        self.fleet = Upstream("g", router, WorkerPool("g"), Reports(router), RetryBudget(), self.clock)
         encoders = {model: PromptEncoder(tokenizer.load(demo.weights()), typed_specials=True)}
         self.servers = Servers()
         self.relays = Relays(self.fleet, {}, encoders, Aliases({}))
@@ -103,7 +103,7 @@ class Bench:
         """What each part needs of those before it."""
         asks = [ask.parse(body, True) for body in bodies]
         ids = [await self.tokens.of(each, b"", []) for each in asks]
-        wanted = [Wanted("r", ANONYMOUS, a, "", i, 0.0, PATH) for a, i in zip(asks, ids, strict=True)]
+        wanted = [RelayRequest("r", ANONYMOUS, a, "", i, 0.0, PATH) for a, i in zip(asks, ids, strict=True)]
         self.asks, self.wanted = itertools.cycle(asks), itertools.cycle(wanted)
         self.told = itertools.cycle([messages(body) for body in bodies])
         self.booked: deque[int] = deque()

@@ -13,9 +13,9 @@ from warmfleet_proto.transfer_pb2 import Grant, Pull, Pulled
 from warmfleet_proto.worker_pb2 import Ending, Sampling
 from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Report
-from warmfleet_router.gateway.generation import Generation, Wanted
+from warmfleet_router.gateway.generation import Generation, GenerationRequest
 from warmfleet_router.gateway.intake import ANONYMOUS
-from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.placing import Upstream
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 
@@ -61,12 +61,12 @@ class Placing:
 
 
 class Bench:
-    def __init__(self, workers: list[ScriptedWorker], placing: Placing, fleet: Fleet) -> None:
+    def __init__(self, workers: list[ScriptedWorker], placing: Placing, fleet: Upstream) -> None:
         self.workers, self.placing, self.fleet = workers, placing, fleet
 
     def generation(self, deadline_s: float = 60.0) -> Generation:
         sampling = Sampling(max_tokens=4, choices=1)
-        wanted = Wanted("r", ANONYMOUS, "m", PROMPT, sampling, time.monotonic() + deadline_s)
+        wanted = GenerationRequest("r", ANONYMOUS, "m", PROMPT, sampling, time.monotonic() + deadline_s)
         return Generation(self.fleet, wanted, lambda: None)
 
     async def endings(self) -> list[tuple[int, int]]:
@@ -83,7 +83,7 @@ async def bench() -> AsyncIterator[Bench]:
         pool = WorkerPool("g")
         stack.push_async_callback(pool.close)
         reports = Reports(placing)  # type: ignore[arg-type]
-        fleet = Fleet("g", placing, pool, reports, RetryBudget(), time.monotonic)  # type: ignore[arg-type]
+        fleet = Upstream("g", placing, pool, reports, RetryBudget(), time.monotonic)  # type: ignore[arg-type]
         yield Bench(workers, placing, fleet)
 
 

@@ -10,11 +10,11 @@ from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.either import Either
-from warmfleet_router.gateway.generation import Generation, Wanted
+from warmfleet_router.gateway.generation import Generation, GenerationRequest
 from warmfleet_router.gateway.http import REQUEST_ID, Events, error_response
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
-from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.placing import Upstream
 from warmfleet_router.gateway.record import Record
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
@@ -28,7 +28,7 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 class Api:
     def __init__(
         self,
-        fleet: Fleet,
+        upstream: Upstream,
         preparer: Preparer,
         catalogue: Catalogue,
         tenants: intake.Tenants,
@@ -37,7 +37,7 @@ class Api:
         relays: Relays,
         aliases: Aliases,
     ) -> None:
-        self._fleet = fleet
+        self._upstream = upstream
         self._preparer = preparer
         self._catalogue = catalogue
         self._tenants = tenants
@@ -94,7 +94,7 @@ class Api:
 
     async def _accounted(self, request: web.Request, parse: Parse) -> web.StreamResponse:
         """One metric set and one log line, however it ends."""
-        record = Record(self._metrics, request[REQUEST_ID], self._fleet.clock())
+        record = Record(self._metrics, request[REQUEST_ID], self._upstream.clock())
         failure: BaseException | None = None
         self._in_flight += 1
         try:
@@ -108,14 +108,14 @@ class Api:
             raise
         finally:
             self._in_flight -= 1
-            record.ended(failure, self._fleet.clock())
+            record.ended(failure, self._upstream.clock())
             failure = None  # its traceback holds this frame, and with it the whole body
 
     async def _served(
         self, request: web.Request, parse: Parse, record: Record
     ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
-        deadline = self._fleet.clock() + intake.timeout_s(request, self._limits.request_s)
+        deadline = self._upstream.clock() + intake.timeout_s(request, self._limits.request_s)
         tenant = self._tenants.of(request.headers.get("Authorization"))
         record.tenant = tenant.name
         if self._in_flight > self._limits.in_flight:
@@ -135,8 +135,8 @@ class Api:
             return await self._relays.served(request, body, tenant, deadline, record)
         self._catalogue.check(model_of(body), self._relays.models(), self._aliases)
         job = await parse(body, tenant)
-        record.prepared(job, self._fleet.clock())
-        self._fleet.budget.request(self._fleet.clock())
+        record.prepared(job, self._upstream.clock())
+        self._upstream.budget.request(self._upstream.clock())
         generations = self._generations(request, job, tenant, deadline)
         record.generations = generations
         failure: BaseException | None = None
@@ -178,9 +178,9 @@ class Api:
         # One salt for both, as servers get it: the router hashes a prompt with one.
         salted = tenant._replace(salt=relay.salt)
         (generation,) = self._generations(request, job, salted, deadline)
-        either = Either(self._fleet, deadline, relay, generation)
-        record.prepared(job, self._fleet.clock())
-        self._fleet.budget.request(self._fleet.clock())
+        either = Either(self._upstream, deadline, relay, generation)
+        record.prepared(job, self._upstream.clock())
+        self._upstream.budget.request(self._upstream.clock())
         record.generations = [either]
         failure: BaseException | None = None
         try:
@@ -209,15 +209,17 @@ class Api:
 
         return [
             Generation(
-                self._fleet,
-                Wanted(request[REQUEST_ID], tenant, job.model, prompt.token_ids, prompt.sampling, deadline),
+                self._upstream,
+                GenerationRequest(
+                    request[REQUEST_ID], tenant, job.model, prompt.token_ids, prompt.sampling, deadline
+                ),
                 hang_up,
             )
             for prompt in job.prompts
         ]
 
     def _answer(self, job: Job, generations: list[Generation], record: Record) -> Answer:
-        return Answer(job, generations, self._preparer.tokenizer(job), record, self._fleet.clock)
+        return Answer(job, generations, self._preparer.tokenizer(job), record, self._upstream.clock)
 
     async def _respond(
         self, request: web.Request, job: Job, answer: Answer, generations: list[Generation]

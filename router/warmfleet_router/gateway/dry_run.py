@@ -14,7 +14,7 @@ from warmfleet_router.gateway import body as _body
 from warmfleet_router.gateway import intake, schema
 from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.catalogue import Catalogue
-from warmfleet_router.gateway.generation import Wanted
+from warmfleet_router.gateway.generation import GenerationRequest
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.relaying import Relays
@@ -111,6 +111,6 @@ def _of_keys(keys: Keys, tenant: intake.Tenant) -> RouteRequest:
 
 def _of_job(job: Job, tenant: intake.Tenant) -> list[RouteRequest]:
     return [
-        Wanted("", tenant, job.model, prompt.token_ids, prompt.sampling, 0.0).route(GATEWAY)
+        GenerationRequest("", tenant, job.model, prompt.token_ids, prompt.sampling, 0.0).route(GATEWAY)
         for prompt in job.prompts
     ]

@@ -3,15 +3,15 @@
 from warmfleet_proto.router_pb2 import FinishRequest, RouteRequest
 
 from warmfleet_router.gateway.generation import Generation
-from warmfleet_router.gateway.placing import Fleet, Placed
+from warmfleet_router.gateway.placing import Placed, Upstream
 from warmfleet_router.gateway.relay import Relay
 
 
 class Either(Placed):
     """It is ``relay`` or ``generation`` after ``chosen``; which of them it is may change with a retry."""
 
-    def __init__(self, fleet: Fleet, deadline: float, relay: Relay, generation: Generation) -> None:
-        super().__init__(fleet, deadline)
+    def __init__(self, upstream: Upstream, deadline: float, relay: Relay, generation: Generation) -> None:
+        super().__init__(upstream, deadline)
         self._relay = relay
         self._generation = generation
         self._chosen: Relay | Generation = generation
@@ -27,7 +27,7 @@ class Either(Placed):
         return self._chosen
 
     def _route(self) -> RouteRequest:
-        return self._generation.wanted.route(self._fleet.gateway_id, self.tried)
+        return self._generation.wanted.route(self._upstream.gateway_id, self.tried)
 
     async def _submit(self) -> None:
         self._chosen = self._relay if self._relay.reaches(self.placement.address) else self._generation

@@ -12,14 +12,14 @@ from warmfleet_proto.worker_pb2 import Output, Sampling, Started, Submit
 
 from warmfleet_router.backends.attempt import Attempt, past_deadline
 from warmfleet_router.gateway.intake import Tenant
-from warmfleet_router.gateway.placing import Fleet, Placed, is_server
+from warmfleet_router.gateway.placing import Placed, Upstream, is_server
 
 _DEADLINE_GRACE_S = 0.25  # the worker keeps the deadline; a stuck one does not
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be completed. ``token_ids`` is the packed prompt; ``deadline`` is on the fleet's clock."""
+class GenerationRequest:
+    """What is to be completed. ``token_ids`` is the packed prompt; ``deadline`` is on the clock upstream."""
 
     request_id: str
     tenant: Tenant
@@ -52,8 +52,8 @@ class Wanted:
 class Generation(Placed):
     """``start`` waits for the first outputs, iterating yields them and the rest, ``finish`` ends it."""
 
-    def __init__(self, fleet: Fleet, wanted: Wanted, on_overrun: Callable[[], None]) -> None:
-        super().__init__(fleet, wanted.deadline)
+    def __init__(self, upstream: Upstream, wanted: GenerationRequest, on_overrun: Callable[[], None]) -> None:
+        super().__init__(upstream, wanted.deadline)
         self.wanted = wanted
         self._on_overrun = on_overrun
         self._attempt: Attempt | None = None
@@ -76,7 +76,7 @@ class Generation(Placed):
         return await anext(self._attempt)
 
     def _route(self) -> RouteRequest:
-        return self.wanted.route(self._fleet.gateway_id, self.tried)
+        return self.wanted.route(self._upstream.gateway_id, self.tried)
 
     def _let_go(self) -> None:
         if self._attempt is not None:
@@ -87,9 +87,9 @@ class Generation(Placed):
 
     async def _submit(self) -> None:
         if is_server(self.placement.address):  # it has joined since the last look at who serves the model
-            self._fleet.stale.set()
+            self._upstream.stale.set()
             raise Rejected("a server that is not ours")
-        wanted, now = self.wanted, self._fleet.clock()
+        wanted, now = self.wanted, self._upstream.clock()
         submit = Submit(
             request_id=wanted.request_id,
             booking=self.placement.booking,
@@ -99,7 +99,7 @@ class Generation(Placed):
             deadline_s=max(wanted.deadline - now, 0.001),
             pull=self.placement.pull if self.placement.HasField("pull") else None,
         )
-        self._attempt = self._fleet.workers.submit(
+        self._attempt = self._upstream.workers.submit(
             self.placement.address, submit, wanted.token_ids, self._on_overrun
         )
         self._timer = asyncio.get_running_loop().call_later(
@@ -110,8 +110,8 @@ class Generation(Placed):
         self.cached_tokens = started.cached_tokens
         self.brought = Counter(host=started.host_tokens, disk=started.disk_tokens, peer=started.peer_tokens)
         self.queue_s = started.queue_s
-        self._fleet.reports.progress(
-            _progress(self.placement.booking, started, ttft_s=self._fleet.clock() - now)
+        self._upstream.reports.progress(
+            _progress(self.placement.booking, started, ttft_s=self._upstream.clock() - now)
         )
 
 

@@ -21,7 +21,7 @@ _MAX_RETRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class Upstream:
     """What every placed request of a gateway shares."""
 
     gateway_id: str
@@ -34,19 +34,19 @@ class Fleet:
 
 
 class Placed:
-    """``start`` waits for the first of the answer, ``finish`` ends it; ``deadline`` on the fleet's clock."""
+    """``start`` waits for the first of the answer, ``finish`` ends it; ``deadline`` is on the clock upstream."""
 
-    def __init__(self, fleet: Fleet, deadline: float) -> None:
+    def __init__(self, upstream: Upstream, deadline: float) -> None:
         self.placement = Placement()
         self.cached_tokens = 0
         self.brought: Counter[str] = Counter()  # of those, by where they were fetched from
         self.queue_s = 0.0
         self.placing_s = 0.0
         self.tried: list[str] = []  # workers that failed or refused it
-        self._fleet = fleet
+        self._upstream = upstream
         self._deadline = deadline
         self._booked = False
-        self._began = fleet.clock()
+        self._began = upstream.clock()
 
     @property
     def prompt_tokens(self) -> int:
@@ -111,11 +111,11 @@ class Placed:
             outcome=_outcome(error),
             completion_tokens=completion_tokens,
             cached_tokens=self.cached_tokens,
-            e2e_s=self._fleet.clock() - self._began,
+            e2e_s=self._upstream.clock() - self._began,
             reason="" if error is None else type(error).__name__,
         )
         self._told(report)
-        self._fleet.reports.finish(report)
+        self._upstream.reports.finish(report)
 
     async def _place_after(self, failed: Rejected | WorkerLost | None) -> None:
         """Where nobody else is left, how the last one failed says more than that: a server's 429 and its
@@ -128,17 +128,17 @@ class Placed:
             raise failed from None
 
     async def _place(self) -> None:
-        asked = self._fleet.clock()
+        asked = self._upstream.clock()
         self.placement = await self._asked(self._route())
-        self._fleet.reports.booked(self.placement.booking)
+        self._upstream.reports.booked(self.placement.booking)
         self._booked = True
-        self.placing_s = self._fleet.clock() - asked
+        self.placing_s = self._upstream.clock() - asked
 
     async def _asked(self, request: RouteRequest) -> Placement:
         """A client that leaves meanwhile leaves no booking behind."""
-        if self._fleet.router.books_at_once:
-            return await self._fleet.router.route(request)  # a task for it takes a third as long again
-        asking = asyncio.ensure_future(self._fleet.router.route(request))
+        if self._upstream.router.books_at_once:
+            return await self._upstream.router.route(request)  # a task for it takes a third as long again
+        asking = asyncio.ensure_future(self._upstream.router.route(request))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -148,11 +148,11 @@ class Placed:
     def _unbook(self, asking: asyncio.Future[Placement]) -> None:
         if not asking.cancelled() and asking.exception() is None:
             ignored = FinishRequest(booking=asking.result().booking, outcome=FinishRequest.IGNORE)
-            self._fleet.reports.finish(ignored)
+            self._upstream.reports.finish(ignored)
 
     def _may_retry(self) -> bool:
-        now = self._fleet.clock()
-        return now < self._deadline and len(self.tried) <= _MAX_RETRIES and self._fleet.budget.take(now)
+        now = self._upstream.clock()
+        return now < self._deadline and len(self.tried) <= _MAX_RETRIES and self._upstream.budget.take(now)
 
 
 def is_server(address: str) -> bool:

@@ -13,7 +13,7 @@ from warmfleet_router.backends.attempt import past_deadline
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import Tenant
 from warmfleet_router.gateway.outlet import Outlet
-from warmfleet_router.gateway.placing import Fleet, Placed, is_server
+from warmfleet_router.gateway.placing import Placed, Upstream, is_server
 from warmfleet_router.servers import sse, text
 from warmfleet_router.servers.ask import Ask
 from warmfleet_router.servers.catalogue import RANK, Server, Servers
@@ -27,7 +27,7 @@ _BUSY = (429, 503)
 _EVENTS = "text/event-stream"
 
 
-class Wanted(NamedTuple):
+class RelayRequest(NamedTuple):
     request_id: str
     tenant: Tenant
     ask: Ask
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def routed(wanted: Wanted, servers: Servers, gateway_id: str) -> RouteRequest:
+def routed(wanted: RelayRequest, servers: Servers, gateway_id: str) -> RouteRequest:
     """What the router is asked: by token ids, or by the text in their place."""
     model, token_ids = wanted.ask.model, wanted.token_ids
     salt = salt_of(servers.adapter(model), wanted.salt)
@@ -78,15 +78,15 @@ def _answer_tokens(ask: Ask, room: int) -> int:
 class Relay(Placed):
     """After ``start``: ``answer``, and for a stream ``pour``."""
 
-    def __init__(self, fleet: Fleet, servers: Servers, pool: ServerPool, wanted: Wanted) -> None:
-        super().__init__(fleet, wanted.deadline)
+    def __init__(self, upstream: Upstream, servers: Servers, pool: ServerPool, wanted: RelayRequest) -> None:
+        super().__init__(upstream, wanted.deadline)
         self.wanted = wanted
         self.answer = Answer(502, "", b"")
         self.events = sse.Stream(hide=not wanted.ask.wants_usage)
         self.usage: sse.Usage | None = None
         self._servers = servers
         self._pool = pool
-        self._route_request = routed(wanted, servers, fleet.gateway_id)
+        self._route_request = routed(wanted, servers, upstream.gateway_id)
         self._tokens = self._route_request.prompt_tokens
         self._reply: Reply | None = None
         self._first = b""
@@ -145,8 +145,8 @@ class Relay(Placed):
     # ---- the server's side
 
     async def _submit(self) -> None:
-        now = self._fleet.clock()
-        server = await server_at(self._fleet, self._servers, self.placement.address)
+        now = self._upstream.clock()
+        server = await server_at(self._upstream, self._servers, self.placement.address)
         self.events = sse.Stream(hide=not self.wanted.ask.wants_usage)
         adapter = self._servers.adapter_for(server, self.model)
         body = self.wanted.ask.outgoing(self.wanted.salt, server.knows_salts, adapter)
@@ -160,15 +160,15 @@ class Relay(Placed):
                 self._reply = await self._pool.post(server.url, self.wanted.path, body, headers)
                 await self._begin(self._reply)
         except Rejected:
-            late = self._fleet.clock()
+            late = self._upstream.clock()
             self._silent = self.wanted.ask.stream and late >= self._deadline and late - now >= SILENT_S
             raise
         if self.streaming:  # of a whole answer nobody sees the first token
-            self._ttft_s = self._fleet.clock() - now
+            self._ttft_s = self._upstream.clock() - now
 
     def _progressed(self) -> None:
         progress = ProgressRequest(booking=self.placement.booking, ttft_s=self._ttft_s, cached_later=True)
-        self._fleet.reports.progress(progress)
+        self._upstream.reports.progress(progress)
 
     async def _begin(self, reply: Reply) -> None:
         """As far as the request could still go to another server."""
@@ -232,18 +232,18 @@ class Relay(Placed):
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(max(self._deadline - self._fleet.clock(), 0.001)):
+            async with asyncio.timeout(max(self._deadline - self._upstream.clock(), 0.001)):
                 yield
         except TimeoutError:
             raise past_deadline() from None
 
 
-async def server_at(fleet: Fleet, servers: Servers, address: str) -> Server:
+async def server_at(upstream: Upstream, servers: Servers, address: str) -> Server:
     """Where a placement leads. It may have joined after the last look: how it is talked to, and that it keeps
     tenants apart, is known by another one. Raises Rejected."""
     server = servers.of(address)
     if server is None:
-        servers.update(await fleet.router.list_workers(ListWorkersRequest()))
+        servers.update(await upstream.router.list_workers(ListWorkersRequest()))
         server = servers.of(address)
     if server is None:
         raise Rejected("the server has left")

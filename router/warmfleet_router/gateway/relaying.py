@@ -15,9 +15,9 @@ from warmfleet_router.gateway.answer import error_event
 from warmfleet_router.gateway.http import REQUEST_ID, Events
 from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.pick import Header, Pick
-from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.placing import Upstream
 from warmfleet_router.gateway.record import Record
-from warmfleet_router.gateway.relay import Relay, Wanted, refusal, routed, server_at
+from warmfleet_router.gateway.relay import Relay, RelayRequest, refusal, routed, server_at
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask, sse
 from warmfleet_router.servers.addresses import Addresses
@@ -37,12 +37,12 @@ class Relays:
 
     def __init__(
         self,
-        fleet: Fleet,
+        upstream: Upstream,
         keys: Mapping[str, str],
         encoders: Mapping[str, PromptEncoder],
         aliases: Aliases,
     ) -> None:
-        self._fleet = fleet
+        self._upstream = upstream
         self._aliases = aliases
         self._servers = Servers()
         self._keys = keys
@@ -58,7 +58,7 @@ class Relays:
 
     def _give_up(self, lost: AbstractSet[str]) -> None:
         """Answers of servers that have been lost for a while: a machine that hangs closes no connection."""
-        now = self._fleet.clock()
+        now = self._upstream.clock()
         self._lost = {url: self._lost.get(url, now) for url in lost}
         for url, since in self._lost.items():
             if now - since >= GONE_S and url not in self._giving_up:
@@ -96,15 +96,15 @@ class Relays:
     ) -> Relay:
         """Not started. ``token_ids`` of its prompt, where they are known. Raises BadRequest and Rejected."""
         wanted = await self._wanted(request[REQUEST_ID], body, tenant, deadline, request.path, token_ids)
-        return Relay(self._fleet, self._servers, self._pool, wanted)
+        return Relay(self._upstream, self._servers, self._pool, wanted)
 
     async def served(
         self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
     ) -> tuple[web.StreamResponse, Exception | None]:
         """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
         relay = await self.relay(request, body, tenant, deadline)
-        record.prepared(relay, self._fleet.clock())
-        self._fleet.budget.request(self._fleet.clock())
+        record.prepared(relay, self._upstream.clock())
+        self._upstream.budget.request(self._upstream.clock())
         record.generations = [relay]
         failure: BaseException | None = None
         try:
@@ -136,20 +136,20 @@ class Relays:
         body = self._aliases.resolved(body)
         wanted = await self._wanted(request_id, body, tenant, 0.0, path)
         servers = self._servers.serving(wanted.ask.model)
-        asked = routed(wanted, self._servers, self._fleet.gateway_id)
+        asked = routed(wanted, self._servers, self._upstream.gateway_id)
         within = await self._within(servers, subset) if subset else servers
         if servers and not within:
             raise Rejected("no server of the subset serves the model")
         if len(within) < len(servers):
             allowed = set(within)
             asked.exclude.extend(server.name for server in servers if server not in allowed)
-        placement = await self._fleet.router.route(asked)
-        self._fleet.reports.booked(placement.booking)
-        pick = Pick(self._fleet, placement, body)
+        placement = await self._upstream.router.route(asked)
+        self._upstream.reports.booked(placement.booking)
+        pick = Pick(self._upstream, placement, body)
         pick.keyed_on_text = not wanted.token_ids
         pick.hide_usage = usage and wanted.ask.stream and not wanted.ask.wants_usage
         try:
-            chosen = await server_at(self._fleet, self._servers, placement.address)
+            chosen = await server_at(self._upstream, self._servers, placement.address)
             if subset and not await self._within([chosen], subset):  # it was not known, and so not excluded
                 raise Rejected("the server that was chosen is not of the subset")
             pick.prefix, pick.headers = chosen.place.prefix, self._headers(chosen, tenant)
@@ -206,7 +206,7 @@ class Relays:
     ) -> RouteRequest:
         """What a request that is not made would ask of the router. Raises BadRequest and Rejected."""
         wanted = await self._wanted("", body, tenant, 0.0, path, token_ids)
-        return routed(wanted, self._servers, self._fleet.gateway_id)
+        return routed(wanted, self._servers, self._upstream.gateway_id)
 
     async def _wanted(
         self,
@@ -216,7 +216,7 @@ class Relays:
         deadline: float,
         path: str,
         token_ids: bytes | None = None,
-    ) -> Wanted:
+    ) -> RelayRequest:
         chat = path.endswith("/chat/completions")
         if len(body) <= INLINE_BYTES:
             asked = ask.parse(body, chat)
@@ -225,7 +225,7 @@ class Relays:
         salt = asked.salt(tenant.salt)
         if token_ids is None:
             token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
-        return Wanted(request_id, tenant, asked, salt, token_ids, deadline, path)
+        return RelayRequest(request_id, tenant, asked, salt, token_ids, deadline, path)
 
     async def respond(
         self, request: web.Request, relay: Relay, record: Record
@@ -237,7 +237,7 @@ class Relays:
             response = Events(headers=_EVENTS | headers)
             writer = await response.prepare(request)
             assert writer is not None
-            outlet = Outlet(request, writer, record, self._fleet.clock)
+            outlet = Outlet(request, writer, record, self._upstream.clock)
             return response, await self._stream(response, relay, outlet, record)
         headers["Content-Type"] = (
             answer.content_type or "application/octet-stream"
@@ -248,7 +248,7 @@ class Relays:
             relay.finish(failure)
             return whole, failure
         completion = sse.counted(relay.usage.completion_tokens if relay.usage else None)
-        record.tokens(completion, self._fleet.clock())
+        record.tokens(completion, self._upstream.clock())
         relay.finish(completion_tokens=completion)
         return whole, None
 

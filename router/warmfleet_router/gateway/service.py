@@ -25,7 +25,7 @@ from warmfleet_router.gateway.dry_run import DryRun
 from warmfleet_router.gateway.encoders import Encoders
 from warmfleet_router.gateway.job import Preparer
 from warmfleet_router.gateway.limits import Limits
-from warmfleet_router.gateway.placing import Fleet
+from warmfleet_router.gateway.placing import Upstream
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
@@ -54,17 +54,17 @@ class Gateway:
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._catalogue = Catalogue(served_name, encoders.vocabulary, encoders.vocab_sizes())
-        self._fleet = Fleet(
+        self._upstream = Upstream(
             gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
         )
         self._aliases = Aliases(aliases or {})
         preparer = Preparer(encoders, self._catalogue)
         tenants = self.tenants = intake.Tenants(keys, limits.tenant_in_flight, metrics.limited)
         self.relays = Relays(
-            self._fleet, {} if server_keys is None else server_keys, encoders.relayed, self._aliases
+            self._upstream, {} if server_keys is None else server_keys, encoders.relayed, self._aliases
         )
         self._api = Api(
-            self._fleet,
+            self._upstream,
             preparer,
             self._catalogue,
             tenants,
@@ -93,21 +93,21 @@ class Gateway:
         """After the last request has ended."""
         if self._heart is not None:
             await cancelled(self._heart)
-        await self._fleet.workers.close()
+        await self._upstream.workers.close()
         await self.relays.close()
-        await self._fleet.reports.close()
+        await self._upstream.reports.close()
 
     def _heartbeat(self) -> HeartbeatRequest:
-        return HeartbeatRequest(gateway_id=self._fleet.gateway_id, live=self._fleet.reports.live)
+        return HeartbeatRequest(gateway_id=self._upstream.gateway_id, live=self._upstream.reports.live)
 
     async def _beat(self) -> None:
         """Keeps this gateway's bookings alive, and hears of the fleet's workers."""
         reachable = True
         while True:
-            self._fleet.stale.clear()
+            self._upstream.stale.clear()
             try:
-                await self._fleet.router.heartbeat(self._heartbeat())
-                workers = await self._fleet.router.list_workers(ListWorkersRequest())
+                await self._upstream.router.heartbeat(self._heartbeat())
+                workers = await self._upstream.router.list_workers(ListWorkersRequest())
                 for model, why in self._catalogue.update(workers).items():
                     log.event(_log, "model refused", level=logging.WARNING, model=model, why=why)
                 self.relays.update(workers)
@@ -127,4 +127,4 @@ class Gateway:
             ready = self._catalogue.ready or self.relays.models()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BOOKING_HEARTBEAT_S if ready else _JOINING_S):
-                    await self._fleet.stale.wait()
+                    await self._upstream.stale.wait()

@@ -11,8 +11,8 @@ from warmfleet_router.client import LocalRouter
 from warmfleet_router.core import RouterCore
 from warmfleet_router.gateway.intake import ANONYMOUS
 from warmfleet_router.gateway.outlet import Outlet
-from warmfleet_router.gateway.placing import Fleet
-from warmfleet_router.gateway.relay import Relay, Wanted, routed
+from warmfleet_router.gateway.placing import Upstream
+from warmfleet_router.gateway.relay import Relay, RelayRequest, routed
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.routing import Routing
@@ -62,7 +62,7 @@ async def test_an_image_is_never_taken_for_another_one(block_size: int) -> None:
         image = {"type": "image_url", "image_url": {"url": at}}
         messages = [system, {"role": "user", "content": [image]}]
         body = json.dumps({"model": "m", "messages": messages}).encode()
-        wanted = Wanted("r", ANONYMOUS, ask.parse(body, True), "", b"", 60.0, "/v1/chat/completions")
+        wanted = RelayRequest("r", ANONYMOUS, ask.parse(body, True), "", b"", 60.0, "/v1/chat/completions")
         return routed(wanted, Servers(), "g")
 
     first = core.route(looking("http://x/cat.png"), 0.0)
@@ -75,11 +75,13 @@ async def test_an_image_is_never_taken_for_another_one(block_size: int) -> None:
 
 def relay() -> Relay:
     router = LocalRouter(RouterCore(Routing(), 1), lambda: 0.0)
-    fleet = Fleet("g", router, WorkerPool("g"), Reports(router), RetryBudget(), lambda: 0.0)
+    fleet = Upstream("g", router, WorkerPool("g"), Reports(router), RetryBudget(), lambda: 0.0)
     servers = Servers()
     servers.update(ListWorkersResponse())
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]})
-    wanted = Wanted("r", ANONYMOUS, ask.parse(body.encode(), True), "", b"", 60.0, "/v1/chat/completions")
+    wanted = RelayRequest(
+        "r", ANONYMOUS, ask.parse(body.encode(), True), "", b"", 60.0, "/v1/chat/completions"
+    )
     return Relay(fleet, servers, ServerPool(), wanted)
 
 
@@ -100,7 +102,7 @@ async def test_a_first_token_is_told_once_it_has_gone_to_the_client_and_before_t
     made, slow = relay(), Slow()
     made._reply = reply
     took: list[int] = []
-    made._fleet.reports.progress = lambda _: took.append(len(slow.took))  # type: ignore[method-assign]
+    made._upstream.reports.progress = lambda _: took.append(len(slow.took))  # type: ignore[method-assign]
     pouring = asyncio.create_task(made.pour(cast(Outlet, slow)))
     await slow.waited.wait()
     assert took == [1]

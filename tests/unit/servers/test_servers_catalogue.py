@@ -5,7 +5,7 @@ from warmfleet_proto.router_pb2 import ListWorkersResponse, WorkerView
 from warmfleet_proto.settings import ConfigError
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import ANONYMOUS
-from warmfleet_router.gateway.relay import Wanted, routed
+from warmfleet_router.gateway.relay import RelayRequest, routed
 from warmfleet_router.picker import replies
 from warmfleet_router.servers import catalogue
 from warmfleet_router.servers.ask import parse
@@ -24,7 +24,7 @@ def test_an_adapters_name_is_in_the_root_of_its_prompts() -> None:
     assert servers.models() == {"base": 100, "alias": 100, "poet": 100}
     for model, adapter in (("base", ""), ("alias", ""), ("poet", "poet")):
         asked = parse(b'{"model":"%b","prompt":[1,2]}' % model.encode(), False)
-        wanted = Wanted("id", ANONYMOUS, asked, "salt", bytes(8), 0.0, "/v1/completions")
+        wanted = RelayRequest("id", ANONYMOUS, asked, "salt", bytes(8), 0.0, "/v1/completions")
         assert routed(wanted, servers, "g").salt == salt_of(adapter, "salt")
 
 
