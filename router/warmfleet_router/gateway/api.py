@@ -11,11 +11,12 @@ from warmfleet_router.gateway.answer import Answer, together
 from warmfleet_router.gateway.catalogue import Catalogue, not_served
 from warmfleet_router.gateway.either import Either
 from warmfleet_router.gateway.generation import Generation, GenerationRequest
-from warmfleet_router.gateway.http import REQUEST_ID, Events, error_response
+from warmfleet_router.gateway.http import REQUEST_ID, Answered, Events, error_response
 from warmfleet_router.gateway.job import Job, Preparer
 from warmfleet_router.gateway.limits import Limits
 from warmfleet_router.gateway.placing import Upstream
-from warmfleet_router.gateway.record import Record
+from warmfleet_router.gateway.record import Record, carried_out
+from warmfleet_router.gateway.relay import Relay
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
 from warmfleet_router.servers.ask import model_of
@@ -111,10 +112,8 @@ class Api:
             record.ended(failure, self._upstream.clock())
             failure = None  # its traceback holds this frame, and with it the whole body
 
-    async def _served(
-        self, request: web.Request, parse: Parse, record: Record
-    ) -> tuple[web.StreamResponse, Exception | None]:
-        """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
+    async def _served(self, request: web.Request, parse: Parse, record: Record) -> Answered:
+        """Once the key and the bounds on requests in flight allow it. Raises the four exceptions."""
         deadline = self._upstream.clock() + intake.timeout_s(request, self._limits.request_s)
         tenant = self._tenants.of(request.headers.get("Authorization"))
         record.tenant = tenant.name
@@ -125,8 +124,8 @@ class Api:
 
     async def _answered(
         self, request: web.Request, parse: Parse, record: Record, tenant: intake.Tenant, deadline: float
-    ) -> tuple[web.StreamResponse, Exception | None]:
-        """The same for a request that is let in."""
+    ) -> Answered:
+        """A request that was let in: by our own workers, by servers that are not ours, or by either."""
         body = await intake.read_body(request, self._limits.body_bytes)
         body = await self._preparer.parsed(self._aliases.resolved, body)
         if self._relays.serves(body):
@@ -135,27 +134,22 @@ class Api:
             return await self._relays.served(request, body, tenant, deadline, record)
         self._catalogue.check(model_of(body), self._relays.models(), self._aliases)
         job = await parse(body, tenant)
-        record.prepared(job, self._upstream.clock())
-        self._upstream.budget.request(self._upstream.clock())
         generations = self._generations(request, job, tenant, deadline)
+        answering = self._generated(request, job, generations, record)
+        return await carried_out(self._upstream, record, job, generations, answering)
+
+    async def _generated(
+        self, request: web.Request, job: Job, generations: list[Generation], record: Record
+    ) -> Answered:
+        """By our own workers: every prompt is started, then they are answered together."""
         record.generations = generations
-        failure: BaseException | None = None
-        try:
-            await together([generation.start() for generation in generations])
-            record.placed()
-            answer = self._answer(job, generations, record)
-            response, failure = await self._respond(request, job, answer, generations)
-            return response, failure
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            for generation in generations:
-                generation.finish(failure)
-            failure = None
+        await together([generation.start() for generation in generations])
+        record.placed()
+        return await self._respond(request, job, generations, record)
 
     async def _single(self, body: bytes, parse: Parse, tenant: intake.Tenant) -> Job | None:
-        """For our own workers; nothing for what only other servers can do, or whose tokens we do not know."""
+        """The job that it would be for our own workers. None for what only other servers can do, or where the
+        tokenizer is not known here."""
         if not self._catalogue.ready:
             return None
         try:
@@ -172,58 +166,44 @@ class Api:
         tenant: intake.Tenant,
         deadline: float,
         record: Record,
-    ) -> tuple[web.StreamResponse, Exception | None]:
-        """By our own workers or by servers, whoever is cheaper; as ``_served``."""
+    ) -> Answered:
+        """Our own workers and servers serve its model: whoever is cheaper answers."""
         relay = await self._relays.relay(request, body, tenant, deadline, job.prompts[0].token_ids)
         # One salt for both, as servers get it: the router hashes a prompt with one.
         salted = tenant._replace(salt=relay.salt)
         (generation,) = self._generations(request, job, salted, deadline)
         either = Either(self._upstream, deadline, relay, generation)
-        record.prepared(job, self._upstream.clock())
-        self._upstream.budget.request(self._upstream.clock())
+        answering = self._by_either(request, job, either, record)
+        return await carried_out(self._upstream, record, job, (either, relay, generation), answering)
+
+    async def _by_either(self, request: web.Request, job: Job, either: Either, record: Record) -> Answered:
         record.generations = [either]
-        failure: BaseException | None = None
-        try:
-            chosen = await either.chosen()
-            record.generations = [chosen]
-            record.placed()
-            if chosen is relay:
-                return await self._relays.respond(request, relay, record)
-            answer = self._answer(job, [generation], record)
-            response, failure = await self._respond(request, job, answer, [generation])
-            return response, failure
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            for placed in (either, relay, generation):
-                placed.finish(failure)
-            failure = None
+        chosen = await either.chosen()
+        record.generations = [chosen]
+        record.placed()
+        if isinstance(chosen, Relay):
+            return await self._relays.respond(request, chosen, record)
+        return await self._respond(request, job, [chosen], record)
 
     def _generations(
         self, request: web.Request, job: Job, tenant: intake.Tenant, deadline: float
     ) -> list[Generation]:
+        id_ = request[REQUEST_ID]
+
         def hang_up() -> None:
             if request.transport is not None:
                 request.transport.abort()
 
-        return [
-            Generation(
-                self._upstream,
-                GenerationRequest(
-                    request[REQUEST_ID], tenant, job.model, prompt.token_ids, prompt.sampling, deadline
-                ),
-                hang_up,
-            )
+        wanted = (
+            GenerationRequest(id_, tenant, job.model, prompt.token_ids, prompt.sampling, deadline)
             for prompt in job.prompts
-        ]
-
-    def _answer(self, job: Job, generations: list[Generation], record: Record) -> Answer:
-        return Answer(job, generations, self._preparer.tokenizer(job), record, self._upstream.clock)
+        )
+        return [Generation(self._upstream, each, hang_up) for each in wanted]
 
     async def _respond(
-        self, request: web.Request, job: Job, answer: Answer, generations: list[Generation]
-    ) -> tuple[web.StreamResponse, Exception | None]:
+        self, request: web.Request, job: Job, generations: list[Generation], record: Record
+    ) -> Answered:
+        answer = Answer(job, generations, self._preparer.tokenizer(job), record, self._upstream.clock)
         headers = {"X-Warmfleet-Worker": generations[0].placement.worker}
         if not job.stream:
             body = await answer.whole()

@@ -19,7 +19,7 @@ _DEADLINE_GRACE_S = 0.25  # the worker keeps the deadline; a stuck one does not
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What is to be completed. ``token_ids`` is the packed prompt; ``deadline`` is on the clock upstream."""
+    """A prompt to be completed. ``token_ids`` are packed; ``deadline`` is on the upstream's clock."""
 
     request_id: str
     tenant: Tenant
@@ -50,7 +50,10 @@ class GenerationRequest:
 
 
 class Generation(Placed):
-    """``start`` waits for the first outputs, iterating yields them and the rest, ``finish`` ends it."""
+    """One prompt's completion. ``start`` waits for the first outputs, iterating yields them and the rest.
+
+    ``on_overrun`` is called when the client reads so slowly that outputs pile up.
+    """
 
     def __init__(self, upstream: Upstream, wanted: GenerationRequest, on_overrun: Callable[[], None]) -> None:
         super().__init__(upstream, wanted.deadline)

@@ -17,6 +17,9 @@ from warmfleet_router.gateway.openai import error_body, error_of
 
 _log = logging.getLogger(__name__)
 
+# A response, and what ended it early if its stream had begun.
+Answered = tuple[web.StreamResponse, Exception | None]
+
 REQUEST_ID = web.RequestKey("request_id", str)
 _BEGUN = web.RequestKey("begun", bool)  # a response of its own is on its way to the client
 

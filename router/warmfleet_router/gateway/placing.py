@@ -1,4 +1,4 @@
-"""A request placed on a worker, and on another one while nothing has been answered."""
+"""A request placed on a worker, and on another one for as long as nothing has been answered."""
 
 import asyncio
 import logging
@@ -22,7 +22,8 @@ _MAX_RETRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """What every placed request of a gateway shares."""
+    """What every placed request of a gateway shares: the router and the workers behind it, and how they are
+    told of what becomes of requests."""
 
     gateway_id: str
     router: Router
@@ -34,7 +35,12 @@ class Upstream:
 
 
 class Placed:
-    """``start`` waits for the first of the answer, ``finish`` ends it; ``deadline`` is on the clock upstream."""
+    """A request from its placement to its end, whoever serves it: see Generation, Relay, Either.
+
+    ``start`` asks the router for a worker, sends the request there and waits for the first of the answer; a
+    worker that fails or refuses before that is replaced by another one. ``finish`` tells the router how it
+    ended. ``deadline`` is on the upstream's clock.
+    """
 
     def __init__(self, upstream: Upstream, deadline: float) -> None:
         self.placement = Placement()
@@ -61,11 +67,11 @@ class Placed:
         raise NotImplementedError
 
     def _let_go(self) -> None:
-        """Of the worker, whatever it is doing."""
+        """Gives up what the worker is doing for this request, if anything."""
         raise NotImplementedError
 
     def _told(self, report: FinishRequest) -> None:
-        """Adds what is known of the answer."""
+        """Adds what this kind of request knows of its answer to the report."""
 
     async def start(self) -> None:
         """Raises BadRequest, Rejected or WorkerLost when no worker takes it."""
@@ -118,8 +124,8 @@ class Placed:
         self._upstream.reports.finish(report)
 
     async def _place_after(self, failed: Rejected | WorkerLost | None) -> None:
-        """Where nobody else is left, how the last one failed says more than that: a server's 429 and its
-        Retry-After are for the client. Raises BadRequest, Rejected or ``failed``."""
+        """Places it. If no worker is left, raises how the last one ``failed`` rather than that none is left:
+        a server's 429 and its Retry-After are for the client. Raises BadRequest and Rejected, too."""
         try:
             await self._place()
         except Rejected:
@@ -135,7 +141,7 @@ class Placed:
         self.placing_s = self._upstream.clock() - asked
 
     async def _asked(self, request: RouteRequest) -> Placement:
-        """A client that leaves meanwhile leaves no booking behind."""
+        """The router's answer. If the client leaves meanwhile, the booking that is made still ends."""
         if self._upstream.router.books_at_once:
             return await self._upstream.router.route(request)  # a task for it takes a third as long again
         asking = asyncio.ensure_future(self._upstream.router.route(request))
@@ -161,7 +167,8 @@ def is_server(address: str) -> bool:
 
 
 def _outcome(error: BaseException | None) -> FinishRequest.Outcome:
-    """Only a worker that is lost speaks against it: not a full queue, a bad request or a client that left."""
+    """DROPPED counts against the worker. It is for workers that were lost, not for a full queue, a bad
+    request or a client that left."""
     if error is None:
         return FinishRequest.OK
     failed = isinstance(error, WarmfleetError) and not isinstance(error, BadRequest | Rejected)

@@ -4,18 +4,20 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from warmfleet_proto import log
 from warmfleet_proto.errors import BadRequest, Rejected, WorkerLost
 
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.fields import ChatBody, CompletionBody
-from warmfleet_router.gateway.placing import Placed
+from warmfleet_router.gateway.placing import Placed, Upstream
 from warmfleet_router.metrics import Metrics, Outcome
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FIELDS = intake.HEADERS.union(ChatBody.__struct_fields__, CompletionBody.__struct_fields__)
 
@@ -99,6 +101,31 @@ class Record:
         if self._first_at is not None:
             fields["ttft_s"] = _rounded(self._first_at - self._began)
         log.event(_log, "request", **fields, e2e_s=_rounded(e2e_s))
+
+
+async def carried_out(
+    upstream: Upstream,
+    record: Record,
+    asked: Asked,
+    placed: Sequence[Placed],
+    answering: Awaitable[tuple[T, Exception | None]],
+) -> tuple[T, Exception | None]:
+    """Awaits ``answering``: the response, and what ended it early if its stream had begun. However that turns
+    out, it is how all of ``placed`` are finished."""
+    now = upstream.clock()
+    record.prepared(asked, now)
+    upstream.budget.request(now)
+    failure: BaseException | None = None
+    try:
+        response, failure = await answering
+        return response, failure
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        for each in placed:
+            each.finish(failure)
+        failure = None  # its traceback holds this frame, and with it the whole body
 
 
 def _known(field: str | None) -> str:

@@ -12,11 +12,11 @@ from warmfleet_proto.tasks import cancelled
 from warmfleet_router.gateway import intake
 from warmfleet_router.gateway.aliases import Aliases
 from warmfleet_router.gateway.answer import error_event
-from warmfleet_router.gateway.http import REQUEST_ID, Events
+from warmfleet_router.gateway.http import REQUEST_ID, Answered, Events
 from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.placing import Upstream
-from warmfleet_router.gateway.record import Record
+from warmfleet_router.gateway.record import Record, carried_out
 from warmfleet_router.gateway.relay import Relay, RelayRequest, refusal, routed, server_at
 from warmfleet_router.prompt.encoder import PromptEncoder
 from warmfleet_router.servers import ask, sse
@@ -100,23 +100,17 @@ class Relays:
 
     async def served(
         self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
-    ) -> tuple[web.StreamResponse, Exception | None]:
-        """The response, and what ended it early if its stream had begun. Raises the four exceptions."""
+    ) -> Answered:
+        """By a server that is not ours. Raises the four exceptions."""
         relay = await self.relay(request, body, tenant, deadline)
-        record.prepared(relay, self._upstream.clock())
-        self._upstream.budget.request(self._upstream.clock())
+        answering = self._relayed(request, relay, record)
+        return await carried_out(self._upstream, record, relay, [relay], answering)
+
+    async def _relayed(self, request: web.Request, relay: Relay, record: Record) -> Answered:
         record.generations = [relay]
-        failure: BaseException | None = None
-        try:
-            await relay.start()
-            record.placed()
-            return await self.respond(request, relay, record)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            relay.finish(failure)
-            failure = None
+        await relay.start()
+        record.placed()
+        return await self.respond(request, relay, record)
 
     async def pick(
         self,
@@ -136,10 +130,10 @@ class Relays:
         body = self._aliases.resolved(body)
         wanted = await self._wanted(request_id, body, tenant, 0.0, path)
         servers = self._servers.serving(wanted.ask.model)
-        asked = routed(wanted, self._servers, self._upstream.gateway_id)
         within = await self._within(servers, subset) if subset else servers
         if servers and not within:
             raise Rejected("no server of the subset serves the model")
+        asked = routed(wanted, self._servers, self._upstream.gateway_id)
         if len(within) < len(servers):
             allowed = set(within)
             asked.exclude.extend(server.name for server in servers if server not in allowed)
@@ -152,13 +146,7 @@ class Relays:
             chosen = await server_at(self._upstream, self._servers, placement.address)
             if subset and not await self._within([chosen], subset):  # it was not known, and so not excluded
                 raise Rejected("the server that was chosen is not of the subset")
-            pick.prefix, pick.headers = chosen.place.prefix, self._headers(chosen, tenant)
-            salt = wanted.salt if tenant.salt and chosen.knows_salts else ""
-            adapter = self._servers.adapter_for(chosen, wanted.ask.model)
-            if pick.hide_usage:
-                pick.body = wanted.ask.outgoing(salt, chosen.knows_salts, adapter)
-            elif salt or adapter:
-                pick.body = wanted.ask.salted(salt, adapter)
+            self._address(pick, chosen, wanted)
             for server in [chosen, *self._others(chosen, within, fallbacks)]:
                 endpoint = server.place.endpoint
                 pick.endpoints += await self._addresses.of(endpoint) or [endpoint]
@@ -166,6 +154,16 @@ class Relays:
             pick.ended(0, None, error)
             raise
         return pick
+
+    def _address(self, pick: Pick, chosen: Server, wanted: RelayRequest) -> None:
+        """Path, headers and body with which the request is to be sent to ``chosen``."""
+        pick.prefix, pick.headers = chosen.place.prefix, self._headers(chosen, wanted.tenant)
+        salt = wanted.salt if wanted.tenant.salt and chosen.knows_salts else ""
+        adapter = self._servers.adapter_for(chosen, wanted.ask.model)
+        if pick.hide_usage:
+            pick.body = wanted.ask.outgoing(salt, chosen.knows_salts, adapter)
+        elif salt or adapter:
+            pick.body = wanted.ask.salted(salt, adapter)
 
     async def _within(self, servers: Sequence[Server], subset: AbstractSet[str]) -> list[Server]:
         """Those of ``subset``, which names them as they are configured, or by an address."""
@@ -227,9 +225,7 @@ class Relays:
             token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
         return RelayRequest(request_id, tenant, asked, salt, token_ids, deadline, path)
 
-    async def respond(
-        self, request: web.Request, relay: Relay, record: Record
-    ) -> tuple[web.StreamResponse, Exception | None]:
+    async def respond(self, request: web.Request, relay: Relay, record: Record) -> Answered:
         """What a started relay answers; as ``served``."""
         answer = relay.answer
         headers = {"X-Warmfleet-Worker": relay.placement.worker}
