@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.index.index_python import Presence as Presence
 from warmfleet_router.offers_python import nearest as nearest
 from warmfleet_router.offers_python import offers as offers

@@ -3,7 +3,7 @@
 
 enum { GUESS, QUEUE_UNTIL, REST, CROWD, FULL_AT, REPORT, RATES, ROOM, FREEING, FLYING, FREE_BLOCKS, COMPLETION,
        PREFILL, SPAN, COEFFICIENTS, NAMES };
-#define FLEET "warmfleet_router.fleet.fleet"
+#define FLEET "warmfleet_router.fleet.worker"
 static const char *const spelled[NAMES][3] = {
     {FLEET, "Worker", "guess"},        {FLEET, "Worker", "queue_until"},
     {FLEET, "Worker", "rest_s"},       {FLEET, "Worker", "crowd_s"},

@@ -11,7 +11,7 @@ import msgspec
 from warmfleet_proto.errors import Rejected
 from warmfleet_proto.limits import BOOKING_HEARTBEAT_S, BOOKING_TTL_S, MAX_BOOKINGS
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.prices.wanted import Prefix
 
 ID_BITS = 48  # of a booking's id, after its router's tag

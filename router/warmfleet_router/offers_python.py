@@ -7,7 +7,7 @@ from ``offers``.
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.policy.base import Candidate, PullPlan
 from warmfleet_router.prices.traffic import usual_wait_s
 

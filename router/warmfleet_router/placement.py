@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.moving.bring import bringing, giver
 from warmfleet_router.offers import Offers, offers
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Policy, Pool, Terms

@@ -13,9 +13,9 @@ from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.chains import Reader, kind_of
 from warmfleet_router.decisions.lines import AnyLine, Asked, Change, Placed
 from warmfleet_router.decisions.messages import message_of
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.index.cursor import Ask, Instruction
 from warmfleet_router.request import Request
 from warmfleet_router.routing import Routing

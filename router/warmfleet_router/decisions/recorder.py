@@ -33,9 +33,9 @@ from warmfleet_router.decisions.lines import (
     Swept,
 )
 from warmfleet_router.decisions.messages import plain
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.index.cursor import Ask, Clear, Instruction, Remove, Store, keys_of
 from warmfleet_router.placement import Decision
 from warmfleet_router.request import Request, checked

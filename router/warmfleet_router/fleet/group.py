@@ -7,7 +7,8 @@ from math import exp, inf
 
 from warmfleet_proto.errors import Rejected
 
-from warmfleet_router.fleet.fleet import Worker, usable
+from warmfleet_router.fleet.fleet import usable
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.index.index import Index
 from warmfleet_router.index.prefixes import BookedPrefixes
 from warmfleet_router.policy.base import Pool

@@ -15,8 +15,9 @@ from warmfleet_proto.limits import KEY_BYTES, STUCK_AFTER_S
 
 from warmfleet_router.booking import Booking, Ledger
 from warmfleet_router.events.mirror import Mirror
-from warmfleet_router.fleet.fleet import Fleet, Identity, State, Worker
+from warmfleet_router.fleet.fleet import Fleet
 from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.worker import Identity, State, Worker
 from warmfleet_router.index.approximate import Approximate
 from warmfleet_router.index.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
 from warmfleet_router.prices.pricing import shared_prefill, starting_rates
@@ -86,7 +87,7 @@ class Roster:
         if self.fleet.incarnated(worker, status.epoch, now):
             self._forget(worker)
         self._also(worker, status)
-        self._settle(worker, now)
+        self._refresh(worker, now)
 
     def _also(self, worker: Worker, status: pb.StatusResponse) -> None:
         """Further names may come and go with every status: adapters are loaded while it runs."""
@@ -101,7 +102,7 @@ class Roster:
         worker = self.fleet.workers.get(address)
         if worker is not None and worker.connected:
             self.fleet.broken(worker)
-            self._settle(worker, now)
+            self._refresh(worker, now)
 
     def _retire(self, worker: Worker, now: float) -> None:
         """Back to being an address of which nothing is known."""
@@ -319,7 +320,7 @@ class Roster:
         if group is not None:
             group.settle(worker)
 
-    def _settle(self, worker: Worker, now: float) -> None:
+    def _refresh(self, worker: Worker, now: float) -> None:
         group = self.group_of(worker)
         if group is not None:
             group.refresh(now)
@@ -328,7 +329,7 @@ class Roster:
         """It has dropped a request."""
         self.fleet.dropped(worker, now)
         if worker.state(now) is State.EJECTED:
-            self._settle(worker, now)
+            self._refresh(worker, now)
 
 
 def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:

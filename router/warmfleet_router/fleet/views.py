@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Identity, Worker
 from warmfleet_router.fleet.roster import Roster
+from warmfleet_router.fleet.worker import Identity, Worker
 from warmfleet_router.index.index import native
 from warmfleet_router.view import HitRate, Totals, WorkerView
 from warmfleet_router.window import percentile

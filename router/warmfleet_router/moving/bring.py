@@ -6,8 +6,8 @@ That runs while the request queues: only what it takes beyond the wait delays th
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.policy.base import PullPlan
 
 WORTH = 2.0  # computing also delays others: a second saved there is worth this many of the request's own

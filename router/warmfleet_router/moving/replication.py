@@ -15,8 +15,8 @@ from typing import NamedTuple
 from warmfleet_proto.limits import GRANT_TTL_S, KEY_BYTES
 from warmfleet_proto.transfer_pb2 import Pulled
 
-from warmfleet_router.fleet.fleet import Worker
 from warmfleet_router.fleet.group import Group
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.moving.moves import Moves
 from warmfleet_router.prices.wanted import NEAR_SHARE, Prefix
 from warmfleet_router.routing import Routing

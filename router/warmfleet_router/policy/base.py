@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.policy.ring import Ring
 
 

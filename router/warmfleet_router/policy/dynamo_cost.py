@@ -6,7 +6,7 @@ cost = overlap weight x potential prefill blocks + potential active blocks.
 
 from collections.abc import Sequence
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.policy.base import Ask, Candidate, Choice, Pool, Terms, predicted
 
 

@@ -11,7 +11,7 @@ from operator import itemgetter
 import xxhash
 from uhashring import HashRing
 
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 
 POINTS = 64  # on the ring, a worker
 

@@ -11,7 +11,7 @@ from warmfleet_router.core import RouterCore
 from warmfleet_router.events.batch import Stored
 from warmfleet_router.events.mirror import Mirror
 from warmfleet_router.fleet.agreement import ENOUGH, Agreement
-from warmfleet_router.fleet.fleet import State
+from warmfleet_router.fleet.worker import State
 from warmfleet_router.index.cursor import Store
 from warmfleet_router.prices.pricing import COMPLETION_GUESS
 from warmfleet_router.routing import Routing

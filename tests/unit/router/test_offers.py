@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_router import offers as chosen
 from warmfleet_router import offers_python as defined
-from warmfleet_router.fleet.fleet import Report, Worker
+from warmfleet_router.fleet.worker import Report, Worker
 from warmfleet_router.index.approximate import Approximate
 from warmfleet_router.index.index import native
 from warmfleet_router.offers_python import Bring

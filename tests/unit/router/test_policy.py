@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uhashring import HashRing
 from warmfleet_router.core import RouterCore
-from warmfleet_router.fleet.fleet import Identity, Worker
+from warmfleet_router.fleet.worker import Identity, Worker
 from warmfleet_router.policy.base import Ask, Candidate, Pool, PullPlan
 from warmfleet_router.policy.cheapest import LATE_S, Cheapest
 from warmfleet_router.policy.ring import POINTS, Ring, _point

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warmfleet_router.fleet.fleet import Worker
+from warmfleet_router.fleet.worker import Worker
 from warmfleet_router.index.index import native
 from warmfleet_router.policy.ring import homes, homes_python
 from warmfleet_router.prices.pricing import shared_prefill, starting_rates
