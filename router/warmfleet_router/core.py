@@ -12,7 +12,7 @@ from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.transfer_pb2 import Pulled
 
-from warmfleet_router import answers
+from warmfleet_router import answers, learning
 from warmfleet_router.booking import ID_BITS, Booking, Ledger
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.roster import Roster
@@ -29,10 +29,6 @@ from warmfleet_router.routing import Routing, make_policy
 from warmfleet_router.view import Counters, PlacementView, Totals, WorkerView
 
 HISTORY = 100  # placements
-LONGEST_S = 86_400.0  # a timing beyond this is nonsense
-MOSTLY = 0.25  # of a prompt's time in the engine: with a smaller share of it, most was for others ...
-FEW_TOKENS = 64  # ... and of no more than these it is known; of longer ones the time that they took counts
-MOST_TOKENS = 1e6  # so is a longer completion
 _ENDINGS = {pb.FinishRequest.OK: "ok", pb.FinishRequest.IGNORE: "ignore", pb.FinishRequest.DROPPED: "dropped"}
 
 
@@ -100,7 +96,7 @@ class RouterCore:
         booking = self._ledger.started(request.booking, now)
         if booking is not None:
             self.counters.progress += 1
-            self._learn(booking, request, now)
+            learning.first_token(self.roster, self.moves, booking, request, now)
             self.roster.changed(booking.worker)
             if (group := self.roster.group_of(booking.worker)) and booking.prefix:
                 group.wanted.computed(booking.prefix)
@@ -118,7 +114,7 @@ class RouterCore:
             self.roster.unmark(booking)
         self._ended(booking, _ENDINGS[request.outcome])
         if request.outcome == pb.FinishRequest.OK and booking.worker.anonymous:
-            self._learn_late(booking, request, now)
+            learning.answered(self.roster, booking, request, now)
         self._judge(booking, request, now)
         return pb.FinishResponse(known=True)
 
@@ -163,7 +159,7 @@ class RouterCore:
 
     def brought(self, order_id: int, pulled: Pulled | None, now: float) -> None:
         """What came of one of ``replication``'s orders; None where the target did not take it."""
-        if pulled is None or 0.0 <= pulled.seconds < LONGEST_S:
+        if pulled is None or 0.0 <= pulled.seconds < learning.LONGEST_S:
             self.replication.brought(order_id, pulled, now)
 
     # ---- placing
@@ -196,6 +192,7 @@ class RouterCore:
         raise Rejected(f"no worker for {wanted.model!r} can take the request now")
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
+        """From now on the request counts as load of its worker, and its prefix as held there."""
         worker, chosen = decision.worker, decision.choice.candidate
         booking = Booking(
             id=self._next_id(),
@@ -230,7 +227,7 @@ class RouterCore:
         return booking
 
     def _next_id(self) -> int:
-        """Not 0, not in use, and not another router's but for one chance in 2^64. It begins with the tag."""
+        """A booking's id: this router's tag, then bits that look random. Not 0, and not in use."""
         while True:
             self._ids += 1
             digest = xxhash.xxh64_intdigest(self._ids.to_bytes(8, "little"), self._seed)
@@ -251,64 +248,7 @@ class RouterCore:
             _Past(booking, wanted.request_id, wanted.tenant, wanted.model, worker.name, decision)
         )
 
-    # ---- learning
-
-    def _learn(self, booking: Booking, request: pb.ProgressRequest, now: float) -> None:
-        worker = booking.worker
-        cached = min(request.cached_tokens, booking.prompt_tokens - 1)
-        if not request.cached_later:
-            booking.delivered = cached
-            self.counters.delivered_tokens += cached
-        if booking.epoch != worker.epoch:
-            return
-        if not request.cached_later:  # a server that is not ours has succeeded at the end of its answer
-            self.roster.fleet.succeeded(worker)
-            self.roster.computed(booking, None if request.cached_unknown else cached)
-            self._learn_links(booking, request, cached, now)
-        seconds, uncached = request.prefill_s, booking.prompt_tokens - cached
-        if uncached <= FEW_TOKENS and 0.0 < request.work_s < MOSTLY * seconds:  # a sibling's rest in a burst
-            seconds = request.work_s
-        if 0.0 < seconds < LONGEST_S:
-            worker.rates.observe_prefill(uncached, cached, seconds, booking.alone)
-            self.roster.measured(worker)
-        if 0.0 < request.ttft_s < LONGEST_S:
-            booking.ttft_s = request.ttft_s
-            worker.ttft.add(now, request.ttft_s)
-            worker.rates.observe_ttft(booking.predicted_ttft_s, request.ttft_s)
-
-    def _learn_links(self, booking: Booking, request: pb.ProgressRequest, cached: int, now: float) -> None:
-        group, worker = self.roster.group_of(booking.worker), booking.worker
-        if group and booking.source and 0.0 < request.pull_s < LONGEST_S:
-            prompt, without = booking.prompt_tokens, cached - min(request.pulled_tokens, cached)
-            cold_s = worker.rates.prefill_s(prompt - without, without)
-            saved_s = cold_s - worker.rates.prefill_s(prompt - cached, cached)
-            self.moves.note(booking.source, worker.name, request, saved_s)
-            came, seconds, failure = float(request.pulled_bytes), request.pull_s, request.pull_failure
-            group.links.told(booking.source, worker.name, booking.pull_bytes, came, seconds, failure, now)
-        if group and 0.0 < request.load_s < LONGEST_S:
-            group.links.observe(worker.name, worker.name, request.loaded_bytes, request.load_s, now)
-
-    def _learn_late(self, booking: Booking, request: pb.FinishRequest, now: float) -> None:
-        """From a backend that tells with its end what it had cached. Its queue is part of the time to the
-        first token: only a request that met none says what prefill takes."""
-        worker = booking.worker
-        cached = _found(booking, request) if request.cached_known else None
-        if cached is not None:
-            booking.delivered = cached
-            self.counters.delivered_tokens += cached
-        if booking.epoch != worker.epoch:
-            return
-        self.roster.answered(booking, cached, now, request.keyed_on_text)
-        held = booking.expected if cached is None else cached
-        if not booking.alone:
-            return
-        if booking.started and 0.0 < request.ttft_s < LONGEST_S:
-            worker.rates.observe_prefill(booking.prompt_tokens - held, held, request.ttft_s, True)
-            self.roster.measured(worker)
-        elif not booking.started and request.completion_tokens and 0.0 < request.e2e_s < LONGEST_S:
-            completion = min(request.completion_tokens / booking.slots, MOST_TOKENS)
-            worker.rates.observe_whole(booking.prompt_tokens - held, held, completion, request.e2e_s)
-            self.roster.measured(worker)
+    # ---- endings
 
     def _expire(self, bookings: Iterable[Booking]) -> None:
         for booking in bookings:
@@ -327,8 +267,7 @@ class RouterCore:
             case pb.FinishRequest.OK:
                 self.counters.finished_ok += 1
                 if request.completion_tokens:  # else they are not known
-                    completion = min(request.completion_tokens / booking.slots, MOST_TOKENS)
-                    worker.rates.observe_completion(completion)
+                    worker.rates.observe_completion(learning.completion(booking, request))
                 if same:
                     self.roster.fleet.succeeded(worker)
             case pb.FinishRequest.IGNORE:
@@ -339,16 +278,9 @@ class RouterCore:
                     self.roster.failed(worker, now)
 
 
-def _found(booking: Booking, request: pb.FinishRequest) -> int:
-    """Tokens that it had cached, of as many as the prompt was taken to have: those of a text are guessed."""
-    cached = float(request.cached_tokens)
-    if request.keyed_on_text and request.prompt_tokens:
-        cached *= booking.prompt_tokens / request.prompt_tokens
-    return min(round(cached), booking.prompt_tokens - 1)
-
-
 def _want(wanted: Request, decision: Decision, now: float) -> Prefix | None:
-    """The demand for what the request shares with others, and what it loses for want of copies."""
+    """Takes note of what the request shares with others: that it was asked for, and how much time the request
+    loses because too few workers hold it. The answer is that prefix, where copies of it may be ordered."""
     group, ask, chosen = decision.group, decision.ask, decision.choice.candidate
     least = decision.least_s
     group.demand.placed(ask.keys, ask.shared, least, now)
