@@ -274,7 +274,7 @@ class KvSnapshot(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., digest: _Optional[bytes] = ..., stored: _Optional[_Iterable[_Union[Stored, _Mapping]]] = ..., first: bool = ..., last: bool = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total", "clock_s", "leaves_s", "wanted_blocks")
+    __slots__ = ("running", "waiting", "prefill_tokens", "context_tokens", "free_blocks", "cached_blocks", "pinned_blocks", "bookings", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total", "requests_total", "steps_total", "step_seconds_total", "step_age_s", "draining", "evictions_total", "late_hits_total", "clock_s", "leaves_s", "wanted_blocks", "work")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +296,7 @@ class WorkerLoad(_message.Message):
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
     LEAVES_S_FIELD_NUMBER: _ClassVar[int]
     WANTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens: int
@@ -317,7 +318,24 @@ class WorkerLoad(_message.Message):
     clock_s: float
     leaves_s: float
     wanted_blocks: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ..., clock_s: _Optional[float] = ..., leaves_s: _Optional[float] = ..., wanted_blocks: _Optional[int] = ...) -> None: ...
+    work: Work
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., bookings: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., completion_tokens_total: _Optional[int] = ..., requests_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., step_seconds_total: _Optional[float] = ..., step_age_s: _Optional[float] = ..., draining: bool = ..., evictions_total: _Optional[int] = ..., late_hits_total: _Optional[int] = ..., clock_s: _Optional[float] = ..., leaves_s: _Optional[float] = ..., wanted_blocks: _Optional[int] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("prompt_steps", "prompt_tokens", "prompt_pairs", "decode_steps", "decode_sequences", "decode_context")
+    PROMPT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    DECODE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    prompt_steps: int
+    prompt_tokens: int
+    prompt_pairs: int
+    decode_steps: int
+    decode_sequences: int
+    decode_context: int
+    def __init__(self, prompt_steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_pairs: _Optional[int] = ..., decode_steps: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., decode_context: _Optional[int] = ...) -> None: ...
 
 class BringRequest(_message.Message):
     __slots__ = ("root", "keys", "pull")
@@ -342,7 +360,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent", "depth", "anonymous_load", "silence_s", "models", "adapters")
+    __slots__ = ("worker", "epoch", "model", "model_fingerprint", "layout_fingerprint", "block_size", "total_blocks", "block_bytes", "max_context", "max_running", "engine", "version", "load", "vocab_size", "gives_blocks", "silent", "depth", "chunk_tokens", "anonymous_load", "silence_s", "models", "adapters")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +378,7 @@ class StatusResponse(_message.Message):
     GIVES_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANONYMOUS_LOAD_FIELD_NUMBER: _ClassVar[int]
     SILENCE_S_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -381,11 +400,12 @@ class StatusResponse(_message.Message):
     gives_blocks: bool
     silent: bool
     depth: int
+    chunk_tokens: int
     anonymous_load: bool
     silence_s: float
     models: _containers.RepeatedScalarFieldContainer[str]
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ..., depth: _Optional[int] = ..., anonymous_load: bool = ..., silence_s: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[bytes] = ..., layout_fingerprint: _Optional[bytes] = ..., block_size: _Optional[int] = ..., total_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., engine: _Optional[str] = ..., version: _Optional[str] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., vocab_size: _Optional[int] = ..., gives_blocks: bool = ..., silent: bool = ..., depth: _Optional[int] = ..., chunk_tokens: _Optional[int] = ..., anonymous_load: bool = ..., silence_s: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("deadline_s",)

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from warmfleet_proto.work import Work
+
 from warmfleet_worker.sequence import Reason
 from warmfleet_worker.source import Source
 
@@ -19,6 +21,7 @@ class Totals:
     steps: int = 0
     failed_steps: int = 0
     step_seconds: float = 0.0
+    work: Work = field(default_factory=Work)  # of finished steps
     endings: Counter[Reason] = field(default_factory=Counter)  # of choices
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from warmfleet_proto.errors import BadRequest, Rejected
 from warmfleet_proto.limits import TOKEN_BYTES
+from warmfleet_proto.work import work_of
 
 from warmfleet_worker.admission import Limits, check_fits, uncached_tokens
 from warmfleet_worker.batch import Batch
@@ -163,10 +164,11 @@ class Scheduler:
         """The oldest step under way has finished on the device."""
         step = self.batch.steps.finish()
         self.totals.steps += 1
-        chunks = [(len(work.token_ids), work.start) for work in step.plan.works if len(work.token_ids) > 1]
+        done = work_of((len(work.token_ids), work.start) for work in step.plan.works)
+        self.totals.work = self.totals.work.plus(done)
         self._share_out(step, now)
-        prompts, pairs = sum(n for n, _ in chunks), sum(n * (start + 0.5 * n) for n, start in chunks)
-        self.batch.fetching.pace.computed(prompts, pairs, now - max(step.planned, self._finished))
+        seconds = now - max(step.planned, self._finished)
+        self.batch.fetching.pace.computed(done.prompt_tokens, done.prompt_pairs, seconds)
         self._finished = now
         for sequence, work, drawn in zip(step.sequences, step.plan.works, result.drawn, strict=True):
             if not sequence.blocks:

@@ -108,6 +108,7 @@ class WorkerService(WorkerServicer):
             vocab_size=engine.vocab_size,
             gives_blocks=self._gives_blocks,
             depth=engine.depth,
+            chunk_tokens=limits.chunk_tokens,
         )
 
     async def Bring(self, request: BringRequest, context: Any) -> BringResponse:  # noqa: N802

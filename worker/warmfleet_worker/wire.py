@@ -122,6 +122,7 @@ def load(
         requests_total=totals.requests,
         steps_total=totals.steps,
         step_seconds_total=totals.step_seconds,
+        work=pb.Work(**totals.work._asdict()),
         step_age_s=step_age_s,
         draining=draining,
         clock_s=clock_s,

@@ -139,11 +139,13 @@ def usable(workers: Sequence[Worker], now: float) -> tuple[list[Worker], bool]:
 
 
 def _learn_step(rates: Rates, before: Report, after: Report) -> None:
-    """What a decode step takes, if no prompt was waiting or came between the two reports."""
-    steps = after.steps_total - before.steps_total
-    quiet = not before.prefill_tokens and not after.prefill_tokens
-    quiet = quiet and after.prompt_tokens_total == before.prompt_tokens_total
-    if before.at and quiet and steps > 0 and before.running:
-        batch = 0.5 * (before.running + after.running)
-        context = 0.5 * (before.context_tokens + after.context_tokens)
-        rates.observe_step(batch, context, (after.step_seconds_total - before.step_seconds_total) / steps)
+    """What a decode step takes, if the steps between the two reports only decoded."""
+    was, now = before.work, after.work
+    steps = now.decode_steps - was.decode_steps
+    sequences = now.decode_sequences - was.decode_sequences
+    context = now.decode_context - was.decode_context
+    seconds = after.step_seconds_total - before.step_seconds_total
+    if not before.at or now.prompt_steps != was.prompt_steps:
+        return
+    if steps > 0 and min(sequences, context, seconds) >= 0:
+        rates.observe_step(sequences / steps, context / steps, seconds / steps)

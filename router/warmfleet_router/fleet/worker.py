@@ -68,9 +68,8 @@ class Report:
     free_blocks: int = 0
     cached_blocks: int = 0  # readable, not in use
     wanted_blocks: int = 0  # different blocks of the prompts of all requests there
-    steps_total: int = 0
     step_seconds_total: float = 0.0
-    prompt_tokens_total: int = 0
+    work: pb.Work = field(default_factory=pb.Work)
     evictions_total: int = 0
     late_hits_total: int = 0
     step_age_s: float = 0.0  # how long the step under way had run

@@ -106,6 +106,7 @@ class Announcer:
             evictions_total=worker.evictions,
             late_hits_total=worker.late_hits,
             step_seconds_total=worker.step_seconds,
+            work=pb.Work(**worker.work._asdict()),
             step_age_s=0.0 if worker.step_began is None else now - worker.step_began,
             draining=self.leaves_at is not None,
             leaves_s=0.0 if self.leaves_at is None else max(self.leaves_at - now, 0.0),

@@ -9,9 +9,9 @@ from warmfleet_proto.command import Command
 from warmfleet_proto.settings import ConfigError, to_toml
 
 from warmfleet_router.decisions import lines, reader
-from warmfleet_router.replay.fitting import Measured, error, fit
+from warmfleet_router.replay.fitting import Measured, Sample, error, fit
 from warmfleet_router.replay.profile import Profile
-from warmfleet_router.replay.steps import Steps
+from warmfleet_router.replay.steps import steps_of
 
 EPILOG = """\
 RUN is a decision log (decision_log = "FILE" in a router's configuration), or the measured steps themselves:
@@ -24,7 +24,6 @@ examples:
   warmfleet replay --trace decisions.jsonl --engine my-gpu.toml --policy all
 """
 LEAST = 3  # steps
-CHUNK_TOKENS = 8192
 
 
 class TooFew(ConfigError):
@@ -42,36 +41,31 @@ def configure(parser: ArgumentParser) -> None:
         "--chunk-tokens",
         type=int,
         metavar="N",
-        help=f"most prompt tokens in a step (default: as a log shows, else {CHUNK_TOKENS})",
+        help=f"most prompt tokens in a step (default: as workers told a log, else {Profile().chunk_tokens})",
     )
 
 
 def run(args: Namespace) -> int:
     if args.chunk_tokens is not None and args.chunk_tokens < 1:
         raise ConfigError(f"--chunk-tokens {args.chunk_tokens}: must be at least 1")
-    start = Profile(name=args.name, chunk_tokens=args.chunk_tokens or CHUNK_TOKENS)
+    start = Profile(name=args.name)
     if reader.is_log(args.run):
-        found, measured = of_log(args.run, start, args.worker, bool(args.chunk_tokens))
+        found, samples = of_log(args.run, start, args.worker)
     else:
-        measured = _steps(args.run)
-        found = _fit(args.run, measured, start)
+        samples = _steps(args.run)
+        found = _fit(args.run, samples, start)
+    if args.chunk_tokens:
+        found = msgspec.structs.replace(found, chunk_tokens=args.chunk_tokens)
     print(to_toml(found), end="")
-    print(f"{len(measured)} steps, median error {error(found, measured):.1%}", file=sys.stderr)
+    print(f"{len(samples)} steps, median error {error(found, samples):.1%}", file=sys.stderr)
     return 0
 
 
-def of_log(
-    path: str, start: Profile, worker: str = "", bounded: bool = False
-) -> tuple[Profile, list[Measured]]:
-    """``bounded``: steps are known to be bounded as ``start`` says, else they are as far as the log shows.
-    Raises ConfigError where it does not tell enough."""
-    steps = Steps(start.chunk_tokens, worker)
-    measured = list(steps.of(reader.read(path)))
-    if steps.bound and not bounded:
-        start = msgspec.structs.replace(start, chunk_tokens=steps.bound)
-        measured = list(Steps(steps.bound, worker).of(reader.read(path)))
+def of_log(path: str, start: Profile, worker: str = "") -> tuple[Profile, list[Sample]]:
+    """Raises ConfigError where it does not tell enough."""
+    samples = list(steps_of(reader.read(path), worker))
     start = _carrying(path, _described(path, start, worker))
-    return _fit(path, measured, start), measured
+    return _fit(path, samples, start), samples
 
 
 def _described(path: str, start: Profile, worker: str) -> Profile:
@@ -84,6 +78,7 @@ def _described(path: str, start: Profile, worker: str) -> Profile:
                 start,
                 max_running=told.get("max_running") or start.max_running,
                 depth=told.get("depth") or start.depth,
+                chunk_tokens=told.get("chunk_tokens") or start.chunk_tokens,
                 kv_bytes_per_token=size // width or start.kv_bytes_per_token,
             )
     return start
@@ -104,21 +99,25 @@ def _carrying(path: str, start: Profile) -> Profile:
     )
 
 
-def _fit(path: str, measured: list[Measured], start: Profile) -> Profile:
-    if len(measured) < LEAST:
-        raise TooFew(f"{path}: {len(measured)} steps to learn from; at least {LEAST} are needed")
+def _fit(path: str, samples: list[Sample], start: Profile) -> Profile:
+    if len(samples) < LEAST:
+        raise TooFew(f"{path}: {len(samples)} steps to learn from; at least {LEAST} are needed")
     try:
-        return fit(measured, start)
+        return fit(samples, start)
     except ValueError as wrong:
         raise ConfigError(f"{path}: {wrong}") from None
 
 
-def _steps(path: str) -> list[Measured]:
+def _steps(path: str) -> list[Sample]:
     try:
         text = Path(path).read_bytes()
         if text.lstrip().startswith(b"["):
-            return msgspec.json.decode(text, type=list[Measured])
-        return [msgspec.json.decode(line, type=Measured) for line in text.splitlines() if line.strip()]
+            measured = msgspec.json.decode(text, type=list[Measured])
+        else:
+            measured = [
+                msgspec.json.decode(line, type=Measured) for line in text.splitlines() if line.strip()
+            ]
+        return [each.sample for each in measured]
     except (OSError, msgspec.MsgspecError) as wrong:
         raise ConfigError(f"{path}: {wrong}") from None
 

@@ -7,12 +7,14 @@ outliers pass by. Pure.
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import median
+from typing import NamedTuple
 
 import msgspec
+from warmfleet_proto.work import Work, work_of
 
 from warmfleet_router.replay.profile import Profile
 
-NAMES = (
+NAMES = (  # of what a Work's sums are multiplied by, in their order
     "prefill_base", "prefill_token", "prefill_pair", "decode_base", "decode_sequence", "decode_token",
 )  # fmt: skip
 ROUNDS = 20  # of weighing by the error of the round before
@@ -22,23 +24,35 @@ SAME = 1e-9  # of what is explained: no more than another
 SINGULAR = 1e-9  # of a pivot, after columns are scaled to one
 
 
+class Sample(NamedTuple):
+    """A step, or several together."""
+
+    seconds: float
+    work: Work
+
+
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step, or one prompt computed alone in ``passes`` of them. ``chunks`` are (tokens, cached context
     before them), ``context`` is the sum over the decoding sequences."""
 
     seconds: float
     chunks: list[tuple[int, int]] = []
-    batch: int | float = 0
-    context: int | float = 0
+    batch: int = 0
+    context: int = 0
     passes: int = 1
 
+    @property
+    def sample(self) -> Sample:
+        prompts = work_of(self.chunks)._replace(prompt_steps=self.passes if self.chunks else 0)
+        return Sample(self.seconds, prompts.plus(Work(0, 0, 0, bool(self.batch), self.batch, self.context)))
 
-def fit(records: Sequence[Measured], start: Profile) -> Profile:
-    """``start`` with the coefficients that explain ``records`` best. Raises ValueError where none do."""
-    good = [r for r in records if r.seconds > 0 and (r.chunks or r.batch)]
+
+def fit(samples: Sequence[Sample], start: Profile) -> Profile:
+    """``start`` with the coefficients that explain ``samples`` best. Raises ValueError where none do."""
+    good = [sample for sample in samples if sample.seconds > 0 and any(sample.work)]
     if not good:
         raise ValueError("no step with a duration and with tokens to compute")
-    rows = [[f / r.seconds for f in features(r)] for r in good]
+    rows = [[each / seconds for each in work] for seconds, work in good]
     weights = [1.0] * len(rows)
     for _ in range(ROUNDS):
         coefficients = _solve(rows, weights)
@@ -46,27 +60,9 @@ def fit(records: Sequence[Measured], start: Profile) -> Profile:
     return msgspec.structs.replace(start, **dict(zip(NAMES, coefficients, strict=True)))
 
 
-def features(r: Measured) -> list[float]:
-    """What the six coefficients are multiplied by, in the order of NAMES."""
-    return [
-        float(r.passes if r.chunks else 0),
-        float(sum(tokens for tokens, _ in r.chunks)),
-        sum(tokens * (context + 0.5 * tokens) for tokens, context in r.chunks),
-        float(bool(r.batch)),
-        float(r.batch),
-        float(r.context),
-    ]
-
-
-def predict(profile: Profile, r: Measured) -> float:
-    """Seconds."""
-    coefficients = [float(getattr(profile, name)) for name in NAMES]
-    return sum(c * f for c, f in zip(coefficients, features(r), strict=True))
-
-
-def error(profile: Profile, records: Sequence[Measured]) -> float:
+def error(profile: Profile, samples: Sequence[Sample]) -> float:
     """The median of |predicted - measured| / measured."""
-    return median(abs(predict(profile, r) / r.seconds - 1.0) for r in records)
+    return median(abs(profile.step_s(work) / seconds - 1.0) for seconds, work in samples)
 
 
 def _error(row: Sequence[float], coefficients: Sequence[float]) -> float:

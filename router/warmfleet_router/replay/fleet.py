@@ -171,6 +171,7 @@ class Fleet:
             max_context=member.worker.cache.total * block_size,  # what a real worker takes at most
             max_running=member.worker.profile.max_running,
             depth=member.worker.profile.depth,
+            chunk_tokens=member.worker.profile.chunk_tokens,
             engine="replay",
             block_bytes=block_size * member.worker.profile.kv_bytes_per_token,
             gives_blocks=member.worker.profile.link_bytes_per_s > 0,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 from warmfleet_proto.settings import ConfigError, load
+from warmfleet_proto.work import Work
 
 PROFILES = Path(__file__).parent
 
@@ -34,8 +35,16 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def chunk_s(self, tokens: int, context: int) -> float:
         return tokens * (self.prefill_token + self.prefill_pair * (context + 0.5 * tokens))
 
-    def decode_s(self, batch: int, context: int) -> float:
-        return self.decode_base + batch * self.decode_sequence + context * self.decode_token
+    def step_s(self, work: Work) -> float:
+        """Of one step, or of several together."""
+        return (
+            work.prompt_steps * self.prefill_base
+            + work.prompt_tokens * self.prefill_token
+            + work.prompt_pairs * self.prefill_pair
+            + work.decode_steps * self.decode_base
+            + work.decode_sequences * self.decode_sequence
+            + work.decode_context * self.decode_token
+        )
 
     def bring_s(self, tokens: int, bytes_per_s: float) -> float:
         return tokens * self.kv_bytes_per_token / bytes_per_s

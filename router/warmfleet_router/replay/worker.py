@@ -8,9 +8,11 @@ a run at the next step boundary. Kept equal, step for step, to the worker's own 
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from operator import attrgetter
+
+from warmfleet_proto.work import Work, work_of
 
 from warmfleet_router.replay.cache import Cache, Node
 from warmfleet_router.replay.flights import Flights
@@ -49,6 +51,7 @@ class Worker:
         self.cached_tokens = 0
         self.steps = 0
         self.step_seconds = 0.0
+        self.work = Work()  # of finished steps
         self.step_began: float | None = None
         self.prefill_s = 0.0  # of prompts computed: the uncached work
         self._slowness = slowness
@@ -246,21 +249,7 @@ class Worker:
         return most
 
     def _seconds(self, works: list[Share], repeats: int) -> float:
-        profile = self.profile
-        seconds, batch, context, prefills = 0.0, 0, 0, 0
-        for job, start, tokens in works:
-            if start + tokens > job.prompt_tokens or tokens == 1:
-                batch += 1
-                context += start
-            else:
-                seconds += profile.chunk_s(tokens, start)
-                prefills += 1
-        if prefills:
-            seconds += profile.prefill_base
-        if batch:
-            seconds += repeats * profile.decode_s(batch, context)
-            seconds += profile.decode_token * batch * repeats * (repeats - 1) / 2
-        return seconds * self._slowness
+        return self.profile.step_s(_work(works, repeats)) * self._slowness
 
     def interrupt(self, elapsed: float) -> bool:
         """Something has come: the step that runs is cut at its first boundary not before ``elapsed``
@@ -291,6 +280,7 @@ class Worker:
         slow = step.seconds / step.repeats > SLOW_STEP_S
         self.steps += step.repeats
         self.step_seconds += step.seconds
+        self.work = self.work.plus(_work(step.works, step.repeats))
         for job, _, _ in step.works if step.repeats > 1 else ():
             self._decode(job, step.repeats - 1)
         step.share_out(now)
@@ -398,3 +388,12 @@ class Worker:
     @property
     def context_tokens(self) -> int:
         return sum(job.computed for job in self.running)
+
+
+def _work(shares: Iterable[Share], repeats: int) -> Work:
+    """Of a step; of equal ones that only decode, each sequence has one more token to attend to every time."""
+    once = work_of((tokens, start) for _, start, tokens in shares)
+    if repeats == 1:
+        return once
+    batch, grown = once.decode_sequences, repeats * (repeats - 1) // 2
+    return Work(0, 0, 0, repeats, repeats * batch, repeats * once.decode_context + grown * batch)

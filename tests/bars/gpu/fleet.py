@@ -61,8 +61,7 @@ def main() -> int:
         with _router(starter, "cheapest", places, model, log) as (url, name):
             for turns in _calibration(args.longest):
                 asyncio.run(play(url, turns, model=name))
-        start = Profile(name="fitted", chunk_tokens=args.chunk)
-        profile, steps = fit.of_log(str(log), start, bounded=True)
+        profile, steps = fit.of_log(str(log), Profile(name="fitted"))
         rows = [
             Row(
                 "8",

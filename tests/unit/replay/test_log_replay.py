@@ -5,14 +5,16 @@ import tomllib
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from warmfleet_proto.settings import ConfigError
+from warmfleet_proto.work import work_of
 from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.replay import command, fit
+from warmfleet_router.replay.fitting import NAMES
 from warmfleet_router.replay.fleet import Fleet
 from warmfleet_router.replay.history import history
 from warmfleet_router.replay.profile import Profile, profile_of
@@ -36,17 +38,26 @@ ENGINE = Profile(
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of a router that placed in turns: the hit rate is lost at the placement."""
     path = tmp_path_factory.mktemp("log") / "decisions.jsonl"
+    assert record(path, ENGINE, speed=0.3) > 1
+    return path
+
+
+def record(path: Path, engine: Profile, speed: float) -> int:
+    """What a router logs whose workers are such engines; how many files that are."""
     made, routing = Log(), Routing(policy="round_robin", index_blocks=5000)
     core = RecordingCore(routing, 7, Record(made.write, "now", 200_000))
-    fleet = Fleet(routing, ENGINE, BLOCK, [300] * 4, core=core)
+    fleet = Fleet(routing, engine, BLOCK, [300] * 4, core=core)
     trace = conversations(700)
     long = [r._replace(completion_tokens=20 * r.completion_tokens) for r in trace.requests]
-    fleet.run(trace._replace(requests=long), speed=0.3)
+    fleet.run(trace._replace(requests=long), speed)
     for number, written in enumerate(reversed(made.files)):
         name = path.with_name(f"decisions.jsonl.{number}") if number else path
         name.write_bytes(b"\n".join(written) + b"\n")
-    assert len(made.files) > 1
-    return path
+    return len(made.files)
+
+
+def oldest(log: Path) -> Path:
+    return max(log.parent.glob(f"{log.name}.*"), key=lambda path: int(path.suffix[1:]))
 
 
 def run(kind: Any, *arguments: str) -> int:
@@ -82,60 +93,21 @@ def test_the_engine_is_fitted_to_the_log(
     profile.write_text(said.out)
     found = profile_of(str(profile))
     assert (found.name, found.max_running, found.chunk_tokens) == ("mine", 16, 2048)
-    for tokens, context in ((500, 0), (2000, 0), (1000, 4000)):
-        wanted = ENGINE.prefill_base + ENGINE.chunk_s(tokens, context)
-        assert found.prefill_base + found.chunk_s(tokens, context) == pytest.approx(wanted, rel=0.1)
-    for batch, context in ((1, 2000), (4, 20_000), (8, 60_000)):
-        assert found.decode_s(batch, context) == pytest.approx(ENGINE.decode_s(batch, context), rel=0.1)
+    for step in ([(500, 0)], [(2000, 0)], [(1000, 4000)], [(1, 2000)], [(1, 5000)] * 4, [(1, 7500)] * 8):
+        assert found.step_s(work_of(step)) == pytest.approx(ENGINE.step_s(work_of(step)), rel=0.1)
     assert "median error" in said.err
 
 
-def busy(steps: int, least: int = 2, most: int = 2000, bound: int = 512) -> list[lines.AnyLine]:
-    """What a worker reports that has a prompt to compute at each of its steps, beside those that decode.
-    Prompts lack from ``least`` to ``most`` tokens."""
-    random, told = Random(1), [lines.Begin(1, "now", 0, "cheapest", {}, 1)]
-    load: dict[str, Any] = dict.fromkeys(
-        ("prefill_tokens", "prompt_tokens_total", "cached_tokens_total", "completion_tokens_total"), 0
-    )
-    load |= {"steps_total": 0, "step_seconds_total": 0.0, "running": 0, "context_tokens": 0}
-    batch = cached = done = left = 0
-    for number in range(steps):
-        if not left:
-            cached, done, left = 16 * random.randrange(200), 0, random.randrange(least, most)
-            batch = random.randrange(20)
-            load["prompt_tokens_total"] += cached + left
-            load["cached_tokens_total"] += cached
-        tokens = min(left, bound)
-        seconds = ENGINE.prefill_base + ENGINE.chunk_s(tokens, cached + done)
-        seconds += ENGINE.decode_s(batch, 1000 * batch) if batch else 0.0
-        done, left = done + tokens, left - tokens
-        load["steps_total"] += 1
-        load["step_seconds_total"] += seconds
-        load["completion_tokens_total"] += batch + (not left)
-        load["prefill_tokens"] = left
-        load["running"] = batch + 1
-        load["context_tokens"] = 1000 * batch + cached + done
-        told.append(lines.Heard(float(number), "a", 7, dict(load)))
-    return told
-
-
-def test_of_a_worker_that_never_rests_the_steps_are_found_in_its_reports(tmp_path: Path) -> None:
-    """No prompt has it to itself, or one: that one's time was taken for a step's, whatever its length. How
-    many prompt tokens a step may have shows as well."""
-    path = tmp_path / "busy.jsonl"
-    path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in busy(400)))
-    found, _ = fit.of_log(str(path), Profile())
-    assert found.chunk_tokens == 512
-    for tokens, context in ((500, 0), (1000, 1000)):
-        assert found.chunk_s(tokens, context) == pytest.approx(ENGINE.chunk_s(tokens, context), rel=0.15)
-    assert found.decode_s(8, 8000) == pytest.approx(ENGINE.decode_s(8, 8000), rel=0.15)
-
-
-def test_prompts_of_one_length_are_no_bound_of_a_step(tmp_path: Path) -> None:
-    """As of a benchmark: more would have gone into the step, if there had been more."""
-    path = tmp_path / "alike.jsonl"
-    path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in busy(100, 1024, 1025, bound=8192)))
-    assert fit.of_log(str(path), Profile(chunk_tokens=8192))[0].chunk_tokens == 8192
+@pytest.mark.parametrize("depth", [1, 2])
+def test_of_workers_that_never_rest_the_steps_are_found_in_their_reports(tmp_path: Path, depth: int) -> None:
+    """No prompt has one to itself. Planned ahead, a step's tokens are admitted while the one before runs."""
+    path = tmp_path / "decisions.jsonl"
+    record(path, msgspec.structs.replace(ENGINE, depth=depth, chunk_tokens=512), speed=3.0)
+    found, samples = fit.of_log(str(path), Profile())
+    assert fit.error(found, samples) < 0.001
+    assert (found.chunk_tokens, found.depth) == (512, depth)
+    for name in NAMES:
+        assert getattr(found, name) == pytest.approx(getattr(ENGINE, name), rel=0.01), name
 
 
 def test_how_far_steps_are_planned_ahead_is_what_the_workers_tell(log: Path, tmp_path: Path) -> None:
@@ -165,13 +137,12 @@ def test_what_links_carried_is_read_out_of_the_log(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     told = [lines.Begin(1, "now", 0, "cheapest", {}, 1)]
     for number, fields in enumerate(steps * 2, 1):
-        asked = lines.Asked(100 * number, "m")
-        told.append(lines.Placed(number, asked, number, "a", "w", "", {}, 0, 0, 0.0))
-        first = {"booking": number, "prefill_s": 0.01 * number, **fields}
-        told += [lines.First(number, first), lines.Ended(number, {"booking": number})]
+        work = {"prompt_steps": number, "prompt_tokens": 100 * number**2}
+        load = {"step_seconds_total": 0.01 * number**2, "work": work}
+        told += [lines.Heard(number, "a", 7, load), lines.First(number, fields)]
     path.write_bytes(b"".join(lines.encode(line) + b"\n" for line in told))
     found, measured = fit.of_log(str(path), Profile())
-    assert len(measured) == 6
+    assert len(measured) == 5
     assert (found.link_bytes_per_s, found.host_bytes_per_s) == (pytest.approx(2e9), pytest.approx(1e10))
     assert found.prefill_token == pytest.approx(1e-4)
 
@@ -206,7 +177,7 @@ def test_a_decision_that_comes_out_otherwise_is_shown(
 ) -> None:
     """As after a change of the code, or of the log."""
     path = tmp_path / "changed.jsonl"
-    lines = log.with_name("decisions.jsonl.10").read_bytes().splitlines()
+    lines = oldest(log).read_bytes().splitlines()
     number, line = [(n, line) for n, line in enumerate(lines) if b'"k":"placed"' in line][4]
     lines[number] = line.replace(b'"reason":"its turn"', b'"reason":"its luck"')
     assert lines[number] != line
@@ -223,10 +194,9 @@ def test_a_log_without_steps_is_played_on_a_flat_engine(
 ) -> None:
     """Servers of other engines tell none."""
     path = tmp_path / "servers.jsonl"
-    lines = [json.loads(line) for line in log.with_name("decisions.jsonl.10").read_bytes().splitlines()]
+    lines = [json.loads(line) for line in oldest(log).read_bytes().splitlines()]
     for line in lines:
-        line.get("progress", {}).pop("prefill_s", None)
-        line.get("load", {}).pop("steps_total", None)
+        line.get("load", {}).pop("work", None)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(command, "--trace", str(path)) == 0
     said = capsys.readouterr().out

@@ -89,6 +89,7 @@ class Pair:
         assert (load.free_blocks, load.cached_blocks) == (cache.free, cache.cached)
         assert load.prefill_tokens == self.modelled.prefill_tokens
         assert load.context_tokens == self.modelled.context_tokens
+        assert self.real.totals.work == self.modelled.work
         assert self.real.cache.evictions == cache.evictions
         assert self.real.cache.late_hits == cache.late_hits
         self.real.check_integrity()

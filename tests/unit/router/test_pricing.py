@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as rpb
+from warmfleet_proto import worker_pb2 as pb
+from warmfleet_proto.work import Work
 from warmfleet_router.prices.pricing import Rates, shared_prefill, starting_rates
 
 from tests.unit.router.fleet_of import fleet_of, tokens
@@ -126,20 +128,14 @@ def test_a_worker_of_another_speed_is_known_within_a_few_requests(slower: float)
 def test_decode_steps_are_learned_from_reports_of_pure_decoding() -> None:
     core, (worker,) = fleet_of(1)
     chance = random.Random(1)
-    steps, total, now = 0, 0.0, 1.0
-    for _ in range(300):
-        running = chance.randrange(1, 64)
-        for _ in range(2):
-            steps += 10
-            total += 10 * (6e-3 + 5e-5 * running)
-            now += 0.1
-            worker.report(
-                now,
-                running=running,
-                context_tokens=running * 500,
-                steps_total=steps,
-                step_seconds_total=total,
-            )
+    work, total = Work(), 0.0
+    for n in range(300):
+        batch = chance.randrange(1, 64)
+        work = work.plus(Work(0, 0, 0, 10, 10 * batch, 10 * 500 * batch))
+        total += 10 * (6e-3 + 5e-5 * batch)
+        if n % 2:  # a prompt beside them: it would be taken for the price of decoding
+            work, total = work.plus(Work(1, 1000, 500_000)), total + 1.0
+        worker.report(1.0 + 0.1 * n, step_seconds_total=total, work=pb.Work(**work._asdict()))
     rates = core.roster.fleet.workers[worker.address].rates
     for batch in (1, 32, 64):
         assert rates.step_s(batch, 500 * batch) == pytest.approx(6e-3 + 5e-5 * batch, rel=0.2)
