@@ -64,8 +64,8 @@ class Bench:
     def __init__(self, workers: list[ScriptedWorker], placing: Placing, fleet: Upstream) -> None:
         self.workers, self.placing, self.fleet = workers, placing, fleet
 
-    def generation(self, deadline_s: float = 60.0) -> Generation:
-        sampling = Sampling(max_tokens=4, choices=1)
+    def generation(self, deadline_s: float = 60.0, choices: int = 1) -> Generation:
+        sampling = Sampling(max_tokens=4, choices=choices, prompt_logprobs=0)
         wanted = GenerationRequest("r", ANONYMOUS, "m", PROMPT, sampling, time.monotonic() + deadline_s)
         return Generation(self.fleet, wanted, lambda: None)
 
@@ -143,8 +143,36 @@ async def test_a_pull_goes_to_the_worker_and_what_came_of_it_to_the_router(bench
     assert (*said, progress.pull_failure) == (32, 0.25, 4096, 96, "gone")
 
 
-async def test_nothing_is_tried_again_after_a_token(bench: Bench) -> None:
+async def test_an_answer_goes_on_elsewhere_with_the_tokens_that_have_come(bench: Bench) -> None:
     generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    at = await handle(bench.workers[0])
+    bench.workers[0].say(output(at, 0, 7))
+    await starting
+    reading = asyncio.create_task(rest(generation))
+    bench.workers[0].say(output(at, 1, 8), output(at, 2, end=Ending.FAILED))
+    await bench.workers[1].next("open")
+    submit = await bench.workers[1].next("submit")
+    assert unpack(submit.token_ids) == [1, 2, 3, 7, 8]
+    assert submit.prompt_tokens == 5
+    assert submit.sampling == Sampling(max_tokens=2, choices=1, drawn=2)
+    began_again = output(submit.handle, 0, 9)
+    began_again.started.cached_tokens = 4
+    bench.workers[1].say(began_again, output(submit.handle, 1, end=Ending.STOP))
+    assert await reading == [7, 8, 9]
+    generation.finish(completion_tokens=3)
+    assert await bench.endings() == [(1, DROPPED), (2, OK)]
+    assert (generation.prompt_tokens, generation.cached_tokens) == (3, 0), "of the prompt that was sent"
+    assert [r.prompt_tokens for r in bench.placing.routed] == [3, 5]
+    assert [r.max_tokens for r in bench.placing.routed] == [4, 2]
+    (again,) = (r for r in bench.placing.said if r.booking == 2 and isinstance(r, pb.ProgressRequest))
+    assert again.cached_tokens == 4
+
+
+@pytest.mark.parametrize("why", ["several choices", "servers only"])
+async def test_some_answers_end_with_their_worker(bench: Bench, why: str) -> None:
+    generation = bench.generation(choices=2 if why == "several choices" else 1)
+    generation.others = bench.placing.addresses[1:] if why == "servers only" else []
     starting = asyncio.create_task(generation.start())
     at = await handle(bench.workers[0])
     bench.workers[0].say(output(at, 0, 7))

@@ -229,8 +229,8 @@ async def test_a_worker_that_computes_for_long_is_waited_for_while_it_answers(
 async def test_a_worker_that_is_silent_and_does_not_answer_is_given_up(
     pool: WorkerPool, worker: ScriptedWorker, address: str, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    """One that is stopped keeps its connections. It is given the time of a reattachment, no more."""
-    for name in ("_SILENT_S", "_ANSWER_S", "REATTACH_S"):
+    """One that is stopped keeps its connections, and would take new ones: it is not waited for once more."""
+    for name in ("_SILENT_S", "_ANSWER_S"):
         monkeypatch.setattr(connection, name, 0.2)
     worker.answers.clear()
     attempt = pool.submit(address, submit(), PROMPT)
@@ -241,6 +241,7 @@ async def test_a_worker_that_is_silent_and_does_not_answer_is_given_up(
         assert len(await anext(attempt)) == 1
     with pytest.raises(WorkerLost, match="silent, and does not answer"):
         await text(attempt)
+    assert worker.streams == 1
 
 
 async def test_nobody_listens(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:

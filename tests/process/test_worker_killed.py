@@ -1,17 +1,17 @@
-"""SIGKILL of a worker: its streams end with a clean error, the others and new requests do not notice."""
+"""SIGKILL of a worker: its answers go on at another one, token for token; new requests do not notice."""
 
 import json
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.process.programs import Processes, processes, until, worker
+from tests.process.programs import Processes, metric, processes, until, worker
 
 STEP_S = 0.01
 SYSTEM = "You know every river and every bridge of Europe, and you tell of them at length. " * 8
@@ -29,6 +29,7 @@ class Reader(threading.Thread):
 
     url: str
     number: int
+    choices: int = 1
     events: list[str] = field(default_factory=list)
     worker: str = ""
     status: int = 0
@@ -39,17 +40,28 @@ class Reader(threading.Thread):
     __hash__ = threading.Thread.__hash__
 
     def run(self) -> None:
-        fields = {
-            "stream": True,
-            "max_tokens": 500,
-            "messages": [{"role": "user", "content": f"{self.number}"}],
-        }
-        with urllib.request.urlopen(asked(self.url, fields), timeout=60) as response:
+        with urllib.request.urlopen(asked(self.url, self.fields), timeout=60) as response:
             self.status = response.status
             self.worker = response.headers["X-Warmfleet-Worker"]
             for line in response:
                 if line.startswith(b"data: "):
                     self.events.append(line[6:].decode().strip())
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        messages = [{"role": "user", "content": f"{self.number}"}]
+        sampled = {"temperature": 1, "seed": self.number, "n": self.choices, "max_tokens": 500}
+        return {"stream": True, "messages": messages, "stream_options": {"include_usage": True}} | sampled
+
+    @property
+    def text(self) -> str:
+        choices = [choice for event in self.events[:-1] for choice in json.loads(event)["choices"]]
+        return "".join(choice["delta"].get("content", "") for choice in choices)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.events[-2])["usage"]
+        return found
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -76,18 +88,38 @@ def cached(answer: dict[str, Any]) -> int:
     return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-def test_killed_under_streams(sims: Processes) -> None:
-    readers = [Reader(sims.url, number) for number in range(12)]
-    for reader in readers:
-        reader.start()
-    until(lambda: all(len(reader.events) > 3 for reader in readers))
-    victim = sims.workers[0]
-    name, address = victim.said["worker"], victim.said["grpc"]
-    victim.kill()
-    killed = time.monotonic()
-    while time.monotonic() < killed + 1:  # from the first moment on
-        served_by, _ = ask(sims.url, max_tokens=1)
-        assert served_by != name
+def test_answers_go_on_where_their_worker_is_killed(sims: Processes) -> None:
+    readers = begun(Reader(sims.url, number) for number in range(12))
+    texts: list[str] = []
+    threads = [threading.Thread(target=lambda: texts.append(whole(sims.url, readers[0]))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(metric(each, "running") for each in sims.workers) == len(readers) + len(threads))
+    name = killed(sims)
+    for thread in [*readers, *threads]:
+        thread.join(60)
+    assert 0 < sum(reader.worker == name for reader in readers) < len(readers)
+    assert all(w["bookings"] == 0 for w in sims.admin())
+    uncut = begun(Reader(sims.url, reader.number) for reader in readers)
+    for reader, again in zip(readers, uncut, strict=True):
+        again.join(60)
+        assert reader.events[-1] == again.events[-1] == "[DONE]"
+        assert reader.text == again.text
+        for count in ("prompt_tokens", "completion_tokens"):
+            assert reader.usage[count] == again.usage[count]
+    assert texts == [readers[0].text] * 6
+
+
+def whole(url: str, reader: Reader) -> str:
+    """The same answer, not streamed."""
+    fields = reader.fields | {"stream": False}
+    del fields["stream_options"]
+    return str(ask(url, **fields)[1]["choices"][0]["message"]["content"])
+
+
+def test_several_choices_end_with_their_worker(sims: Processes) -> None:
+    readers = begun(Reader(sims.url, number, choices=2) for number in range(12))
+    name = killed(sims)
     for reader in readers:
         reader.join(60)
         assert reader.status == 200
@@ -100,8 +132,29 @@ def test_killed_under_streams(sims: Processes) -> None:
             assert "worker was lost" in reader.error["message"]
         else:
             assert reader.events[-1] == "[DONE]"
-    until(lambda: state_of(sims, address) == "lost")
     assert all(w["bookings"] == 0 for w in sims.admin())
+
+
+def begun(readers: Iterable[Reader]) -> list[Reader]:
+    """Each of them has heard some of its answer."""
+    started = list(readers)
+    for reader in started:
+        reader.start()
+    until(lambda: all(len(reader.events) > 3 for reader in started))
+    return started
+
+
+def killed(sims: Processes) -> str:
+    """The name of the first worker, which serves nobody from the first moment on."""
+    victim = sims.workers[0]
+    name, address = victim.said["worker"], victim.said["grpc"]
+    victim.kill()
+    at = time.monotonic()
+    while time.monotonic() < at + 1:
+        served_by, _ = ask(sims.url, max_tokens=1)
+        assert served_by != name
+    until(lambda: state_of(sims, address) == "lost")
+    return str(name)
 
 
 def state_of(sims: Processes, address: str) -> str:

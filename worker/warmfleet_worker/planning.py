@@ -24,7 +24,7 @@ def plan_work(sequence: Sequence, count: int, place: int) -> Work:
         request.root,
         request.params.sampling if last else None,
         sequence.choices,
-        position,
+        request.params.drawn + position,
         scored,
         None if last or scored is None else token_ids[end],
         follows,

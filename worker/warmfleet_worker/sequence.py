@@ -63,6 +63,7 @@ class Params:
     choices: int = 1
     stop_ids: frozenset[int] = frozenset()
     prompt_logprobs: int | None = None  # alternatives a prompt token; bypasses cached reads
+    drawn: int = 0  # tokens at the prompt's end that another worker has drawn: the sampler counts them
 
 
 @dataclass(slots=True, eq=False)

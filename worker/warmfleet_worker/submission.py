@@ -117,6 +117,7 @@ def params(wire: WireSampling) -> Params:
         wire.choices or 1,
         frozenset() if wire.ignore_eos else stop_ids,
         wire.prompt_logprobs if wire.HasField("prompt_logprobs") else None,
+        wire.drawn,
     )
 
 

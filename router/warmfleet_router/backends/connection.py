@@ -92,7 +92,7 @@ class Connection:
         self._deadlines.pop(handle, None)
 
     def _lose_all(self, why: str) -> None:
-        """The one place where attempts end because their worker is gone: resuming elsewhere starts here."""
+        """The one place where attempts end because their worker is gone; Generation goes on elsewhere."""
         live, self._live = self._live, {}
         self._deadlines.clear()
         self._outbox.clear()
@@ -149,6 +149,7 @@ class Connection:
             current = asyncio.current_task()
             if current is None or current.cancelling():
                 raise
+            self._mend_by = 0.0  # it would not answer an Open either
             return f"it is silent, and does not answer within {_ANSWER_S:g} s"
         finally:
             call.cancel()

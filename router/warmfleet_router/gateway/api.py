@@ -46,7 +46,6 @@ class Api:
         self._metrics = metrics
         self._relays = relays
         self._aliases = aliases
-        self._in_flight = 0
         self.draining = False
         self.lacks = ""  # without what nothing can be served now
 
@@ -97,7 +96,7 @@ class Api:
         """One metric set and one log line, however it ends."""
         record = Record(self._metrics, request[REQUEST_ID], self._upstream.clock())
         failure: BaseException | None = None
-        self._in_flight += 1
+        self._upstream.budget.under_way += 1
         try:
             response, failure = await self._served(request, parse, record)
             return response
@@ -108,7 +107,7 @@ class Api:
             failure = error
             raise
         finally:
-            self._in_flight -= 1
+            self._upstream.budget.under_way -= 1
             record.ended(failure, self._upstream.clock())
             failure = None  # its traceback holds this frame, and with it the whole body
 
@@ -117,7 +116,7 @@ class Api:
         deadline = self._upstream.clock() + intake.timeout_s(request, self._limits.request_s)
         tenant = self._tenants.of(request.headers.get("Authorization"))
         record.tenant = tenant.name
-        if self._in_flight > self._limits.in_flight:
+        if self._upstream.budget.under_way > self._limits.in_flight:
             raise Rejected(f"{self._limits.in_flight} requests are in flight already")
         with self._tenants.in_flight(tenant):
             return await self._answered(request, parse, record, tenant, deadline)
@@ -172,6 +171,7 @@ class Api:
         # One salt for both, as servers get it: the router hashes a prompt with one.
         salted = tenant._replace(salt=relay.salt)
         (generation,) = self._generations(request, job, salted, deadline)
+        generation.others = relay.others
         either = Either(self._upstream, deadline, relay, generation)
         answering = self._by_either(request, job, either, record)
         return await carried_out(self._upstream, record, job, (either, relay, generation), answering)

@@ -3,9 +3,9 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from warmfleet_proto.errors import Rejected
+from warmfleet_proto.errors import Rejected, WorkerLost
 from warmfleet_proto.limits import TOKEN_BYTES
 from warmfleet_proto.router_pb2 import ProgressRequest, RouteRequest
 from warmfleet_proto.worker_pb2 import Output, Sampling, Started, Submit
@@ -32,6 +32,15 @@ class GenerationRequest:
     def prompt_tokens(self) -> int:
         return len(self.token_ids) // TOKEN_BYTES
 
+    def after(self, drawn: bytes) -> "GenerationRequest":
+        """What is left of it once its one choice has the tokens ``drawn`` (packed)."""
+        sampling, count = Sampling(), len(drawn) // TOKEN_BYTES
+        sampling.CopyFrom(self.sampling)
+        sampling.max_tokens -= count
+        sampling.drawn = count
+        sampling.ClearField("prompt_logprobs")  # they came with the first of it
+        return replace(self, token_ids=self.token_ids + drawn, sampling=sampling)
+
     def route(self, gateway_id: str, tried: Sequence[str] = ()) -> RouteRequest:
         """What the router is asked; ``tried`` workers have failed or refused it."""
         return RouteRequest(
@@ -52,12 +61,18 @@ class GenerationRequest:
 class Generation(Placed):
     """One prompt's completion. ``start`` waits for the first outputs, iterating yields them and the rest.
 
+    Where the worker is lost, the answer goes on at another one, from its prompt and the tokens that have
+    come: no token is lost or comes twice. Not so with several choices, which have parted by then.
+
     ``on_overrun`` is called when the client reads so slowly that outputs pile up.
     """
 
     def __init__(self, upstream: Upstream, wanted: GenerationRequest, on_overrun: Callable[[], None]) -> None:
         super().__init__(upstream, wanted.deadline)
         self.wanted = wanted
+        self.others: Sequence[str] = ()  # servers that have the model, too: they cannot go on with an answer
+        self._rest = wanted
+        self._drawn = bytearray()
         self._on_overrun = on_overrun
         self._attempt: Attempt | None = None
         self._first: list[Output] | None = None
@@ -72,14 +87,25 @@ class Generation(Placed):
 
     async def __anext__(self) -> list[Output]:
         """Outputs since the last look; raises as Attempt does."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        assert self._attempt is not None
-        return await anext(self._attempt)
+        while self._first is None:
+            assert self._attempt is not None
+            try:
+                return self._kept(await anext(self._attempt))
+            except WorkerLost as lost:
+                if self.wanted.sampling.choices > 1:
+                    raise
+                self._rest = self.wanted.after(bytes(self._drawn))
+                await self.start(lost)
+        first, self._first = self._first, None
+        return self._kept(first)
+
+    def _kept(self, outputs: list[Output]) -> list[Output]:
+        for output in outputs:
+            self._drawn += output.token_ids
+        return outputs
 
     def _route(self) -> RouteRequest:
-        return self.wanted.route(self._upstream.gateway_id, self.tried)
+        return self._rest.route(self._upstream.gateway_id, (*self.tried, *self.others))
 
     def _let_go(self) -> None:
         if self._attempt is not None:
@@ -92,7 +118,7 @@ class Generation(Placed):
         if is_server(self.placement.address):  # it has joined since the last look at who serves the model
             self._upstream.stale.set()
             raise Rejected("a server that is not ours")
-        wanted, now = self.wanted, self._upstream.clock()
+        wanted, now = self._rest, self._upstream.clock()
         submit = Submit(
             request_id=wanted.request_id,
             booking=self.placement.booking,
@@ -110,12 +136,16 @@ class Generation(Placed):
         )
         self._first = await anext(self._attempt)
         started = self._first[0].started
-        self.cached_tokens = started.cached_tokens
-        self.brought = Counter(host=started.host_tokens, disk=started.disk_tokens, peer=started.peer_tokens)
-        self.queue_s = started.queue_s
+        if not self._drawn:
+            self._began_at(started)
         self._upstream.reports.progress(
             _progress(self.placement.booking, started, ttft_s=self._upstream.clock() - now)
         )
+
+    def _began_at(self, started: Started) -> None:
+        self.cached_tokens = started.cached_tokens
+        self.brought = Counter(host=started.host_tokens, disk=started.disk_tokens, peer=started.peer_tokens)
+        self.queue_s = started.queue_s
 
 
 def _progress(booking: int, started: Started, ttft_s: float) -> ProgressRequest:

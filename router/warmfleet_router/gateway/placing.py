@@ -73,28 +73,35 @@ class Placed:
     def _told(self, report: FinishRequest) -> None:
         """Adds what this kind of request knows of its answer to the report."""
 
-    async def start(self) -> None:
-        """Raises BadRequest, Rejected or WorkerLost when no worker takes it."""
-        failed: Rejected | WorkerLost | None = None
+    async def start(self, failed: Rejected | WorkerLost | None = None) -> None:
+        """``failed``: how it ended where it had begun.
+
+        Raises BadRequest, Rejected or WorkerLost when no worker takes it.
+        """
         try:
             while True:
+                if failed is not None:
+                    self._failed(failed)
                 await self._place_after(failed)
                 try:
                     await self._submit()
                     return
                 except (Rejected, WorkerLost) as error:
-                    self.finish(error)
-                    worker, why = self.placement.worker, str(error)
-                    log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=why)
-                    self.tried.append(self.placement.worker)
-                    if not self._may_retry():
-                        raise
                     failed = error
                 except BaseException as error:
                     self.finish(error)
                     raise
         finally:
             failed = None  # its traceback holds this frame
+
+    def _failed(self, error: Rejected | WorkerLost) -> None:
+        """Raises it where nobody else is to be asked."""
+        self.finish(error)
+        worker = self.placement.worker
+        log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=str(error))
+        self.tried.append(worker)
+        if not self._may_retry():
+            raise error
 
     async def submit_for(self, other: "Placed") -> None:
         """Submits what the other one has placed; that one goes on to answer for it."""

@@ -104,6 +104,11 @@ class Relay(Placed):
         return self.wanted.ask.model
 
     @property
+    def others(self) -> list[str]:
+        """Names of all servers that have the model."""
+        return [server.name for server in self._servers.serving(self.model)]
+
+    @property
     def salt(self) -> bytes:
         """Of the root that the prompt is hashed under."""
         return self._route_request.salt

@@ -8,9 +8,13 @@ WINDOW_S = 10.0
 
 
 class RetryBudget:
-    """Retries within the last WINDOW_S: RATIO of the requests plus FREE_PER_S a second."""
+    """Retries within the last WINDOW_S: RATIO of the requests plus FREE_PER_S a second.
+
+    Or as many as requests are ``under_way``, where that is more: a worker that is lost may have had most.
+    """
 
     def __init__(self) -> None:
+        self.under_way = 0
         self._requests: deque[float] = deque()
         self._retries: deque[float] = deque()
 
@@ -22,7 +26,7 @@ class RetryBudget:
         """Whether one more retry is allowed; it counts if so."""
         self._forget(now)
         allowed = RATIO * len(self._requests) + FREE_PER_S * WINDOW_S
-        if len(self._retries) + 1 > allowed:
+        if len(self._retries) + 1 > max(allowed, self.under_way):
             return False
         self._retries.append(now)
         return True

@@ -23,6 +23,13 @@ def test_never_more_than_its_share(history: list[tuple[bool, float]]) -> None:
             retries.append(now)
 
 
+def test_all_that_a_worker_had_under_way_goes_on_elsewhere() -> None:
+    """Long answers: few requests a second, and many that end with one worker."""
+    budget = RetryBudget()
+    budget.under_way = 200
+    assert sum(budget.take(0.0) for _ in range(1000)) == 200
+
+
 def test_it_recovers_when_the_window_has_passed() -> None:
     budget = RetryBudget()
     taken = sum(budget.take(0.0) for _ in range(1000))
