@@ -1,7 +1,14 @@
 """The books: load that placements put on workers until their requests end.
 
-A booking counts from the moment it is made, stops counting as load when the worker's own report
-includes it, and stays alive until it ends once: by Finish, or because its gateway fell silent.
+The life of a booking, which may skip steps but never goes back:
+
+    book      counts as a sequence to decode and, while ``coming``, as a prompt to compute
+    included  the worker's report includes it, so it is no longer ``counted``; its prompt still tells how
+              long the prompts in the worker's queue are (``Booked.ahead``)
+    started   its first token has been seen: its prompt is computed, and the worker's reports speak for it
+    end       by Finish, once; or it expires, because its gateway fell silent or does not name it any more
+
+Servers that are not ours name no bookings in their reports. There it counts as a sequence until its end.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -18,34 +25,36 @@ ID_BITS = 48  # of a booking's id, after its router's tag
 
 
 class Booking(msgspec.Struct, eq=False):
+    """One placement whose request has not ended, and what is needed to learn from how it goes."""
+
     id: int
     gateway: str
     worker: Worker
     epoch: int  # the worker's, when it was made
     made_at: float
-    slots: int
+    slots: int  # sequences to decode
     prompt_tokens: int
-    expected: int  # of those, tokens that need no computing
+    expected: int  # of those, tokens that are expected to need no computing
     predicted_ttft_s: float
     alone: bool  # the worker had nothing else to do
     source: str = ""  # the peer that blocks are pulled from
-    pulling: int = 0  # tokens of theirs, until its first one is seen
-    pull_bytes: float = 0.0  # of those blocks
-    prefix: Prefix | None = None  # that it has asked for again
-    marks: list[int] = []  # in the group's BookedPrefixes
-    keys: Sequence[int] = ()  # of the prompt, where its worker's presence is guessed ...
-    mirrored: Sequence[int] = ()  # ... and where events of a server that is not ours tell of it
-    since: int = 0  # the guess's or the mirror's clock
-    counted: bool = True  # as load, not yet in the worker's report
+    pulling: int = 0  # tokens of these blocks; 0 once the first token has been seen
+    pull_bytes: float = 0.0  # of these blocks
+    prefix: Prefix | None = None  # that it shares with earlier requests, where copies may be ordered
+    marks: list[int] = []  # its prefix, as the group's BookedPrefixes has it
+    keys: Sequence[int] = ()  # of the prompt, if its worker's presence is guessed ...
+    mirrored: Sequence[int] = ()  # ... or if KV events of a server that is not ours tell it
+    since: int = 0  # the clock of that guess or mirror when it was placed
+    counted: bool = True  # as load that the worker's report does not include yet
+    coming: bool = True  # counted as a prompt to compute, too
     started: bool = False  # its first token has been seen
-    coming: bool = True  # counted, its prefill as well
-    delivered: int | None = None  # tokens that the worker reports as cached, once known
+    delivered: int | None = None  # tokens that the worker had cached, once it has told
     ttft_s: float | None = None  # once known
     ending: str = ""  # while alive; then ok, ignore, dropped, expired
 
     @property
     def prefill(self) -> tuple[int, int]:
-        """Tokens that are expected to need computing, and the cached ones before them."""
+        """Tokens that are expected to need computing, and the cached ones before them: as Prefills count."""
         return self.prompt_tokens - self.expected, self.expected
 
 
@@ -56,8 +65,10 @@ class _Gateway:
 
 
 class Ledger:
-    """All bookings of one router. Bounded by MAX_BOOKINGS. Their ids begin with ``tag``, which tells them
-    from those of other routers over the same workers."""
+    """All live bookings of one router, MAX_BOOKINGS at most. It keeps up each worker's ``booked``.
+
+    Their ids begin with ``tag``, which tells them from those of other routers over the same workers.
+    """
 
     def __init__(self, tag: int = 0) -> None:
         self._tag = tag
@@ -73,7 +84,7 @@ class Ledger:
             raise Rejected(f"{MAX_BOOKINGS} requests are in flight already")
 
     def book(self, booking: Booking) -> None:
-        """There is room."""
+        """Adds a booking; ``check_room`` has found room for it."""
         assert booking.id not in self._bookings
         self._bookings[booking.id] = booking
         gateway = self._gateways.get(booking.gateway)
@@ -88,8 +99,10 @@ class Ledger:
         _count(booking, 1)
 
     def included(self, worker: Worker, ids: Iterable[int]) -> int:
-        """The worker's report includes these; a worker speaks for its own bookings only. How many of them
-        other routers have made."""
+        """The worker's report includes the bookings ``ids`` now. Returns how many of them other routers made.
+
+        An id of this router that is booked on another worker is passed over.
+        """
         others = 0
         for id_ in ids:
             booking = self._bookings.get(id_)
@@ -101,7 +114,7 @@ class Ledger:
         return others
 
     def started(self, id_: int, now: float) -> Booking | None:
-        """Its first token has been seen: prefill is over. None when it has ended, or started before."""
+        """Its first token has been seen: its prompt is computed. None if it has ended, or started before."""
         booking = self._bookings.get(id_)
         if booking is None:
             return None
@@ -119,7 +132,7 @@ class Ledger:
         return booking
 
     def end(self, id_: int, now: float) -> Booking | None:
-        """Exactly one caller gets the booking; None when it has ended or expired before."""
+        """Its request has ended. Exactly one caller gets the booking; None if it ended or expired before."""
         booking = self._bookings.get(id_)
         if booking is None:
             return None
@@ -129,7 +142,8 @@ class Ledger:
         return booking
 
     def restarted(self, worker: Worker) -> list[Booking]:
-        """Its new incarnation knows nothing of these: no load, though they still have to end."""
+        """The worker is a new incarnation, which knows nothing of the bookings before. These are no load any
+        more, though each still has to end."""
         orphans = [booking for booking in self._bookings.values() if booking.worker is worker]
         for booking in orphans:
             _discount(booking)
@@ -183,13 +197,14 @@ class Ledger:
 
 
 def _pulled(booking: Booking) -> None:
-    """What has come for it is used, or nobody waits for it any more."""
+    """Its pull is over: what has come is used, or nobody waits for it any more."""
     booking.worker.booked.pulling -= booking.pulling
     booking.pulling = 0
 
 
 def _comes(booking: Booking) -> None:
-    """Behind what is to be computed there; that this is overdue takes nothing off it."""
+    """Its prompt joins those to compute. At a server that is not ours these are computed one after another;
+    if all before it should be done by now, the server begins with this one now, not earlier."""
     worker, booked = booking.worker, booking.worker.booked
     if worker.identity is not None and worker.identity.anonymous:
         booked.began = max(booked.began, booking.made_at - worker.rates.all_s(booked.coming))
@@ -198,8 +213,8 @@ def _comes(booking: Booking) -> None:
 
 
 def _prefilled(booking: Booking, now: float = 0.0) -> None:
-    """No longer to be computed, though it may go on counting as a sequence. After the oldest the next one is
-    begun."""
+    """Its prompt is no longer to be computed, though it may go on counting as a sequence. If it was the
+    oldest in a server's line, the server begins with the next one."""
     if not booking.coming:
         return
     booking.coming = False
@@ -211,7 +226,8 @@ def _prefilled(booking: Booking, now: float = 0.0) -> None:
 
 
 def _leave(booking: Booking) -> None:
-    """The next turn may come before the next report: its worker must not look busy with the turn before."""
+    """Notes that it has ended, though the worker's report still includes it. A conversation's next turn may
+    come before the next report, and its worker must not look busy with the turn before."""
     worker = booking.worker
     if booking.started and not booking.counted and booking.epoch == worker.epoch:
         worker.booked.left += booking.slots

@@ -15,16 +15,16 @@ Bring = Callable[[Worker, int, float], tuple[int, float, PullPlan | None]]
 
 
 class Offers(NamedTuple):
-    """Of at least one worker. Seconds."""
+    """The candidates, at least one, and what they come to together. Seconds."""
 
     candidates: Sequence[Candidate]
-    shortest_s: float  # wait
-    usual_s: float  # wait of those who come next: the harmonic mean, since they go where it is short
-    soonest_s: float  # time to first token
-    least_s: float  # prefill
-    holders: int  # of the shared prefix
-    holder_s: float  # the least prefill of theirs; 0: there are none
-    other_s: float  # ... and of the others
+    shortest_s: float  # the least wait
+    usual_s: float  # the wait of the next requests: the harmonic mean, since they go where it is short
+    soonest_s: float  # the least time to first token
+    least_s: float  # the least prefill
+    holders: int  # candidates that hold the shared prefix
+    holder_s: float  # the least prefill at one of these; 0: there are none
+    other_s: float  # the least prefill at one of the others; 0: there are none
 
 
 def offers(
@@ -40,12 +40,13 @@ def offers(
     reuse: float,
     now: float,
 ) -> Offers:
-    """Of the ``members`` among ``workers``, in the order of ``blocks``: those that each holds, by slot.
-    ValueError where there are none.
+    """What those of ``blocks`` (leading blocks held, by slot) who are ``members`` would take to serve a
+    request of ``prompt`` tokens, in that order. ValueError where there are none.
 
-    ``bring`` is asked about a worker, the tokens that it holds and its wait, and answers with the overlap,
-    when that is there, and the pull that it takes. ``longest`` is what a completion has at most; who has
-    ``shared`` tokens holds the prefix; ``reuse`` is the chance that what is evicted is missed.
+    ``workers`` are by slot; ``ranks`` are the policy's. ``bring``, asked about a worker, the tokens that it
+    holds and its wait, answers with the overlap that it can have, the seconds until that is there, and the
+    pull that this takes. ``longest`` bounds the tokens of the completion. Who has ``shared`` tokens counts as
+    holder of the prefix. ``reuse`` is the chance that a block is missed once it is evicted.
     """
     candidates: list[Candidate] = []
     new = tuple.__new__  # what Candidate() itself calls, from Python
@@ -98,11 +99,8 @@ def nearest(
     near_share: float,
     near_s: float,
 ) -> list[Candidate]:
-    """The cheapest, and what costs little more: ``near_share`` of its time to first token, or ``near_s``.
-
-    ``following`` requests come after this one, or, by as much as the prefix is ``outgrown``, so many as
-    ``pace`` makes of a worker's own wait, at most ``most``. ``policy/cheapest`` says what the price means.
-    """
+    """The cheapest candidate, and those that cost little more: at most ``near_share`` of its time to first
+    token, or ``near_s``. ``prices`` has the other arguments."""
     made = prices(candidates, soonest_s, late_s, following, outgrown, pace, most)
     least = min(made)
     _, _, wait, bring, prefill, *_ = candidates[made.index(least)]
@@ -119,6 +117,11 @@ def prices(
     pace: float,
     most: float,
 ) -> list[float]:
+    """The price of each, as ``policy/cheapest`` explains it.
+
+    ``following`` is its lambda. By as much as the prefix is ``outgrown`` (0 to 1), ``pace`` times the
+    worker's own wait, at most ``most``, takes its place. ``late_s`` divides the square of the lateness.
+    """
     made = []
     for _, _, wait, bring, prefill, decode, weight, _, eviction, pull in candidates:
         own = wait + bring + prefill

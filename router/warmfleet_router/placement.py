@@ -3,7 +3,7 @@
 The same code serves live requests, dry runs and trace replay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -16,6 +16,8 @@ from warmfleet_router.request import Request
 
 
 class Decision(msgspec.Struct):
+    """What a placement chose, and all that it chose from."""
+
     group: Group
     ask: Ask
     choice: Choice
@@ -30,7 +32,7 @@ class Decision(msgspec.Struct):
 
 
 class _Survey(msgspec.Struct):
-    """Of one group."""
+    """What one group of workers would take to serve the request."""
 
     group: Group
     ask: Ask
@@ -51,6 +53,7 @@ def decide(
 
 
 def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
+    """Several groups serve the model: their candidates compete, each judged by what is soonest anywhere."""
     soonest_s = min(survey.ask.soonest_s for survey in surveys)
     asks = [msgspec.structs.replace(survey.ask, soonest_s=soonest_s) for survey in surveys]
     candidates = [candidate for survey in surveys for candidate in survey.offers.candidates]
@@ -69,7 +72,7 @@ def _among(policy: Policy, surveys: Sequence[_Survey]) -> Decision:
 
 def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Offers) -> Decision:
     terms = policy.terms(ask, choice.candidate)
-    worker, _, wait, bring, prefill, *_ = choice.candidate
+    worker, _, wait, bring, prefill, *_ = choice.candidate  # quicker than by name
     price_s = 0.0
     for _, seconds in terms:
         price_s += seconds
@@ -89,26 +92,24 @@ def _decision(policy: Policy, group: Group, ask: Ask, choice: Choice, found: Off
 
 
 def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: int, now: float) -> _Survey:
+    """Prices what serving the request would take at the workers of one group that may be the best: those that
+    hold most of its prompt, those with least load, and those that the policy names."""
     size, prompt = group.block_size, request.prompt_tokens
     packed = request.keys_for(group.fingerprint, size)
     keys = memoryview(packed).cast("Q")
     ask = Ask(keys, size, prompt, ticket)
-    held, lower = group.index.leading(b"" if request.bypass_cache else packed, group.loads)
-    peer = giver(group, held, now) if policy.pulls and group.gives_blocks else None
-    blocks, most = held, next(iter(held.values()), 0)  # the first has most
-    if not request.bypass_cache:  # with what bookings are about to make
-        for slot, booked in group.prefixes.overlaps(keys).items():
-            if booked > blocks.get(slot, 0):
-                blocks[slot] = booked
-                if booked > most:
-                    most = booked
+    blocks, lower = group.index.leading(b"" if request.bypass_cache else packed, group.loads)
+    peer = giver(group, blocks, now) if policy.pulls and group.gives_blocks else None
+    most = next(iter(blocks.values()), 0)  # the first has most
+    if not request.bypass_cache:
+        most = _add_booked(blocks, most, group.prefixes.overlaps(keys))
     available = most * size
     if available >= prompt:
         available = prompt - 1  # the last token is always computed
     ranks = policy.nominate(ask, pool)
     for slot in ranks:
         blocks.setdefault(slot, 0)
-    # The least booked of all may all be outside of a pool that was made for this request.
+    # A pool that was made for this request may have none of these workers: then its least loaded one it is.
     if pool is not group.pool and pool.members.isdisjoint(map(group.workers.__getitem__, blocks)):
         blocks = {min(pool.workers, key=lambda w: group.loads[w.slot]).slot: 0}
     found = offers(
@@ -125,11 +126,21 @@ def _survey(policy: Policy, request: Request, group: Group, pool: Pool, ticket: 
         now,
     )
     workers = len(pool.workers)
-    outgrown = 0.0 if group.copies_ahead else _outgrown(group, keys, available, found, workers, now)
-    pace = group.traffic.pace(workers, now)
-    ask.pace, ask.usual_s, ask.soonest_s = pace, found.usual_s, found.soonest_s
-    ask.shared, ask.outgrown = available, outgrown
+    ask.pace, ask.usual_s, ask.soonest_s = group.traffic.pace(workers, now), found.usual_s, found.soonest_s
+    ask.shared = available
+    if not group.copies_ahead:
+        ask.outgrown = _outgrown(group, keys, available, found, workers, now)
     return _Survey(group, ask, found)
+
+
+def _add_booked(blocks: dict[int, int], most: int, booked: Mapping[int, int]) -> int:
+    """Counts as held what ``booked`` prompts are about to make; returns the largest number at any worker."""
+    for slot, count in booked.items():
+        if count > blocks.get(slot, 0):
+            blocks[slot] = count
+            if count > most:
+                most = count
+    return most
 
 
 def _outgrown(

@@ -2,16 +2,21 @@
 
 price = (wait + bring + prefill + externality + eviction + decode + lateness) / weight, in seconds
 
-externality: lambda times the prefill, since work added here delays lambda requests that come next. For a
-prefix with too few holders lambda goes by each worker's own queue: a copy elsewhere relieves the holders.
-eviction: computing again what the request displaces; a pull, which might as well not be, pays for the lambda
-requests that this delays, too. decode: what those who decode now add to its own decoding.
-lateness: the square of what it loses by not going where it is served soonest, over LATE_S and the wait that
-is usual now, because one request that waits ten seconds is worse than ten that wait one; less so where all
-wait for ten. weight: below 1 for a worker that just came.
+wait: until the work before it is done. bring: for what it pulls or loads, as far as that takes longer than
+the wait. prefill: to compute the tokens that are not there.
+externality: lambda times the prefill. Work that is added to a queue delays every request that comes before
+the queue is empty; lambda says how many these are. For a prefix that too few workers hold, it is taken from
+each worker's own queue instead of the usual one, since a copy elsewhere relieves the holders.
+eviction: to compute again what the request displaces, if it is missed. With a pull, which is not needed to
+serve the request, it counts lambda times more: what has to be computed again delays others, too.
+decode: what the sequences that decode there add to the request's own decoding.
+lateness: late^2 / (LATE_S + usual wait), where late is what the request loses by not going where its first
+token comes soonest. The square, because one request that waits ten seconds is worse than ten that wait one;
+less so where waits are long for everybody.
+weight: below 1 for a worker that has just come, so that it is given little at first.
 
-Prices that the request itself hardly feels, a small share of its time to first token, are near ties. These
-go to the prompt's ring home, so that routers agree without talking.
+Prices that differ by a small share of the request's time to first token are near ties. Of these the prompt's
+home on the hash ring wins, so that several routers agree without talking.
 """
 
 from collections.abc import Sequence
@@ -23,15 +28,17 @@ from warmfleet_router.prices.demand import marks
 
 NEAR_SHARE = 0.02
 NEAR_S = 1e-3
-LEAST_FOLLOWING = 1.0  # somebody always comes: an idle worker is not for nothing
-LATE_S = 5.0  # beyond the soonest: who is as late as this counts each further second three times
-MOST_FOLLOWING = 16.0  # beyond, more would only trade places (LOG.md)
+# Bounds of lambda. Somebody always comes, so an idle worker's time has a price; and beyond the upper bound
+# more requests would only trade places (LOG.md).
+LEAST_FOLLOWING = 1.0
+MOST_FOLLOWING = 16.0
+LATE_S = 5.0  # a request that is so late counts each further second three times, where nobody else waits
 
 
 class Cheapest:
     """``externality`` is a constant lambda; None: as many as are expected to come before the queue is empty.
 
-    ``bound`` is of the homes over the mean load.
+    A ring home is passed over if its load is above ``bound`` times the mean.
     """
 
     name = "cheapest"
@@ -40,11 +47,12 @@ class Cheapest:
         self.pulls = pulls
         self._externality = externality
         self._bound = bound
-        # A constant is the plain price that the adaptive one has to beat.
+        # A constant lambda makes the plain price, without lateness, that the adaptive one has to beat.
         self.late_s = LATE_S if externality is None else inf
 
     def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
-        """The ring homes at token depths 1k, 2k, 4k, ...; of a shorter prompt the home of all its blocks."""
+        """The ring homes of the prompt's prefixes of 1k, 2k, 4k, ... tokens, the longest ranked highest; of a
+        shorter prompt that of all its blocks."""
         keys, size = ask.keys, ask.block_size
         if not keys:
             return {}
