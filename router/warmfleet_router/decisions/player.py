@@ -16,7 +16,7 @@ from warmfleet_router.decisions.messages import message_of
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.roster import Roster
 from warmfleet_router.fleet.worker import Worker
-from warmfleet_router.index.cursor import Ask, Instruction
+from warmfleet_router.index.cursor import Instruction, WatchAgain
 from warmfleet_router.request import Request
 from warmfleet_router.routing import Routing
 
@@ -113,7 +113,7 @@ class PlayedCore(RouterCore):
 class PlayedRoster(Roster):
     """Presence comes from the log, as the cursors of the recorded router gave it to its index."""
 
-    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
+    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> WatchAgain | None:
         return None
 
     def change(self, address: str, change: Change) -> None:

@@ -36,7 +36,7 @@ from warmfleet_router.decisions.messages import plain
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.roster import Roster
 from warmfleet_router.fleet.worker import Worker
-from warmfleet_router.index.cursor import Ask, Clear, Instruction, Remove, Store, keys_of
+from warmfleet_router.index.cursor import Clear, Instruction, Remove, Store, WatchAgain, keys_of
 from warmfleet_router.placement import Decision
 from warmfleet_router.request import Request, checked
 from warmfleet_router.routing import Routing
@@ -156,7 +156,7 @@ class RecordingRoster(Roster):
         self._journal.note(Broken(now, address))
         super().broken(address, now)
 
-    def ingest(self, address: str, message: wpb.WatchKvResponse, now: float) -> Iterator[Ask | None]:
+    def ingest(self, address: str, message: wpb.WatchKvResponse, now: float) -> Iterator[WatchAgain | None]:
         load = plain(message.load) if message.HasField("load") else None
         self._journal.open(Heard(now, address, message.epoch, load))
         try:
@@ -176,7 +176,7 @@ class RecordingRoster(Roster):
             self._journal.note(Swept(budget))
         return super().sweep(budget)
 
-    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
+    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> WatchAgain | None:
         line = self._journal.opened(worker.address)
         if line is not None and (change := _change(instruction)):
             line.changes.append(change)

@@ -20,12 +20,13 @@ from warmfleet_router.prices.pricing import shared_prefill, starting_rates
 from warmfleet_router.prices.traffic import MEMORY_S, Traffic
 from warmfleet_router.prices.wanted import Wanted
 
-LEND_AGAIN = 1.1  # times the measurements: it costs microseconds a worker
-FLYING_S = 1e-3  # a request in flight, as load beside queued seconds: breaks ties between idle workers
+LEND_AGAIN = 1.1  # times as many measurements as at the last time: it costs microseconds a worker
+FLYING_S = 1e-3  # a request in flight, as load beside seconds of queue: breaks ties between idle workers
 
 
 class Group:
-    """``slot`` of a worker is its number in the index."""
+    """A group's workers, its index, and all that is learned of them together. A worker's ``slot`` is its
+    number in the index."""
 
     def __init__(
         self, fingerprint: bytes, block_size: int, index_blocks: int, link_bytes_per_s: float = 0.0
@@ -43,8 +44,8 @@ class Group:
         self.demand = Demand(block_size)
         self.wanted = Wanted(fingerprint, block_size)
         self.panic = False
-        self.gives_blocks = False  # somebody does
-        self.copies_ahead = False  # hot prefixes are copied off the path of requests
+        self.gives_blocks = False  # some worker gives blocks to peers
+        self.copies_ahead = False  # hot prefixes are copied before requests come for them
         self._faded_at = 0.0
         self._measurements = 0
         self._lend_at = 0.0
@@ -75,7 +76,7 @@ class Group:
         worker.slot = -1
 
     def refresh(self, now: float) -> None:
-        """Who may be placed on, after time has passed or someone's state has changed."""
+        """Decides who may be placed on. To be called when time has passed or a worker's state has changed."""
         self._fade(now)
         workers, self.panic = usable(list(self.workers.values()), now)
         self.loads = array("d", [inf]) * len(self.loads)
@@ -90,14 +91,14 @@ class Group:
         self.total_blocks = sum(w.identity.total_blocks for w in workers if w.identity)
 
     def _fade(self, now: float) -> None:
-        """Of what was placed lately, 1/e is left after MEMORY_S."""
+        """Work placed lately counts less as time passes: 1/e of it is left after MEMORY_S."""
         keep = exp(-max(now - self._faded_at, 0.0) / MEMORY_S)
         self._faded_at = now
         for worker in self.workers.values():
             worker.given_s *= keep
 
     def settle(self, worker: Worker) -> None:
-        """After a change of one worker's load."""
+        """Keeps the pool up. To be called after a change of one worker's load."""
         before = worker.flying
         worker.settle()
         if worker in self.pool.members:
@@ -105,9 +106,9 @@ class Group:
             self.pool.in_flight += worker.flying - before
 
     def lend_rates(self) -> None:
-        """Workers not measured yet cost what the measured ones do: a guess must not look like a bargain.
+        """Prices workers that have not been measured like those that have: a guess must be no bargain.
 
-        To be called at every measurement; the first few are lent on at once, then every tenth more.
+        To be called at every measurement; it does something at the first few, then after every tenth more.
         """
         self._measurements += 1
         if self._measurements < self._lend_at:
@@ -122,7 +123,7 @@ class Group:
             self.settle(worker)
 
     def pool_for(self, context: int, exclude: AbstractSet[str], model: str) -> Pool:
-        """Those of the pool that serve ``model``, take ``context`` tokens and have not been tried."""
+        """Those of the pool that serve ``model``, take ``context`` tokens and are not in ``exclude``."""
         if context <= self.least_context and not exclude and model not in self._partial:
             return self.pool
         workers = [w for w in self.pool.workers if _context(w) >= context and w.name not in exclude]
@@ -142,7 +143,8 @@ def _model(worker: Worker) -> str:
 
 
 def _partial(workers: Collection[Worker]) -> frozenset[str]:
-    """Further names, which may come and go, and the models' own where equal weights go by several."""
+    """Names that not every worker of a group answers to: further ones, which may come and go, and the model's
+    own where workers serve equal weights under different names."""
     further, own = frozenset().union(*(w.models for w in workers)), frozenset(map(_model, workers))
     return further | own if len(own) > 1 else further - own
 

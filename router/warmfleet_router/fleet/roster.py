@@ -1,7 +1,7 @@
 """The workers' side of the router: who joins and leaves, what they announce, who can be reached.
 
-Ties fleet, groups, cursors and books together; the order of these updates is what keeps an index
-entry from outliving the incarnation that it belongs to.
+Ties fleet, groups, cursors and books together. The order of its updates matters: it keeps an index entry from
+outliving the incarnation of the worker that it belongs to.
 """
 
 import sys
@@ -19,7 +19,7 @@ from warmfleet_router.fleet.fleet import Fleet
 from warmfleet_router.fleet.group import Group
 from warmfleet_router.fleet.worker import Identity, State, Worker
 from warmfleet_router.index.approximate import Approximate
-from warmfleet_router.index.cursor import Ask, Clear, Cursor, Instruction, Remove, Store, keys_of
+from warmfleet_router.index.cursor import Clear, Cursor, Instruction, Remove, Store, WatchAgain, keys_of
 from warmfleet_router.prices.pricing import shared_prefill, starting_rates
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
@@ -29,8 +29,8 @@ MAX_FINGERPRINT_BYTES = 64
 MAX_BLOCK_SIZE = 1 << 16
 MOST_SILENCE_S = 600.0
 MAX_MODELS = 1024  # further names of one worker
-FADE_S = 1.0
-SLACK_BLOCKS = 2  # that an answer may find less: of a prompt held whole the last is computed again
+FADE_S = 1.0  # so long what an answered request has made counts as held, until the worker has announced it
+SLACK_BLOCKS = 2  # that an answer may find less than expected: the last of a prompt is computed in any case
 
 
 class Roster:
@@ -39,7 +39,7 @@ class Roster:
     def __init__(self, ledger: Ledger, counters: Counters, routing: Routing) -> None:
         self.fleet = Fleet(counters)
         self.groups: dict[tuple[bytes, int], Group] = {}
-        self.models: dict[str, list[Group]] = {}
+        self.models: dict[str, list[Group]] = {}  # by served name
         self._cursors: dict[str, Cursor] = {}
         self._fading: deque[tuple[float, Booking]] = deque()  # answered; until when their marks count
         self.ledger = ledger
@@ -53,25 +53,25 @@ class Roster:
         return self._cursors[address]
 
     def complete(self, address: str) -> bool:
-        """Whether all is known that it holds and announces."""
+        """Whether all is known that it announces to hold; a silent one announces nothing."""
         return self.fleet.workers[address].guess is not None or self._cursors[address].live
 
     # ---- coming and going
 
     def add(self, address: str) -> None:
-        """A worker that is to be watched; it is joining until it has told who it is."""
+        """A worker that is to be watched. It is joining until its Status has told who it is."""
         if address not in self.fleet.workers:
             self.fleet.workers[address] = Worker(address, starting_rates((), shared_prefill()))
             self._cursors[address] = Cursor(self.counters)
 
     def remove(self, address: str, now: float) -> None:
-        """No longer configured. Its bookings still end, somewhere else."""
+        """It is no longer configured. Requests that it has go on, and their bookings end as others do."""
         self._retire(self.fleet.workers.pop(address), now)
         del self._cursors[address]
 
     def joined(self, address: str, status: pb.StatusResponse, now: float) -> None:
-        """It has told who it is. Raises Corrupt for nonsense, Rejected for a name that is taken and where the
-        index is full."""
+        """Its Status has told who it is. Raises Corrupt for nonsense, and Rejected if its name is taken or
+        the index takes no more workers."""
         identity = _identity(status, address)
         worker = self.fleet.workers[address]
         other = self.fleet.named(identity.name)
@@ -90,7 +90,7 @@ class Roster:
         self._refresh(worker, now)
 
     def _also(self, worker: Worker, status: pb.StatusResponse) -> None:
-        """Further names may come and go with every status: adapters are loaded while it runs."""
+        """Its further names, which may change with every Status: adapters are loaded while it runs."""
         models = frozenset(status.models) - {status.model}
         if models != worker.models:
             worker.models = models
@@ -105,7 +105,7 @@ class Roster:
             self._refresh(worker, now)
 
     def _retire(self, worker: Worker, now: float) -> None:
-        """Back to being an address of which nothing is known."""
+        """Makes it an address again of which nothing is known."""
         self._orphan(worker)
         self._leave(worker, now)
         worker.identity, worker.models, worker.adapters = None, frozenset(), frozenset()
@@ -124,7 +124,7 @@ class Roster:
         try:
             group.add(worker)
         except Rejected:
-            self._retire(worker, now)  # one with a name and no seat would spoil every look at the fleet
+            self._retire(worker, now)  # a worker with an identity is expected to be in a group
             raise
         worker.guess = Approximate(identity.total_blocks) if identity.silent else None
         self._cursors[worker.address] = Cursor(self.counters)
@@ -147,11 +147,11 @@ class Roster:
                         groups.append(group)
 
     def _forget(self, worker: Worker) -> None:
-        """A new incarnation: nothing that the old one held or ran counts any more."""
+        """It is a new incarnation: nothing that the old one held or ran counts any more."""
         group = self.group_of(worker)
         if group is not None:
             group.index.clear(worker.slot)
-        self._cursors[worker.address].restart()  # or the old one, come back, would go on where it stood
+        self._cursors[worker.address].restart()  # else the old incarnation could come back and go on
         if worker.identity is not None and not worker.identity.silent:
             worker.guess = None
         elif worker.guess is not None:
@@ -159,6 +159,7 @@ class Roster:
         self._orphan(worker)
 
     def _orphan(self, worker: Worker) -> None:
+        """What its bookings were about to make there is not to be expected any more."""
         for booking in self.ledger.restarted(worker):
             self.unmark(booking)
         for _, booking in self._fading:
@@ -166,8 +167,9 @@ class Roster:
                 self.unmark(booking)
 
     def fade(self, booking: Booking, now: float) -> bool:
-        """It has been answered. One of our own workers tells on another stream what it holds now, and a
-        conversation's next turn can be here before that. False: what its worker holds is known otherwise."""
+        """Its request has been answered: its prefix counts as held for FADE_S more. What one of our own
+        workers holds now comes on another stream, and a conversation's next turn can be here before that.
+        False, and nothing done, where it is known otherwise what the worker holds."""
         worker = booking.worker
         if worker.guess is not None or worker.identity is None or worker.identity.anonymous:
             return False
@@ -175,7 +177,7 @@ class Roster:
         return True
 
     def unmark(self, booking: Booking) -> None:
-        """Its prefix no longer counts as overlap."""
+        """Its prefix no longer counts as about to be held."""
         group = self.group_of(booking.worker)
         if group is not None:
             group.prefixes.remove(booking.worker.slot, booking.marks)
@@ -183,11 +185,12 @@ class Roster:
 
     # ---- what is heard
 
-    def ingest(self, address: str, message: pb.WatchKvResponse, now: float) -> Iterator[Ask | None]:
-        """Takes one message in slices under a millisecond; an Ask tells where to watch again.
+    def ingest(self, address: str, message: pb.WatchKvResponse, now: float) -> Iterator[WatchAgain | None]:
+        """Takes one message, in slices of less than a millisecond each, so that the caller may pause between
+        them. A WatchAgain among what it yields says from where to watch the worker again.
 
-        Must be run to its end before the next message of this worker. Raises Corrupt before a
-        Status has told whose message this is.
+        Must be run to its end before the next message of this worker. Raises Corrupt if no Status has told
+        yet whose message this is.
         """
         worker = self.fleet.workers.get(address)
         group = self.group_of(worker) if worker else None
@@ -214,13 +217,14 @@ class Roster:
             group.settle(worker)
         else:
             group.refresh(now)
-        if worker.anonymous or worker.guess is not None:  # what it holds is ``told``, or guessed
+        if worker.anonymous or worker.guess is not None:  # what it holds comes by ``told``, or is guessed
             return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
 
     def follow(self, address: str, mirror: Mirror | None) -> None:
-        """What the events of a server that is not ours have told; None: they are not followed any more."""
+        """``mirror`` is what the events of a server that is not ours have told; None: they are no longer
+        followed."""
         worker = self.fleet.workers.get(address)
         if worker is not None:
             worker.mirror = mirror
@@ -232,8 +236,8 @@ class Roster:
         if worker is not None and group is not None and worker.guess is None:
             self.perform(group, worker, instruction)
 
-    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> Ask | None:
-        """One instruction of its cursor."""
+    def perform(self, group: Group, worker: Worker, instruction: Instruction) -> WatchAgain | None:
+        """Carries out one instruction on the group's index; a WatchAgain is left to the caller."""
         match instruction:
             case Store(tier, depth, hashes):
                 group.index.store(worker.slot, tier, depth, keys_of(hashes))
@@ -241,15 +245,16 @@ class Roster:
                 group.index.remove(worker.slot, tier, keys_of(hashes))
             case Clear():
                 group.index.clear(worker.slot)
-            case Ask():
+            case WatchAgain():
                 return instruction
         return None
 
     def answered(self, booking: Booking, cached: int | None, now: float, keyed_on_text: bool = False) -> None:
-        """An anonymous server has answered in full, and told ``cached`` tokens, or not how many.
+        """A server that is not ours has answered in full. It had ``cached`` tokens; None: it does not say.
 
-        Where its answers and its events disagree, it goes on as if it had none. Of a prompt whose token ids
-        were not known, as with images in it, events tell nothing that could be right or wrong.
+        If its answers disagree with its events too often, its events are no longer believed and what it holds
+        is guessed. Of a prompt whose token ids were not known (``keyed_on_text``), as with images in it,
+        events tell nothing that could be right or wrong.
         """
         worker = booking.worker
         group = self.group_of(worker)
@@ -270,7 +275,8 @@ class Roster:
             self._heal(booking, cached // group.block_size, -(-booking.expected // group.block_size))
 
     def _heal(self, booking: Booking, found: int, expected: int) -> None:
-        """What its answer did not find is not there any more, whatever its events have told; in blocks."""
+        """Takes out of the index what its answer did not find, whatever its events have told: of ``expected``
+        blocks it ``found`` fewer."""
         mirror = booking.worker.mirror
         if mirror is None or expected - found <= SLACK_BLOCKS:
             return
@@ -279,7 +285,8 @@ class Roster:
             self.told(booking.worker.address, instruction)
 
     def computed(self, booking: Booking, cached: int | None, keyed_on_text: bool = False) -> None:
-        """A silent worker has computed a prompt and found ``cached`` tokens of it; None: it does not say."""
+        """A silent worker has computed a prompt, of which it had ``cached`` tokens; None: it does not say. So
+        it is taken to hold all of it now."""
         worker = booking.worker
         group, guess = self.group_of(worker), worker.guess
         if group is None or guess is None or not booking.keys:
@@ -300,7 +307,7 @@ class Roster:
             group.refresh(now)
 
     def sweep(self, budget: int) -> bool:
-        """Clears up to ``budget`` places of an index after departed workers; True when nothing is left."""
+        """Clears up to ``budget`` slots of each index of what departed workers left; True when all are."""
         clean = [kind for kind, group in self.groups.items() if group.index.sweep(budget)]
         done = len(clean) == len(self.groups)
         for kind in clean:
@@ -309,13 +316,13 @@ class Roster:
         return done
 
     def measured(self, worker: Worker) -> None:
-        """One worker's rates are known better."""
+        """One worker's rates have been learned better."""
         group = self.group_of(worker)
         if group is not None:
             group.lend_rates()
 
     def changed(self, worker: Worker) -> None:
-        """One worker's load is another."""
+        """One worker's load has changed."""
         group = self.group_of(worker)
         if group is not None:
             group.settle(worker)
@@ -333,7 +340,8 @@ class Roster:
 
 
 def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:
-    """An anonymous load less our own bookings, which count until they end: what others sent there."""
+    """What others have sent to a server that is not ours. Its load counts all requests and names none, and
+    our own bookings count until they end: so these are subtracted."""
     if not worker.anonymous:
         return load
     booked = worker.booked

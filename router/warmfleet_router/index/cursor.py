@@ -37,14 +37,14 @@ class Clear(NamedTuple):
     """Everything of this worker."""
 
 
-class Ask(NamedTuple):
+class WatchAgain(NamedTuple):
     """Watch again from here: a replay of what follows ``after_seq``, or a snapshot for epoch 0."""
 
     epoch: int
     after_seq: int
 
 
-Instruction = Store | Remove | Clear | Ask
+Instruction = Store | Remove | Clear | WatchAgain
 
 
 class State(Enum):
@@ -78,11 +78,11 @@ class Cursor:
         """A snapshot is in, and nothing is missing since."""
         return self.state is State.LIVE
 
-    def position(self) -> Ask:
+    def position(self) -> WatchAgain:
         """Where a new watch must begin, whatever happened to the one before."""
         if self.state in (State.LIVE, State.GAP):
-            return Ask(self.epoch, self.seq)
-        return Ask(0, 0)
+            return WatchAgain(self.epoch, self.seq)
+        return WatchAgain(0, 0)
 
     def receive(self, message: pb.WatchKvResponse) -> Iterator[Instruction]:
         """Instructions of at most SLICE_BLOCKS blocks each, so that the caller may pause between them."""
@@ -115,9 +115,9 @@ class Cursor:
         self._lose()
         yield Clear()
         if ask:
-            yield self._ask(Ask(0, 0))
+            yield self._ask(WatchAgain(0, 0))
 
-    def _ask(self, ask: Ask) -> Ask:
+    def _ask(self, ask: WatchAgain) -> WatchAgain:
         self.asks += 1
         return ask
 
@@ -203,11 +203,11 @@ class Cursor:
             # The gap that was asked for is filled: this is another one, of messages lost since.
             yield self._miss(min(self._held))
 
-    def _miss(self, seen: int) -> Ask:
+    def _miss(self, seen: int) -> WatchAgain:
         """Batches before ``seen`` are missing. An answer made from now on holds them all."""
         self.state, self._gap_end = State.GAP, seen
         self.counters.kv_gaps += 1
-        return self._ask(Ask(self.epoch, self.seq))
+        return self._ask(WatchAgain(self.epoch, self.seq))
 
     # ---- snapshots
 

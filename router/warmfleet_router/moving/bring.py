@@ -1,6 +1,7 @@
-"""What a worker could bring, from a peer or from its own lower tiers, instead of computing it.
+"""What a worker could bring instead of computing it: pulled from a peer, or loaded from its own lower tiers.
 
-That runs while the request queues: only what it takes beyond the wait delays the first token.
+Blocks are brought while the request waits in the queue. So only the time that this takes beyond the wait
+delays the first token.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ WORTH = 2.0  # computing also delays others: a second saved there is worth this 
 
 
 class Giver(NamedTuple):
-    """The peer that blocks would come from: of one request, the same for whoever pulls."""
+    """The peer that would send the blocks of one request, whoever pulls them."""
 
     worker: Worker
     tokens: int  # leading ones that it holds
@@ -22,7 +23,8 @@ class Giver(NamedTuple):
 
 
 def giver(group: Group, held: Mapping[int, int], now: float) -> Giver | None:
-    """Who saves most: by what it holds (``held``: leading blocks by slot), less the wait for its link."""
+    """The peer from which pulling saves most: the time to compute what it holds, minus the wait for its link.
+    ``held``: leading blocks, by slot."""
     best, most = None, 0.0
     for slot, blocks in held.items():
         if not blocks:
@@ -40,7 +42,8 @@ def giver(group: Group, held: Mapping[int, int], now: float) -> Giver | None:
 def bringing(
     group: Group, peer: Giver | None, lower: Mapping[int, int], prompt: int, now: float
 ) -> Callable[[Worker, int, float], tuple[int, float, PullPlan | None]]:
-    """For ``offers``: what a worker would bring of a prompt. ``lower`` are blocks in lower tiers, by slot."""
+    """Makes the function that ``offers`` asks what a worker would bring of a prompt. ``lower``: of the blocks
+    that a worker holds, how many are in lower tiers alone, by slot."""
 
     def bring(worker: Worker, overlap: int, wait_s: float) -> tuple[int, float, PullPlan | None]:
         ready_s, pull = 0.0, None
@@ -64,14 +67,14 @@ def bringing(
 def plan(
     group: Group, of: Giver, worker: Worker, overlap: int, prompt: int, wait_s: float, now: float
 ) -> PullPlan | None:
-    """Of what ``of`` holds beyond the ``overlap`` tokens here; None where computing is better."""
+    """A pull of what ``of`` holds beyond the ``overlap`` tokens here; None if computing is better."""
     reach = min(of.tokens, (prompt - 1) // group.block_size * group.block_size)
     tokens = reach - overlap
     if tokens <= 0 or worker is of.worker or worker.identity is None or not worker.identity.gives_blocks:
-        return None  # who gives no blocks takes none
+        return None  # a worker that gives no blocks takes none either
     spoken_for = worker.report.wanted_blocks * group.block_size + worker.booked.pulling
     if spoken_for + tokens > worker.identity.total_blocks * group.block_size:
-        return None  # what somebody there waits for would be displaced
+        return None  # it would displace what other requests wait for there
     latency_s, sending_s = group.links.seconds(of.worker.name, worker.name, tokens * group.token_bytes, now)
     seconds = of.busy_s + latency_s + sending_s
     saved_s = worker.rates.prefill_s(prompt - overlap, overlap) - worker.rates.prefill_s(
@@ -85,7 +88,7 @@ def plan(
 def load_s(
     group: Group, worker: Worker, overlap: int, lower: int, prompt: int, wait_s: float, now: float
 ) -> float | None:
-    """To load the last ``lower`` of ``overlap`` tokens from lower tiers; None where computing is better."""
+    """Seconds to load the last ``lower`` of ``overlap`` tokens; None if computing is better."""
     seconds = sum(group.links.seconds(worker.name, worker.name, lower * group.token_bytes, now))
     rates, top = worker.rates, overlap - lower
     saved_s = rates.prefill_s(prompt - top, top) - rates.prefill_s(prompt - overlap, overlap)

@@ -10,8 +10,12 @@ SHORTEST_S = 0.025  # waits below this are alike
 
 
 class Traffic:
-    """Requests count over the time that they took to come: before the first, nothing says that nobody comes.
-    Their work counts over all of the memory: what a cold fleet computes at first does not go on."""
+    """Rates of requests and of their work, both fading.
+
+    The rate of requests is taken over the time that they took to come, which is short at the beginning: that
+    nobody came before the first one says nothing. The rate of work is taken over all of MEMORY_S: what a
+    fleet computes while its caches are cold does not go on like that.
+    """
 
     __slots__ = ("_at", "_requests", "_seconds", "_work_s")
 
@@ -28,7 +32,7 @@ class Traffic:
         self._work_s += work_s
 
     def elsewhere(self, requests: int, now: float) -> None:
-        """That other routers have placed on the same workers. They are taken to be as long as our own."""
+        """Other routers have placed so many on the same workers. They are taken to be as long as our own."""
         if requests:
             self._fade(now)
             self._work_s += requests * self.mean_s
@@ -36,7 +40,7 @@ class Traffic:
 
     @property
     def mean_s(self) -> float:
-        """Of a request's prefill."""
+        """Mean prefill of a request."""
         return self._work_s / self._requests if self._requests else 0.0
 
     def _fade(self, now: float) -> None:
@@ -48,7 +52,7 @@ class Traffic:
         self._at = now
 
     def _kept(self, now: float) -> float:
-        """The share of what was remembered of the newest request's moment."""
+        """The share that is left of what was known at the newest request."""
         at = self._at
         return exp((at - now) / MEMORY_S) if at is not None and now > at else 1.0
 
@@ -65,8 +69,8 @@ class Traffic:
 
 
 def usual_wait_s(waits_s: Iterable[float]) -> float:
-    """Of those who come next: the harmonic mean, since they go where the queue is short, so that one idle
-    worker relieves them all."""
+    """The wait of the requests that come next: the harmonic mean of all workers' waits. Requests go where the
+    queue is short, so that one idle worker relieves them all."""
     count, visits = 0, 0.0
     for wait in waits_s:  # not by sum(), which rounds differently from release to release
         count += 1

@@ -12,13 +12,13 @@ from warmfleet_proto.hashing import digest_bytes, presence
 from warmfleet_router.index.cursor import (
     MAX_HELD_BATCHES,
     SLICE_BLOCKS,
-    Ask,
     Clear,
     Cursor,
     Instruction,
     Remove,
     State,
     Store,
+    WatchAgain,
     keys_of,
 )
 from warmfleet_router.view import Counters
@@ -80,7 +80,7 @@ class Source:
             for i, cut in enumerate(cuts)
         ]
 
-    def answer(self, ask: Ask) -> list[pb.WatchKvResponse]:
+    def answer(self, ask: WatchAgain) -> list[pb.WatchKvResponse]:
         return self.log[ask.after_seq :] if ask.epoch == self.epoch else self.snapshot()
 
 
@@ -91,8 +91,8 @@ class Mirror:
     cursor: Cursor = field(default_factory=lambda: Cursor(Counters()))
     present: Present = field(default_factory=set)
 
-    def receive(self, message: pb.WatchKvResponse) -> list[Ask]:
-        return [i for i in self.perform(message) if isinstance(i, Ask)]
+    def receive(self, message: pb.WatchKvResponse) -> list[WatchAgain]:
+        return [i for i in self.perform(message) if isinstance(i, WatchAgain)]
 
     def perform(self, message: pb.WatchKvResponse) -> list[Instruction]:
         instructions = list(self.cursor.receive(message))
@@ -128,7 +128,7 @@ def test_snapshot_then_live_batches() -> None:
 def test_first_batch_of_an_unknown_epoch_asks_for_a_snapshot() -> None:
     source = Source(epoch=7)
     mirror = Mirror()
-    assert mirror.receive(source.store([1])) == [Ask(0, 0)]
+    assert mirror.receive(source.store([1])) == [WatchAgain(0, 0)]
     assert mirror.present == set()
 
 
@@ -136,7 +136,7 @@ def test_gap_asks_once_for_a_replay_and_applies_what_waited_in_order() -> None:
     source = Source(epoch=7)
     mirror = joined(source)
     lost, later, latest = source.store([1]), source.remove([1]), source.store([2])
-    assert mirror.receive(later) == [Ask(7, 0)]
+    assert mirror.receive(later) == [WatchAgain(7, 0)]
     assert mirror.receive(latest) == []
     assert mirror.present == set()
     assert mirror.receive(lost) == []
@@ -148,13 +148,13 @@ def test_a_batch_lost_while_an_answer_is_under_way_is_asked_for_too() -> None:
     source = Source(epoch=7)
     mirror = joined(source)
     source.store([1])
-    assert mirror.receive(source.store([2])) == [Ask(7, 0)]
-    answer = source.answer(Ask(7, 0))
+    assert mirror.receive(source.store([2])) == [WatchAgain(7, 0)]
+    answer = source.answer(WatchAgain(7, 0))
     source.store([3])  # lost, and too late for the answer
     assert mirror.receive(source.store([4])) == []
     assert mirror.receive(source.store([5])) == []
     asked = [ask for message in answer for ask in mirror.receive(message)]
-    assert asked == [Ask(7, 2)]
+    assert asked == [WatchAgain(7, 2)]
     assert [ask for message in source.answer(asked[0]) for ask in mirror.receive(message)] == []
     assert mirror.present == source.present
     assert mirror.cursor.state is State.LIVE
@@ -181,9 +181,9 @@ def test_new_epoch_clears_at_once_and_ignores_what_the_old_one_still_says() -> N
     old.store([1, 2])
     mirror = joined(old)
     late = old.store([3])
-    assert mirror.receive(new.store([9])) == [Ask(0, 0)]
+    assert mirror.receive(new.store([9])) == [WatchAgain(0, 0)]
     assert mirror.present == set()
-    assert mirror.receive(late) == [Ask(0, 0)]
+    assert mirror.receive(late) == [WatchAgain(0, 0)]
     assert mirror.present == set()
     for message in new.snapshot():
         assert mirror.receive(message) == []
@@ -195,7 +195,7 @@ def test_wrong_digest_clears_and_asks_for_a_snapshot() -> None:
     mirror = joined(source)
     mirror.receive(source.store([1]))
     source.present.add((block(5), pb.HOST))  # present, but never announced
-    assert mirror.receive(source.store([2])) == [Ask(0, 0)]
+    assert mirror.receive(source.store([2])) == [WatchAgain(0, 0)]
     assert mirror.present == set()
     for message in source.snapshot():
         mirror.receive(message)
@@ -208,7 +208,7 @@ def test_snapshot_with_a_lost_part_is_refused() -> None:
     first, _, last = source.snapshot()
     mirror = Mirror()
     assert mirror.receive(first) == []
-    assert mirror.receive(last) == [Ask(0, 0)]
+    assert mirror.receive(last) == [WatchAgain(0, 0)]
     assert mirror.present == set()
 
 
@@ -219,7 +219,7 @@ def test_repeated_seq_with_another_digest_is_noticed() -> None:
     mirror.receive(message)
     assert mirror.receive(message) == []
     other = pb.WatchKvResponse(epoch=7, batch=pb.KvBatch(seq=1, digest=bytes(16)))
-    assert mirror.receive(other) == [Ask(0, 0)]
+    assert mirror.receive(other) == [WatchAgain(0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_malformed_batches_empty_the_worker(event: pb.KvEvent) -> None:
     source = Source(epoch=7)
     mirror = joined(source)
     mirror.receive(source.store([1]))
-    assert mirror.receive(source.commit(event)) == [Ask(0, 0)]
+    assert mirror.receive(source.commit(event)) == [WatchAgain(0, 0)]
     assert mirror.present == set()
     assert mirror.cursor.counters.kv_malformed == 1
 
@@ -248,7 +248,7 @@ def test_held_batches_are_bounded() -> None:
         mirror.receive(source.store([2]))
     assert mirror.cursor.counters.kv_held_dropped == 10
     asks = mirror.receive(source.log[0])
-    assert asks == [Ask(7, MAX_HELD_BATCHES + 1)] or mirror.cursor.state is State.LIVE
+    assert asks == [WatchAgain(7, MAX_HELD_BATCHES + 1)] or mirror.cursor.state is State.LIVE
     for message in source.answer(mirror.cursor.position()):
         mirror.receive(message)
     assert mirror.present == source.present
@@ -269,7 +269,7 @@ def test_a_batch_given_up_half_way_needs_a_snapshot() -> None:
     mirror = joined(source)
     half = mirror.cursor.receive(source.store([1, 2]))
     next(half)
-    assert mirror.cursor.position() == Ask(0, 0)
+    assert mirror.cursor.position() == WatchAgain(0, 0)
 
 
 def test_keys_are_the_first_halves() -> None:

@@ -7,7 +7,7 @@ from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_proto.hashing import digest_bytes
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index import seats
-from warmfleet_router.index.cursor import Ask
+from warmfleet_router.index.cursor import WatchAgain
 from warmfleet_router.index.index import Overlap
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
@@ -149,9 +149,9 @@ def test_an_incarnation_that_comes_back_is_heard_from_the_beginning() -> None:
         core.roster.broken(worker.address, 0.1)
         worker.epoch = epoch
         core.roster.joined(worker.address, worker._status(), 0.2)
-        assert core.roster.cursor(worker.address).position() == Ask(0, 0)
+        assert core.roster.cursor(worker.address).position() == WatchAgain(0, 0)
     batch = pb.KvBatch(seq=worker.seq, digest=digest_bytes(worker.digest))
-    assert worker.say(pb.WatchKvResponse(epoch=1, batch=batch), 0.3) == [Ask(0, 0)]
+    assert worker.say(pb.WatchKvResponse(epoch=1, batch=batch), 0.3) == [WatchAgain(0, 0)]
     assert not core.roster.complete(worker.address)
 
 

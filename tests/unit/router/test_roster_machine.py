@@ -12,7 +12,7 @@ from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_proto.hashing import digest_bytes, presence
 from warmfleet_proto.limits import HASH_BYTES, KEY_BYTES
 from warmfleet_router.core import RouterCore
-from warmfleet_router.index.cursor import Ask
+from warmfleet_router.index.cursor import WatchAgain
 from warmfleet_router.routing import Routing
 
 from tests.unit.router.fleet_of import BLOCK, ask, tokens
@@ -65,7 +65,7 @@ class Process:
         self.log.append(pb.KvBatch(seq=len(self.log) + 1, digest=digest_bytes(self.digest), events=events))
         return pb.WatchKvResponse(epoch=self.epoch, batch=self.log[-1])
 
-    def watched(self, after: Ask) -> list[pb.WatchKvResponse]:
+    def watched(self, after: WatchAgain) -> list[pb.WatchKvResponse]:
         if after.epoch == self.epoch:
             return [
                 pb.WatchKvResponse(epoch=self.epoch, batch=batch) for batch in self.log[after.after_seq :]
