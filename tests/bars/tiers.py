@@ -120,7 +120,7 @@ async def _p99s(folder: Path, trouble: Callable[[], Any]) -> list[float]:
         gateways = []
         for each in settings:
             worker = await stack.enter_async_context(sim_worker(**each))
-            worker.scheduler.batch.fetching.pace.token_s = 0.002  # as one that has computed before
+            worker.scheduler.fetching.pace.token_s = 0.002  # as one that has computed before
             stub = await stack.enter_async_context(stub_of(worker))
             gateways.append(await stack.enter_async_context(stream(stub)))
         with _troubled(trouble):

@@ -66,7 +66,7 @@ async def test_a_request_that_comes_meanwhile_waits_for_what_is_on_its_way(tmp_p
     async with pair(tmp_path, transfer={"bytes_per_s": 4000.0}) as (a, b):
         await made_on(a)
         coming = asyncio.create_task(bring(b, bring_of(a)))
-        await until(lambda: b.worker.scheduler.batch.fetching.busy)
+        await until(lambda: b.worker.scheduler.fetching.busy)
         await answered(b, PROMPT, 1)
         assert b.gateway.started[1].cached_tokens == 192
         assert (await coming).pulled.tokens == 192
@@ -126,10 +126,10 @@ async def test_what_is_given_up_while_a_request_waits_for_it_goes_on_for_that(
     async with pair(tmp_path, transfer={"bytes_per_s": 256.0}) as (a, b):
         await made_on(a)
         coming = asyncio.create_task(bring(b, bring_of(a, within_s=1.0)))
-        await until(lambda: b.worker.scheduler.batch.fetching.busy)
+        await until(lambda: b.worker.scheduler.fetching.busy)
         await b.gateway.submit(1, PROMPT, 5)
         assert (await coming).pulled.failure == Failure.GIVEN_UP
-        assert b.worker.scheduler.batch.fetching.busy
+        assert b.worker.scheduler.fetching.busy
         assert await b.gateway.finish(1) == expected(b.worker, PROMPT, 5)
         await at_rest(a, b)
 
@@ -155,11 +155,11 @@ async def test_a_router_that_leaves_leaves_nothing_on_its_way(tmp_path: Path) ->
     async with pair(tmp_path, transfer={"bytes_per_s": 128.0}) as (a, b):
         await made_on(a)
         coming = asyncio.create_task(bring(b, bring_of(a)))
-        await until(lambda: b.worker.scheduler.batch.fetching.busy)
+        await until(lambda: b.worker.scheduler.fetching.busy)
         coming.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await coming
-        await until(lambda: not b.worker.scheduler.batch.fetching.busy)
+        await until(lambda: not b.worker.scheduler.fetching.busy)
         await at_rest(a, b)
         assert b.worker.exchange.puller.pulls == {Failure.GIVEN_UP: 1}
 

@@ -66,7 +66,7 @@ async def test_the_front_from_the_device_the_rest_from_the_host(tmp_path: Path) 
     async with pair(tmp_path, **SMALL) as (a, b):
         await made_on(a, 1, 1)
         await displaced(a, 2)
-        a.worker.scheduler.batch.fetching.supplies.clear()
+        a.worker.scheduler.fetching.supplies.clear()
         await a.gateway.submit(9, prompt(1)[:80], 1)
         await a.gateway.end(9)
         started = await pulled(a, b, 1, 1)
@@ -209,7 +209,7 @@ async def test_what_the_target_has_below_is_not_brought_from_a_peer(tmp_path: Pa
         brought = await bring(a, BringRequest(root=root_of(b.worker), keys=keys(hashes), pull=pull))
         assert (brought.held_tokens, brought.pulled.failure) == (BLOCKS * 16, "")
         assert brought.pulled.bytes == (BLOCKS - 12) * SIZE
-        totals = a.worker.scheduler.batch.fetching.totals
+        totals = a.worker.scheduler.fetching.totals
         assert totals.arrived[Source.DISK if on_disk else Source.HOST] == 12
         await all_at_rest(a, b)
 

@@ -140,13 +140,13 @@ async def test_many_at_once_on_little_memory(tmp_path: Path) -> None:
             assert await gateway.finish(handle) == expected(worker, tokens, 6)
         await settled(worker)
         check_presence(worker)
-        totals = worker.scheduler.batch.fetching.totals
+        totals = worker.scheduler.fetching.totals
         assert totals.arrived[Source.HOST] + totals.arrived[Source.DISK] > 0
 
 
 async def test_wrong_copies_in_the_hosts_memory_are_computed_again() -> None:
     async with sim_worker(**{**HOST, **QUICK}) as worker, stub_of(worker) as stub, stream(stub) as gateway:
-        worker.scheduler.batch.fetching.pace = Patient()
+        worker.scheduler.fetching.pace = Patient()
         for number in range(20):
             await ask(gateway, worker, number + 1, prompt(number))
         await settled(worker)
@@ -192,7 +192,7 @@ async def test_wrong_blocks_on_disk_are_computed_again(tmp_path: Path) -> None:
         assert below(worker).spilled == 400
     spoil_all(tmp_path)
     async with sim_worker(**settings) as worker, stub_of(worker) as stub, stream(stub) as gateway:
-        worker.scheduler.batch.fetching.pace = Patient()
+        worker.scheduler.fetching.pace = Patient()
         for number in range(20):
             started = await ask(gateway, worker, number + 1, prompt(number))
             assert started.cached_tokens == 0
@@ -300,7 +300,7 @@ async def test_a_slow_disk_does_not_make_answers_late(
     trouble = Trouble(monkeypatch)
     async with sim_worker(**disk(tmp_path)) as worker, stub_of(worker) as stub, stream(stub) as gateway:
         trouble.delay_s = 3.0
-        worker.scheduler.batch.fetching.pace.token_s = TIMING["prefill_token_s"]
+        worker.scheduler.fetching.pace.token_s = TIMING["prefill_token_s"]
         for number in range(20):
             await ask(gateway, worker, number + 1, prompt(number, 2))
         slow = [started.queue_s + started.prefill_s for started in gateway.started.values()]

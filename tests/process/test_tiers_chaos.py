@@ -65,12 +65,12 @@ async def test_chaos(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 spoil(worker, rng)
             if handle % 10 == 0:
                 await gateway.end(handle)
-                worker.scheduler.batch.fetching.pace._rests.clear()
+                worker.scheduler.fetching.pace._rests.clear()
         for handle, prompt in asked.items():
             await check(gateway, worker, handle, prompt)
         await settled(worker)
         check_presence(worker)
-        totals = worker.scheduler.batch.fetching.totals
+        totals = worker.scheduler.fetching.totals
         assert sum(totals.arrived.values()) > 0
         assert not worker.runner._carried
         assert flaky.failures > 0

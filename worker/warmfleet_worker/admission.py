@@ -42,16 +42,16 @@ def check_fits(prompt_tokens: int, choices: int, limits: Limits, total_blocks: i
 
 
 def admit(sequence: Sequence, cache: PrefixCache, limits: Limits, room: int) -> bool:
-    """Pins the longest readable prefix and takes blocks for all that remains: the rest of the prompt, one
-    token more, and one block for each further choice. ``room`` blocks are left for what runs already.
+    """Pins the longest readable prefix and takes blocks for the rest of the prompt, for one token more, and
+    one for each further choice. ``room`` blocks are left for what runs already.
 
-    False when there are too few; nothing is taken then.
+    False if there are too few; then nothing is taken.
     """
     nodes = readable(sequence, cache)
     if _take(sequence, nodes, cache, limits, room):
         return True
     whole = len(nodes) * limits.block_size == len(sequence.token_ids)
-    # Nothing runs, so nothing will be freed: give up the private copy's source for its place.
+    # Nothing runs, so no block will be freed: the last block is computed instead of copied.
     return whole and room == 0 and _take(sequence, nodes[:-1], cache, limits, room)
 
 
@@ -71,8 +71,8 @@ def readable(sequence: Sequence, cache: PrefixCache) -> list[Node]:
 
 
 def _take(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Limits, room: int) -> bool:
-    """``nodes`` become the sequence's first blocks. At least one token is left to compute: when they hold
-    all of them, the last block is copied, since the last token is never written into a shared block."""
+    """``nodes`` become the sequence's first blocks. At least one token is left to compute: if they hold all
+    of the prompt, the last block is copied, since nothing is ever written into a shared block."""
     length = len(sequence.token_ids)
     whole = len(nodes) * limits.block_size == length
     shared = nodes[:-1] if whole else nodes
@@ -96,17 +96,14 @@ def _fits(sequence: Sequence, nodes: list[Node], cache: PrefixCache, limits: Lim
     length = len(sequence.token_ids)
     shared = len(nodes) - (len(nodes) * limits.block_size == length)
     wanted = limits.blocks(length + 1) - shared + len(sequence.choices) - 1 + room
-    if wanted <= cache.pool.free:  # soon counted
+    if wanted <= cache.pool.free:  # a quick answer for the usual case
         return True
     return wanted <= cache.available_beside([node.block for node in nodes])
 
 
 def uncached_tokens(sequence: Sequence, readable: int, coming: Mapping[bytes, int], block_size: int) -> int:
-    """How much of the prompt seems to need computing: not what is or will be readable, nor what others
-    before it make.
-
-    ``readable`` leading blocks; ``coming`` holds the hashes of the prompts of all requests under way.
-    """
+    """How much of the prompt seems to need computing: what is not among its ``readable`` leading blocks and
+    is not in the prompt of any request before it (``coming``: hashes of their blocks, counted)."""
     if sequence.request.bypasses:
         return sequence.prompt_tokens
     while readable < len(sequence.hashes) and sequence.hashes[readable] in coming:

@@ -1,5 +1,5 @@
 """The sequences that run and those that wait, and how they move between the two: admission, growth,
-preemption, forking, leaving. Each move keeps the blocks' account."""
+preemption, forking, leaving. With each move, blocks are taken or given back."""
 
 import math
 from bisect import insort
@@ -29,8 +29,9 @@ class Batch:
         self._totals = totals
 
     def grow(self, now: float) -> bool:
-        """A block for every sequence whose next token needs one; the newest give up theirs for it, unless
-        steps are under way: false when the next step has to wait for them."""
+        """Takes a block for every sequence whose next token needs one. If there is none, the newest sequence
+        is preempted; but not while steps are under way: then False, and the next step has to wait for
+        them."""
         i = 0
         while i < len(self.running):
             sequence = self.running[i]
@@ -48,16 +49,19 @@ class Batch:
         return True
 
     def look(self, now: float) -> None:
-        """Fetches what those who wait lack, where that is sooner done than computing it."""
+        """Fetches what waiting sequences lack, where that takes less time than computing it."""
         if self.fetching.supplies:
             self.fetching.expire(now)
             for sequence in self.waiting:
                 self.fetching.look(sequence, len(self.running), now)
 
     def admit(self, now: float) -> None:
-        """Starts those who waited longest and wait for no fetch, while blocks, slots and the step's prompt
-        tokens last. Who came first goes first: a long prompt that began while they waited for a fetch makes
-        way for them."""
+        """Starts waiting sequences, in the order in which they came, while there are blocks, slots and prompt
+        tokens of the step for them. Those that wait for a fetch are passed over.
+
+        One that has waited for its fetch runs before a long prompt that came after it and was begun
+        meanwhile.
+        """
         if not self.waiting:
             return
         prompts = [s for s in self.running if s.remaining > 1]
@@ -82,7 +86,7 @@ class Batch:
         return fetching.look_again(sequence, room, now, fit)
 
     def _race(self, slots: int, now: float) -> None:
-        """No other prompt needs the engine: who waits for a fetch may begin with its front."""
+        """No other prompt needs the engine: one that waits for a fetch may compute the front of it."""
         fetching, chunk = self.fetching, self.limits.chunk_tokens
         fetching.next_race = math.inf
         if fetching.pace.token_s is None:
@@ -105,7 +109,7 @@ class Batch:
         self._note_admission(sequence, now)
 
     def catch_up(self, now: float) -> None:
-        """Those who compute the front of what is fetched for them go on with what has come."""
+        """Sequences that compute the front of what is fetched for them go on with what has come."""
         for sequence, source, tokens in self.fetching.catch_up(self.steps.release, now):
             request = sequence.request
             if not request.started:
@@ -121,13 +125,14 @@ class Batch:
         return None
 
     def _next_block(self, sequence: Sequence) -> bytes | None:
-        """The hash that would make its readable prefix longer. While a step under way fills that block the
-        sequence waits: it would compute the block again."""
+        """Hash of the block after its readable prefix. While a step under way fills that block, the sequence
+        waits: else it would compute the block again."""
         matched = len(readable(sequence, self.cache))
         return sequence.hashes[matched] if matched < len(sequence.hashes) else None
 
     def preempt(self, sequence: Sequence, now: float) -> None:
-        """Its blocks stay cached while they last; it waits at the front and computes what is gone anew."""
+        """It gives its blocks up and waits again, before all others. The blocks stay cached until they are
+        displaced; what has been by then is computed anew."""
         self.running.remove(sequence)
         self.fetching.left(sequence, now)
         self._release(sequence)
@@ -149,7 +154,7 @@ class Batch:
         return forks
 
     def leave(self, sequence: Sequence, now: float) -> None:
-        """For good. Its full blocks stay cached."""
+        """It has ended. Its full blocks stay cached."""
         if sequence.blocks:
             self.running.remove(sequence)
             self.fetching.left(sequence, now)

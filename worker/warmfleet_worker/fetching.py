@@ -1,8 +1,8 @@
 """Fetches under way: who waits for them, and what becomes of the blocks that arrive.
 
-A fetch fills blocks that it has pinned, and seals what arrives into the prefix cache; the sequence that
-waited is then admitted like any other that finds its prefix readable. So only fetches under way hold pins,
-and each of them ends: no two waiting sequences can keep each other out.
+A fetch takes and pins the blocks that it will fill, and makes what arrives readable in the prefix cache. The
+sequence that waited for it is then admitted like any other that finds its prefix readable. So only fetches
+under way hold pins, never waiting sequences; and as each fetch ends, no two of these can block each other.
 """
 
 import math
@@ -23,9 +23,11 @@ from warmfleet_worker.sequence import Loaded, Request, Sequence
 from warmfleet_worker.source import Source
 
 _AGAIN_S = 0.25  # between two looks for one sequence: each walks all of its blocks
-_LOSSES = 3  # of what was fetched for a sequence: then it computes
-_AHEAD_SHARE = 4  # of it is the most for one fetch that nobody waits for
-_SHARE = 2  # of the pool is the most that may be on its way, or has come for those who still wait
+_LOSSES = 3  # so often what was fetched for a sequence may be displaced; after that it computes
+# At most 1 / _SHARE of the pool may be on its way or have come for sequences that still wait; at most
+# 1 / _AHEAD_SHARE of it may be taken by one fetch that nobody waits for.
+_SHARE = 2
+_AHEAD_SHARE = 4
 
 
 @dataclass(slots=True)
@@ -83,8 +85,8 @@ class Fetching:
         return matched
 
     def look(self, sequence: Sequence, room: int, now: float, fits: bool = False) -> None:
-        """Starts a fetch for what a waiting sequence lacks, or joins one, where that is worth it.
-        ``room`` blocks are left for what runs. ``fits``: it could be admitted at once."""
+        """Starts a fetch for what a waiting sequence lacks, or joins one that is under way, if that is worth
+        it. ``room`` blocks are left for what runs. ``fits``: it could be admitted at once."""
         if sequence.looked or sequence.waits or not self.supplies:
             return
         sequence.looked_at = now
@@ -102,21 +104,21 @@ class Fetching:
             sequence.looked = self._start(sequence, nodes, room, now, fits)
 
     def lacks(self, sequence: Sequence) -> bool:
-        """Whether it may look again for what it has not, though it was to: that has left the device while it
-        waited, or there was no room for it."""
+        """Whether something is still missing that was to be fetched for it: because it has been displaced
+        again while the sequence waited, or because there was no room for it."""
         if not self.supplies or sequence.losses > _LOSSES:
             return False
         return len(readable(sequence, self._cache)) < sequence.reach
 
     def _lose(self, sequence: Sequence) -> None:
-        """Some of what came for it has gone: it is not kept for it any more."""
+        """Some of what came for it has been displaced."""
         sequence.losses += sequence.landed > 0
         self._landed -= sequence.landed
         sequence.landed = 0
 
     def look_again(self, sequence: Sequence, room: int, now: float, fits: bool) -> bool:
-        """Before it is admitted; true when it has to wait on. ``fits``: it lacks something, and all of its
-        blocks could be had at once."""
+        """Looks again before the sequence is admitted; True if it has to go on waiting. ``fits``: it lacks
+        something, and there are blocks enough to admit it at once."""
         late = not sequence.tried and now - sequence.looked_at >= _AGAIN_S
         if self.supplies and (fits or late):
             sequence.looked = False
@@ -124,7 +126,7 @@ class Fetching:
         return sequence.waits
 
     def expire(self, now: float) -> None:
-        """What is too late is computed instead, in other blocks."""
+        """Gives up fetches that take too long. What they were to bring is computed, in other blocks."""
         if now < self.next_deadline:
             return
         for flight in self._flights.values():
@@ -135,7 +137,7 @@ class Fetching:
                 self._abandon(flight)
 
     def admitted(self, sequence: Sequence) -> None:
-        """Or gone: what came for it is no longer kept for it."""
+        """The sequence runs, or has gone: it waits for nothing any more."""
         self._landed -= sequence.landed
         sequence.landed = 0
         if not sequence.waits:
@@ -148,8 +150,9 @@ class Fetching:
                     self._abandon(flight)
 
     def bring(self, sequence: Sequence, room: int, now: float) -> int | None:
-        """Fetches what a sequence lacks that is not to be computed; the fetch's number. It ends by itself or
-        by ``let_go``. None where there is nothing to be had, or no room beside what requests ask for."""
+        """Fetches what a sequence lacks, though no request waits for it and it is not to be computed. Returns
+        the fetch's number; it ends by itself or by ``let_go``. None if nothing can be had, or if there is no
+        room for it beside what requests ask for."""
         nodes = readable(sequence, self._cache)
         start, total = len(nodes), self._cache.pool.total
         most = min(self._room(nodes, room), total // _AHEAD_SHARE)
@@ -164,7 +167,8 @@ class Fetching:
         return None
 
     def let_go(self, fetch_id: int) -> None:
-        """Of a fetch that ``bring`` has begun: only who waits for it needs it now."""
+        """Whoever asked ``bring`` for this fetch does not need it any more. It goes on only if a sequence
+        waits for it."""
         flight = self._flights.get(fetch_id)
         if flight is not None and flight.ahead:
             flight.ahead = False
@@ -172,14 +176,14 @@ class Fetching:
                 self._abandon(flight)
 
     def _hurry(self, flight: Flight, now: float) -> None:
-        """Now somebody waits: no longer than computing it takes."""
+        """Somebody waits for it now: it may take no longer than computing what is left of it would."""
         left = flight.left
         patience = self.pace.patience_s(flight.fetch.source, left, left * self._block_size)
         flight.deadline = min(flight.deadline, now + patience)
 
     def _room(self, nodes: list[Node], room: int) -> int:
-        """Blocks for a fetch that goes on from those. Where all that requests ask for does not fit, one at a
-        time: each displaces what others wait for."""
+        """How many blocks a fetch that continues ``nodes`` may take. If the pool is too small for the prompts
+        of all requests together, there is one fetch at a time: each displaces what others wait for."""
         total = self._cache.pool.total
         if len(self._cache.wanted) > total and self._flights:
             return 0
@@ -188,8 +192,9 @@ class Fetching:
         return min(total // _SHARE - flying - self._landed, spare)
 
     def _start(self, sequence: Sequence, nodes: list[Node], room: int, now: float, fits: bool) -> bool:
-        """Once there is room for the whole run: what does not come would be computed. False: not yet. Where
-        it fits, it would take no fewer blocks if it were admitted."""
+        """Starts a fetch from the nearest supply that is worth it. False if one is, but there is no room yet
+        for all that it has: the rest would be computed. A sequence that ``fits`` takes as many blocks when it
+        is admitted, so there is room for its fetch as well."""
         start, share = len(nodes), self._cache.pool.total // _SHARE
         for supply in self.supplies:
             found = min(supply.find(sequence, start), share)
@@ -239,7 +244,7 @@ class Fetching:
         sequence.reach = flight.fetch.depth + flight.pieces
 
     def _forget(self, flight: Flight, until: int) -> None:
-        """Pieces before ``until`` are not on their way any more."""
+        """Nobody may join the fetch any more for pieces before ``until``."""
         coming = self._coming
         for piece in flight.fetch.pieces[flight.forgotten : until]:
             if coming.get(piece.hash) is flight:
@@ -252,7 +257,7 @@ class Fetching:
         self._dismiss(flight, again=False)
 
     def _dismiss(self, flight: Flight, again: bool) -> None:
-        """Nobody waits for it any more; ``again``: they may look for what comes after it."""
+        """Those who waited for it do so no more. ``again``: they may look for what comes after it."""
         flight.ahead = False
         missing = (flight.pieces - flight.settled) * self._block_size
         for sequence in flight.waiters:
@@ -265,14 +270,14 @@ class Fetching:
     # ---- computing the front of what is on its way ----------------------------------------------
 
     def race_at(self, sequence: Sequence, step_s: float, busy: bool, now: float) -> float:
-        """When a waiting sequence should begin to compute the front of what it waits for."""
+        """When a waiting sequence should begin to compute the front of what is fetched for it."""
         flight = next((f for f in self._flights.values() if sequence in f.waiters), None)
         if flight is None or flight.racer:
             return math.inf
         return racing.begins(flight, self.pace, self._block_size, step_s, busy, now)
 
     def race(self, sequence: Sequence) -> None:
-        """It has been admitted, and computes the front; the rest comes from its end."""
+        """The sequence has been admitted and computes the front; the rest is brought from its end on."""
         flight = next(f for f in self._flights.values() if sequence in f.waiters)
         flight.waiters.remove(sequence)
         sequence.waits = False
@@ -281,14 +286,14 @@ class Fetching:
         self._orders.append(Turn(flight.fetch.id))
 
     def stretch(self, sequence: Sequence, now: float) -> int | None:
-        """Tokens that it may compute in the next step, where something comes from the other end."""
+        """Tokens that it may compute in the next step; None if nothing is brought from the other end."""
         flight = self._races.get(sequence)
         return racing.stretch(flight, sequence, self.pace, self._block_size, now) if flight else None
 
     def catch_up(
         self, release: Callable[[list[int]], None], now: float
     ) -> Iterator[tuple[Sequence, Source, int]]:
-        """Racers go on with what has come: who, from where and how many tokens."""
+        """Sequences that race go on with what has come. Yields who, from where, and how many tokens."""
         for sequence, flight in list(self._races.items()):
             if sequence.under_way:
                 continue
@@ -300,7 +305,8 @@ class Fetching:
                 self.left(sequence, now)
 
     def left(self, sequence: Sequence, now: float) -> None:
-        """The race is over, if it was in one: they have met, or it computes alone, or has gone."""
+        """Ends the sequence's race, if it is in one: the two ends have met, or it computes alone, or it has
+        gone."""
         flight = self._races.pop(sequence, None)
         if flight is None:
             return
@@ -347,7 +353,8 @@ class Fetching:
                 sequence.request.brought[flight.fetch.source] += came * self._block_size
 
     def _note_pace(self, flight: Flight, request: Request) -> None:
-        """What it took; also for the router's price of loading: pulls have their own account."""
+        """Learns from how long it took, and notes it for the router, which prices loads by it. Pulls are told
+        to the router by the Puller."""
         seconds, source = flight.came_at - flight.began, flight.fetch.source
         self.pace.brought(source, flight.there, seconds)
         if source != Source.PEER and not request.started:

@@ -5,12 +5,12 @@ from warmfleet_worker.sequence import Sequence
 
 
 def plan_work(sequence: Sequence, count: int, place: int) -> Work:
-    """The next ``count`` tokens of the sequence, which counts them as planned. What the step draws before it
-    takes the first ``place`` places."""
+    """The next ``count`` tokens of the sequence, which counts them as planned. ``place`` is that of its next
+    token among those that the step draws."""
     request, start = sequence.request, sequence.planned
     end, token_ids = start + count, sequence.token_ids
     follows = sequence.drawing
-    awaited = int(follows is not None)  # a token that is known by its place only
+    awaited = int(follows is not None)  # its last token is not drawn yet, and known by its place only
     last = end == len(token_ids) + awaited
     position = sequence.completion_tokens + awaited
     scored = None if request.started or awaited else request.params.prompt_logprobs

@@ -3,9 +3,10 @@
 ``schedule`` makes a Plan, an engine executes it, ``commit`` (or ``fail``) tells the outcome. Nothing that a
 step writes can be read before its commit. Requests leave at step boundaries only.
 
-A step may be planned while the one before it runs: a token that is not drawn yet is named by its place in
-that step. What hangs on how the step turns out waits for it: forks, preemption, prefixes that it computes.
-A sequence that turns out to have ended was planned in vain, and its blocks stay pinned until that is over.
+A step may be planned while the one before it runs. A token that this one has not drawn yet is then named by
+its place in it. Whatever depends on how the running step turns out waits until it has finished: forks,
+preemption, and prompts whose prefix it computes. If a sequence turns out to have ended in the running step,
+the next step computes it in vain, and its blocks stay pinned until that one has finished, too.
 """
 
 import math
@@ -21,6 +22,7 @@ from warmfleet_worker.batch import Batch
 from warmfleet_worker.drawn import extend
 from warmfleet_worker.engine.base import Drawn, Plan, StepResult, Work
 from warmfleet_worker.fetch import Arrival, Order
+from warmfleet_worker.fetching import Fetching
 from warmfleet_worker.filling import seal_filled
 from warmfleet_worker.load import Load, Totals
 from warmfleet_worker.planning import plan_work
@@ -37,17 +39,21 @@ class Scheduler:
         self.totals = Totals()
         self.batch = Batch(limits, total_blocks, self.totals)
         self.requests: dict[Key, Request] = {}
-        self._coming: Counter[bytes] = Counter()  # hashes of their prompts
+        self._coming: Counter[bytes] = Counter()  # block hashes of the prompts of all requests here
         self.cache.wanted = self._coming
         self.draining = False
         self._dropped: list[Request] = []
-        self._finished = 0.0  # when the last step had
+        self._finished = 0.0  # when the last step had finished
         self._next_deadline = math.inf  # no live request's is earlier
         self._outputs: list[Output] = []
 
     @property
     def cache(self) -> PrefixCache:
         return self.batch.cache
+
+    @property
+    def fetching(self) -> Fetching:
+        return self.batch.fetching
 
     @property
     def under_way(self) -> int:
@@ -75,7 +81,7 @@ class Scheduler:
             raise Rejected(f"{len(self.batch.waiting)} sequences are waiting: the queue is full")
         request.max_tokens = min(request.params.max_tokens, self.limits.max_context - prompt_tokens)
         sequence = new_sequence(request)
-        readable = self.batch.fetching.reach(sequence)
+        readable = self.fetching.reach(sequence)
         request.uncached = uncached_tokens(sequence, readable, self._coming, self.limits.block_size)
         self._coming.update(request.hashes)
         request.live = [sequence]
@@ -100,29 +106,29 @@ class Scheduler:
     # ---- fetches -----------------------------------------------------------------------------
 
     def take_orders(self) -> list[Order]:
-        """What carriers should begin or give up; an answer is owed to every Fetch."""
-        return self.batch.fetching.take_orders()
+        """What carriers should begin, turn or give up. They owe an end to every Fetch."""
+        return self.fetching.take_orders()
 
     def bring(self, sequence: Sequence, now: float) -> int | None:
-        """Fetches what a sequence lacks that nobody submits (see ``Fetching.bring``)."""
-        return self.batch.fetching.bring(sequence, len(self.batch.running), now)
+        """Fetches what a sequence lacks that no request waits for (see ``Fetching.bring``)."""
+        return self.fetching.bring(sequence, len(self.batch.running), now)
 
     def let_go(self, fetch_id: int) -> None:
-        self.batch.fetching.let_go(fetch_id)
+        self.fetching.let_go(fetch_id)
 
     def arrived(self, arrival: Arrival, now: float) -> None:
         """A carrier's word, at any time; also between ``schedule`` and ``commit``."""
-        self.batch.fetching.arrived(arrival, now)
+        self.fetching.arrived(arrival, now)
 
     @property
     def next_timer(self) -> float:
-        """When ``schedule`` has something to do though nothing else happens."""
-        return min(self._next_deadline, self.batch.fetching.next_deadline, self.batch.fetching.next_race)
+        """When ``schedule`` will have something to do even if nothing happens until then."""
+        return min(self._next_deadline, self.fetching.next_deadline, self.fetching.next_race)
 
     # ---- before a step -----------------------------------------------------------------------
 
     def schedule(self, now: float) -> Plan | None:
-        """The next step; None when nothing is left to do, or nothing before a step under way has ended."""
+        """The next step. None if there is nothing to do, or nothing until a step under way has finished."""
         self._reap(now)
         self.batch.look(now)
         self.batch.catch_up(now)
@@ -136,7 +142,7 @@ class Scheduler:
             count = sequence.remaining
             if count > 1:
                 count = min(count, budget)
-                if (stretch := self.batch.fetching.stretch(sequence, now)) is not None:
+                if (stretch := self.fetching.stretch(sequence, now)) is not None:
                     count = min(count, stretch)
                 budget -= count
             if count:
@@ -152,7 +158,8 @@ class Scheduler:
         return plan
 
     def _runnable(self) -> Iterable[Sequence]:
-        """All that run, or just one of those whose last step failed in company."""
+        """Whose tokens the next step computes: all that run, or a single one if its last step failed together
+        with others."""
         for sequence in self.batch.running:
             if sequence.alone:
                 return [] if self.under_way else [sequence]
@@ -168,7 +175,7 @@ class Scheduler:
         self.totals.work = self.totals.work.plus(done)
         self._share_out(step, now)
         seconds = now - max(step.planned, self._finished)
-        self.batch.fetching.pace.computed(done.prompt_tokens, done.prompt_pairs, seconds)
+        self.fetching.pace.computed(done.prompt_tokens, done.prompt_pairs, seconds)
         self._finished = now
         for sequence, work, drawn in zip(step.sequences, step.plan.works, result.drawn, strict=True):
             if not sequence.blocks:
@@ -179,8 +186,8 @@ class Scheduler:
         self._reap(now)
 
     def _share_out(self, step: PlannedStep, now: float) -> None:
-        """A step's time is its prompts', by their tokens: what several shared is not each one's price. A
-        request's first step counts from its admission."""
+        """Divides a step's time among the prompts in it, by their tokens: what several shared is not the
+        price of each. A request's first step counts from its admission."""
         shares = [
             (sequence.request, len(work.token_ids))
             for sequence, work in zip(step.sequences, step.plan.works, strict=True)
@@ -193,9 +200,11 @@ class Scheduler:
                 request.work_s += (now - since) * tokens / total
 
     def fail(self, message: str, now: float) -> None:
-        """The oldest step under way raised: what it and those behind it wrote is void. Its sequences compute
-        again, each in a step of its own, so that a bad request fails alone and takes no neighbour along. No
-        step may be running any more."""
+        """The oldest step under way raised. What it and the steps planned after it wrote does not count.
+
+        Its sequences compute again, each in a step of its own, so that a bad request fails alone and not its
+        neighbours with it. To be called when no step runs on the device any more.
+        """
         failed = self.batch.steps.finish().sequences
         behind = [sequence for _ in range(self.under_way) for sequence in self.batch.steps.finish().sequences]
         self.totals.failed_steps += 1
@@ -209,7 +218,7 @@ class Scheduler:
         self._reap(now)
 
     def _settle(self, sequence: Sequence, work: Work) -> None:
-        """What the step computed counts from now on."""
+        """What the step computed of a sequence counts from now on, and full blocks become readable."""
         sequence.computed += len(work.token_ids)
         sequence.alone = False
         release = self.batch.steps.release

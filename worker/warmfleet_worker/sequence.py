@@ -81,13 +81,13 @@ class Request:
     pull: Pull | None = None  # blocks that a peer holds
     pulled: Pulled | None = None  # what became of it
     max_tokens: int = 0  # of params, clipped to the context at submit
-    uncached: int = 0  # prompt tokens that it seemed to need computed at submit
+    uncached: int = 0  # prompt tokens that seemed to need computing when it was submitted
     admitted: float | None = None
     started: bool = False  # its first output was made
     cached_tokens: int = 0  # of its first admission
-    brought: Counter[Source] = field(default_factory=Counter)  # of those, tokens that were fetched for it
+    brought: Counter[Source] = field(default_factory=Counter)  # of these, tokens that were fetched for it
     loaded: Loaded | None = None
-    work_s: float = 0.0  # of the steps that have computed it, by its share of their prompt tokens
+    work_s: float = 0.0  # its share, by prompt tokens, of the time of the steps that have computed it
     failures: int = 0  # engine steps that failed with it alone
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     live: "list[Sequence]" = field(default_factory=list)
@@ -111,21 +111,22 @@ class Sequence:
     spares: list[int] = field(default_factory=list)  # one for each further choice, taken at admission
     computed: int = 0  # leading tokens whose KV is in the blocks
     planned: int = 0  # the same, with those that steps under way compute
-    drawing: int | None = None  # where the newest step under way draws the token that it goes on with
-    sealed: int = 0  # leading blocks that are readable
+    drawing: int | None = None  # place of its next token among those that the newest step under way draws
+    sealed: int = 0  # leading blocks that are readable by others
     node: Node | None = None  # the last of them
-    sealable: bool = True  # false below a hash collision: those blocks stay private
-    copy: Copy | None = None  # to be made by the next step; its source is pinned until then
-    alone: bool = False  # its last step failed beside others: the next one is its own
+    sealable: bool = True  # False after a hash collision: the blocks from there on stay private
+    copy: Copy | None = None  # of a block, to be made by the next step; its source is pinned until then
+    alone: bool = False  # its last step failed together with others: the next one has it alone
     hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as known
-    matched: list[Node] = field(default_factory=list)  # what was readable of them when somebody looked last
-    looked: bool = False  # what could be fetched for it has been decided
-    looked_at: float = 0.0  # when
-    reach: int = 0  # leading blocks that it was to find once what it looked for had come
+    matched: list[Node] = field(default_factory=list)  # of these, what was readable at the last look
+    # What Fetching does for it while it waits:
+    looked: bool = False  # it is decided what is fetched for it, if anything
+    looked_at: float = 0.0  # when it was last tried to decide that
+    reach: int = 0  # leading blocks that it should find readable once its fetch is over
     tried: bool = False  # something has been fetched for it
     losses: int = 0  # how often that was displaced before it was admitted
-    waits: bool = False  # for a fetch: not to be admitted before it is over
-    landed: int = 0  # blocks that a fetch has brought for it while it waits
+    waits: bool = False  # for a fetch, and is not to be admitted before that is over
+    landed: int = 0  # blocks that have come for it
     _runs: tuple[Run, ...] = ()
 
     @property
@@ -144,7 +145,7 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens to plan before the next can be drawn; 0 where a step under way has to turn out first."""
+        """Tokens to plan before the next can be drawn; 0 if a step under way has to finish first."""
         return len(self.token_ids) + (self.drawing is not None) - self.planned
 
     @property

@@ -58,7 +58,7 @@ class Worker:
         self._web: web.AppRunner
 
     def _evict_by_cost(self, block_size: int) -> None:
-        prefill = self.scheduler.batch.fetching.pace.prefill
+        prefill = self.scheduler.fetching.pace.prefill
 
         def cost(depth: int) -> float:
             return prefill.block_s(depth, block_size)

@@ -188,14 +188,14 @@ def play(step: str, victim: str, number: int) -> bool:
     wire = Wire(source, target, rng)
     wire.dies_at = (step, victim)
     target.larder = wire  # type: ignore[assignment]
-    target.scheduler.batch.fetching.supplies = [PeerSupply()]
+    target.scheduler.fetching.supplies = [PeerSupply()]
     unplaced = step == "grant" and victim == "router"  # the gateway places it elsewhere, without a pull
     request = asked(target, wire, None if unplaced else source.granted())
     if not wire.target_dead:
         target.run()
         target.check_exact(request)
         assert target.pool.pinned == 0
-        assert not target.scheduler.batch.fetching.busy
+        assert not target.scheduler.fetching.busy
     if source.alive:
         opened = source.driver.now
         while source.leases.held():

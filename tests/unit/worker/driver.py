@@ -76,7 +76,7 @@ class Driver:
         """What is readable now can be fetched from now on."""
         self.larder = Larder(self.engine)
         self.larder.keep(self.scheduler.cache)
-        self.scheduler.batch.fetching.supplies = [self.larder]
+        self.scheduler.fetching.supplies = [self.larder]
         return self.larder
 
     def bring(self, most: int = 1_000_000, failure: str = "", *, over: bool = True) -> bool:

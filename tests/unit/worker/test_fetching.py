@@ -18,7 +18,7 @@ def stocked(total_blocks: int = 64, prompt: list[int] = PROMPT, **limits: int) -
     driver = Driver(total_blocks, **limits)
     driver.finish([*prompt, 7], 4)
     larder = driver.stock_up()
-    driver.scheduler.batch.fetching.pace.token_s = 1e6  # patient
+    driver.scheduler.fetching.pace.token_s = 1e6  # patient
     driver.scheduler.cache.clear()
     driver.log.publish(driver.scheduler.cache.take_changes())
     return driver, larder
@@ -51,9 +51,9 @@ def test_a_prefix_is_brought_and_not_computed() -> None:
 def test_only_what_follows_the_readable_prefix_is_brought() -> None:
     driver, larder = stocked()
     driver.larder = None
-    driver.scheduler.batch.fetching.supplies = []
+    driver.scheduler.fetching.supplies = []
     driver.finish(PROMPT[:17], 1)
-    driver.larder, driver.scheduler.batch.fetching.supplies = larder, [larder]
+    driver.larder, driver.scheduler.fetching.supplies = larder, [larder]
     request = driver.finish([*PROMPT, 9], 6)
     (fetch,) = larder.begun
     assert (fetch.depth, fetch.parent) == (4, request.hashes[3])
@@ -78,7 +78,7 @@ def test_what_does_not_come_is_computed(arrived: int) -> None:
     driver.run()
     driver.check_exact(request)
     assert driver.started[request.key].cached_tokens == 4 * arrived
-    totals = driver.scheduler.batch.fetching.totals
+    totals = driver.scheduler.fetching.totals
     assert (totals.arrived[Source.PEER], totals.failed[Source.PEER]) == (arrived, 10 - arrived)
 
 
@@ -113,7 +113,7 @@ def test_a_slow_fetch_is_given_up_and_its_blocks_come_back_when_it_ends() -> Non
     assert driver.pool.pinned == 10  # two that came and eight that may be written to still
     driver.bring(8)
     assert driver.pool.pinned == 0
-    totals = driver.scheduler.batch.fetching.totals
+    totals = driver.scheduler.fetching.totals
     assert (totals.late[Source.PEER], totals.wasted[Source.PEER]) == (1, 8)
 
 
@@ -144,7 +144,7 @@ def test_a_fetch_ends_with_its_request() -> None:
     assert larder.abandoned == [larder.begun[0].id]
     driver.bring(4, over=False)
     driver.bring(0)
-    assert driver.scheduler.batch.fetching.totals.wasted[Source.PEER] == 4
+    assert driver.scheduler.fetching.totals.wasted[Source.PEER] == 4
     assert driver.pool.pinned == 0
     assert driver.pool.cached == 4  # verified, and as good as any
 
@@ -221,7 +221,7 @@ def test_who_found_no_room_for_a_fetch_has_it_when_it_could_be_admitted() -> Non
     for prompt in (PROMPT, other):
         driver.finish([*prompt, 7], 4)
     driver.stock_up()
-    driver.scheduler.batch.fetching.pace.token_s = 1e6
+    driver.scheduler.fetching.pace.token_s = 1e6
     driver.scheduler.cache.clear()
     driver.log.publish(driver.scheduler.cache.take_changes())
     requests = [driver.submit([*prompt, 9], 2) for prompt in (PROMPT, other)]
@@ -238,7 +238,7 @@ def test_a_scored_prompt_is_computed_whole() -> None:
 
 def test_a_source_slower_than_computing_is_not_asked() -> None:
     driver, larder = stocked()
-    pace = driver.scheduler.batch.fetching.pace
+    pace = driver.scheduler.fetching.pace
     pace.token_s, pace.block_s[Source.PEER] = 1.0, 5.0
     driver.finish([*PROMPT, 9], 2)
     assert larder.begun == []
@@ -280,7 +280,7 @@ def test_what_nobody_waits_for_comes_and_stays() -> None:
     driver.bring()
     assert driver.pool.pinned == 0
     assert ahead(driver) is None, "it is there"
-    totals = driver.scheduler.batch.fetching.totals
+    totals = driver.scheduler.fetching.totals
     assert (totals.arrived[Source.PEER], totals.wasted[Source.PEER]) == (10, 0)
     request = driver.finish([*PROMPT, 9], 6)
     assert driver.started[request.key].cached_tokens == 40
@@ -291,7 +291,7 @@ def test_who_comes_meanwhile_joins_but_waits_no_longer_than_computing_takes() ->
     driver, larder = stocked()
     ahead(driver)
     request = driver.submit([*PROMPT, 9], 6)
-    driver.scheduler.batch.fetching.pace.token_s = 1.0
+    driver.scheduler.fetching.pace.token_s = 1.0
     assert driver.step() is None
     assert 0 < driver.scheduler.next_timer - driver.now <= 40
     driver.now = driver.scheduler.next_timer
@@ -312,7 +312,7 @@ def test_who_joined_and_left_does_not_end_it() -> None:
     driver.step()
     assert not larder.abandoned
     driver.bring()
-    assert driver.scheduler.batch.fetching.totals.arrived[Source.PEER] == 10
+    assert driver.scheduler.fetching.totals.arrived[Source.PEER] == 10
 
 
 def test_let_go_it_ends_unless_somebody_waits() -> None:
@@ -355,7 +355,7 @@ def test_where_not_all_fits_that_is_asked_for_one_run_comes_at_a_time() -> None:
     for prompt in (PROMPT, *others):
         driver.finish([*prompt, 7], 4)
     larder = driver.stock_up()
-    driver.scheduler.batch.fetching.pace.token_s = 1e6
+    driver.scheduler.fetching.pace.token_s = 1e6
     driver.scheduler.cache.clear()
     driver.log.publish(driver.scheduler.cache.take_changes())
     driver.submit(list(range(5000, 5160)), 2)  # forty blocks: with thirty more too many

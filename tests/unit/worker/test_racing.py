@@ -18,7 +18,7 @@ def slow(chunk_tokens: int = 8, **limits: int) -> tuple[Driver, Larder]:
     """Bringing is slower than computing, and patience endless."""
     driver, larder = stocked(chunk_tokens=chunk_tokens, **limits)
     larder.patience = 1e9
-    pace = driver.scheduler.batch.fetching.pace
+    pace = driver.scheduler.fetching.pace
     pace.token_s, pace.block_s[Source.PEER] = 0.01, 1.0
     return driver, larder
 
@@ -45,7 +45,7 @@ def test_computing_begins_before_anything_has_come_and_ends_where_they_meet() ->
     assert driver.started[request.key].brought == Counter({Source.PEER: 24})
     assert driver.scheduler.totals.brought == Counter({Source.PEER: 24})
     assert larder.abandoned == [larder.begun[0].id], "the rest was computed"
-    assert driver.scheduler.batch.fetching.totals.wasted[Source.PEER] == 0
+    assert driver.scheduler.fetching.totals.wasted[Source.PEER] == 0
     assert driver.pool.pinned == 10 + 4, "the chain, and what the carrier may write to still"
     driver.bring(0)
     assert driver.pool.pinned == 0
@@ -84,7 +84,7 @@ def test_what_does_not_come_is_computed_and_what_came_is_used(back: int) -> None
     driver.run()
     driver.check_exact(request)
     assert driver.started[request.key].cached_tokens == 4 * back
-    assert driver.scheduler.batch.fetching.totals.failed[Source.PEER] == 10 - back
+    assert driver.scheduler.fetching.totals.failed[Source.PEER] == 10 - back
 
 
 def test_siblings_wait_for_whoever_computes_the_front() -> None:
@@ -124,7 +124,7 @@ def test_alone_it_takes_its_fetch_along() -> None:
     driver.scheduler.drop(request.key, Ending(Reason.CANCELLED))
     driver.schedule()
     assert larder.abandoned == [larder.begun[0].id]
-    assert driver.scheduler.batch.fetching.totals.wasted[Source.PEER] == 2
+    assert driver.scheduler.fetching.totals.wasted[Source.PEER] == 2
     driver.bring(0)
     assert driver.pool.pinned == 0
 
@@ -144,7 +144,7 @@ def test_what_comes_from_the_front_too_late_is_passed_over() -> None:
 
 def test_what_is_nearly_there_is_waited_for() -> None:
     driver, larder = slow()
-    driver.scheduler.batch.fetching.pace.block_s[Source.PEER] = 0.001
+    driver.scheduler.fetching.pace.block_s[Source.PEER] = 0.001
     request = driver.submit([*PROMPT, 9], 6)
     assert driver.step() is None
     assert larder.turned == []
@@ -159,7 +159,7 @@ def test_what_is_nearly_there_is_waited_for() -> None:
 def waiting(block_s: float | None) -> tuple[Driver, Larder, Request]:
     """A request for ten blocks, 40 s each to compute, that were expected to take so long each."""
     driver, larder = slow()
-    pace = driver.scheduler.batch.fetching.pace
+    pace = driver.scheduler.fetching.pace
     pace.token_s = STEP_S / 8
     pace.block_s = {} if block_s is None else {Source.PEER: block_s}
     request = driver.submit([*PROMPT, 9], 6)
@@ -221,7 +221,7 @@ def test_beside_others_it_must_be_worth_their_time(bring_s: float, begins: bool)
     driver.submit([500, 501], 50)
     driver.step()
     driver.step()
-    pace = driver.scheduler.batch.fetching.pace
+    pace = driver.scheduler.fetching.pace
     pace.token_s, pace.block_s[Source.PEER] = 0.01, bring_s
     driver.submit([*PROMPT, 9], 6)
     driver.step()

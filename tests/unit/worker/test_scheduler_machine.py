@@ -75,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, steps: int) -> None:
         for _ in range(steps):
             if self.token_s is not None:
-                self.driver.scheduler.batch.fetching.pace.token_s = self.token_s
+                self.driver.scheduler.fetching.pace.token_s = self.token_s
             self.driver.step()
             self.follow()
 
@@ -187,7 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert cancelled == (request.key.handle in self.dropped) or request.failures
         assert self.driver.pool.pinned == 0
         assert not self.driver.scheduler.requests
-        fetching = self.driver.scheduler.batch.fetching
+        fetching = self.driver.scheduler.fetching
         assert not fetching.busy
         assert fetching._landed == 0
         assert not fetching._coming

@@ -47,7 +47,7 @@ class Below:
         self.unspilled = 0  # dropped: too many waited, the disk takes none, or they had left the host tier
         self._runner = runner
         self._engine = engine
-        self.block_bytes = runner.scheduler.batch.fetching.block_bytes = engine.block_bytes
+        self.block_bytes = runner.scheduler.fetching.block_bytes = engine.block_bytes
         self._memory = engine.host_memory(host.cache.pool.total * self.block_bytes)
         self._copies = copies_of(engine, self._memory)
         self._most = max(1, _JOB_BYTES // self.block_bytes)
@@ -61,7 +61,7 @@ class Below:
         self._host_carrier = HostCarrier(engine, self._copies, self._report, self.condemn)
         self._carriers: list[HostCarrier | DiskCarrier] = [self._host_carrier]
         runner.carriers[Source.HOST] = self._host_carrier
-        runner.scheduler.batch.fetching.supplies.append(host)
+        runner.scheduler.fetching.supplies.append(host)
         if store is not None:
             self._add_disk(store)
         runner.below = self
@@ -71,7 +71,7 @@ class Below:
         self._carriers.append(carrier)
         self._private = memoryview(bytearray(self._most * self.block_bytes))
         self._runner.carriers[Source.DISK] = carrier
-        self._runner.scheduler.batch.fetching.supplies.append(DiskSupply(store.catalogue))
+        self._runner.scheduler.fetching.supplies.append(DiskSupply(store.catalogue))
 
     def start(self) -> None:
         """Tells what the disk holds."""

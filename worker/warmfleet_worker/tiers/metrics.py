@@ -19,7 +19,7 @@ class FetchMetrics(Collector):
         self._runner = runner
 
     def collect(self) -> Iterator[Metric]:
-        totals = self._runner.scheduler.batch.fetching.totals
+        totals = self._runner.scheduler.fetching.totals
         size = self._runner.engine.block_bytes
         wasted = Counter({source: size * blocks for source, blocks in totals.wasted.items()})
         brought = self._runner.scheduler.totals.brought

@@ -99,7 +99,7 @@ class Exchange:
         self.puller = Puller(name, runner, peers, targets, slabs)
         self.bringer = Bringer(name, runner, peers, below)
         runner.carriers[Source.PEER] = self.puller
-        runner.scheduler.batch.fetching.supplies.append(PeerSupply(self.puller.usual_s))
+        runner.scheduler.fetching.supplies.append(PeerSupply(self.puller.usual_s))
         self.leases = Leases(runner.scheduler.cache, below.host if below else None)
         self.shelf = PoolShelf(self.leases, runner.engine, runner.now, below)
         self.service: TransferService | None = None
