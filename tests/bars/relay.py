@@ -38,14 +38,17 @@ ALONE = "Envoy, no picker"  # what it leaves for a pick
 PROMPT_WORDS = 400
 
 
+Costs = dict[str, list[list[float]]]  # by way: of each round the CPU seconds a chunk of each program
+
+
 class Way(NamedTuple):
     name: str
     url: str
     programs: list[Program]
 
-    @property
-    def cpu_s(self) -> float:
-        return sum(program.cpu_s() for program in self.programs)
+    def cpu_s(self) -> list[float]:
+        """Of each program."""
+        return [program.cpu_s() for program in self.programs]
 
 
 def main() -> list[Row]:
@@ -119,8 +122,8 @@ async def rows(ways: list[Way]) -> list[Row]:
         for way in ways:
             await ready(https[way.name])
         alone, together = await first_tokens(https, 1, TIMES_ONE), await first_tokens(https, AT_ONCE, TIMES)
-        rates = await chunks_a_core(ways[1:], https)
-    return [*relayed(rates), *added(alone, together)]
+        costs = await cpu_a_chunk(ways[1:], https)
+    return [*relayed(costs), *added(alone, together)]
 
 
 async def ready(http: aiohttp.ClientSession) -> None:
@@ -136,18 +139,19 @@ async def ready(http: aiohttp.ClientSession) -> None:
             await asyncio.sleep(0.1)
 
 
-async def chunks_a_core(ways: list[Way], https: dict[str, aiohttp.ClientSession]) -> dict[str, list[float]]:
-    """Of each way, in each round."""
-    rates: dict[str, list[float]] = {way.name: [] for way in ways}
+async def cpu_a_chunk(ways: list[Way], https: dict[str, aiohttp.ClientSession]) -> Costs:
+    """In each round."""
+    costs: Costs = {way.name: [] for way in ways}
     for _ in range(ROUNDS):
         for way in ways:
-            cpu = way.cpu_s
+            before = way.cpu_s()
             counts = await asyncio.gather(*(stream(https[way.name], n) for n in range(STREAMS)))
             cut = sorted(count for count in counts if count < TOKENS)
             if cut:
                 print(f"   {way.name}: cut {len(cut)} of {STREAMS} streams short, at events {cut}")
-            rates[way.name].append(sum(counts) / (way.cpu_s - cpu))
-    return rates
+            spent = [after - was for after, was in zip(way.cpu_s(), before, strict=True)]
+            costs[way.name].append([seconds / sum(counts) for seconds in spent])
+    return costs
 
 
 async def stream(http: aiohttp.ClientSession, number: int) -> int:
@@ -191,15 +195,23 @@ async def first_token(http: aiohttp.ClientSession, tokens: int) -> float:
     return seconds
 
 
-def relayed(rates: dict[str, list[float]]) -> Iterator[Row]:
-    peer = median(rates["sglang-router"])
+def chunks_a_core(costs: list[list[float]]) -> float:
+    return 1 / median(map(sum, costs))
+
+
+def relayed(costs: Costs) -> Iterator[Row]:
+    rates = {name: chunks_a_core(rounds) for name, rounds in costs.items()}
+    peer = rates["sglang-router"]
     yield Row("6.4", "sglang-router: chunks/s of a core", f"{peer:.0f}")
-    plain = median(rates[ALONE])
+    plain = rates[ALONE]
     yield Row("6.4", f"{ALONE}: chunks/s of a core", f"{plain:.0f}, {plain / peer:.2f}x")
     for name, least in (("gateway", GATEWAY), ("Envoy", ENVOY)):
-        rate = median(rates[name])
+        rate = rates[name]
         figure = f"{rate:.0f}, {rate / peer:.2f}x"
         yield Row("6.4", f"{name}: chunks/s of a core", figure, f">= {least:.1f}x", rate >= least * peer)
+    proxy, router = (1e6 * median(seconds) for seconds in zip(*costs["Envoy"], strict=True))
+    shown = f"{proxy:.1f}, {router:.1f} us ({1e6 / plain:.1f} with no picker)"
+    yield Row("6.4", "Envoy: CPU a chunk, its own and the router's", shown)
 
 
 def added(alone: dict[str, list[float]], together: dict[str, list[float]]) -> Iterator[Row]:

@@ -155,15 +155,22 @@ async def test_an_answer_goes_on_without_the_picker_that_reads_it(tmp_path: Path
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_its_load_is_let_go_when_the_answer_ends_or_the_client_leaves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("timed", [0, 16])
+async def test_its_load_is_let_go_when_the_answer_ends_or_the_client_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: int
+) -> None:
+    """Of a timed answer Envoy tells that only where there is usage to wait for."""
+    monkeypatch.setattr("warmfleet_router.picker.service.TIMED_FIRST", timed)
     async with plane(tmp_path, 1) as made, aiohttp.ClientSession() as http:
+        await chat(http, made.url, LONG)  # one is timed in any case
 
         async def booked(count: int) -> bool:
             (worker,) = await made.workers_shown(http)
             return bool(worker["bookings"] == count)
 
         body = {"model": "tiny", "messages": LONG, "max_tokens": 5000, "stream": True}
-        async with http.post(made.url + CHAT, json=body) as response:
+        options = {"stream_options": {"include_usage": True}} if timed else {}
+        async with http.post(made.url + CHAT, json=body | options) as response:
             await response.content.readany()
             await until(lambda: booked(1))
             response.close()

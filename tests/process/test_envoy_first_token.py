@@ -26,17 +26,19 @@ EVENTS = [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n"]
 
 
 class Computing:
-    """A server whose first event comes when ``first`` is set."""
+    """A server whose first event comes when ``first`` is set, and the last one when ``last`` is."""
 
     def __init__(self) -> None:
-        self.first = asyncio.Event()
+        self.first, self.last = asyncio.Event(), asyncio.Event()
+        self.last.set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         await self.first.wait()
-        for event in EVENTS:
-            await response.write(event)
+        await response.write(EVENTS[0])
+        await self.last.wait()
+        await response.write(EVENTS[1])
         return response
 
     @asynccontextmanager
@@ -78,22 +80,21 @@ class Plane:
             waited = time.monotonic() - began
             self.server.first.set()
             assert await response.read() == b"".join(EVENTS)
-
-        async def ended() -> bool:
-            return not (await self.shown())["bookings"]
-
-        await until(ended)
+        await until(self.ended)
         return waited
+
+    async def ended(self) -> bool:
+        return not (await self.shown())["bookings"]
 
     known = 0.0  # TTFT so far
 
 
 @asynccontextmanager
-async def plane(tmp_path: Path, duplex: bool = False) -> AsyncIterator[Plane]:
+async def plane(tmp_path: Path, duplex: bool = False, key: str = "") -> AsyncIterator[Plane]:
     server = Computing()
     async with server.serving() as url, aiohttp.ClientSession() as http:
-        backends = [Backend(url=url)]
-        running = gateways.router([], backends=[{"url": url}], picker="127.0.0.1:0")
+        backends = [Backend(url=url, key=key)]
+        running = gateways.router([], backends=[{"url": url, "key": key}], picker="127.0.0.1:0")
         async with running as addresses:
             listen = f"127.0.0.1:{free_port()}"
             config = bootstrap(Plan(listen, addresses["picker"], backends, duplex=duplex))
@@ -107,6 +108,23 @@ async def test_a_prompt_is_computed_when_its_first_event_comes(tmp_path: Path) -
     async with plane(tmp_path) as made:
         waited = await made.asked("one ")
         assert (await made.shown())["ttft_p50_s"] >= waited
+
+
+@pytest.mark.parametrize("key", ["", "needed"])
+async def test_an_answer_goes_on_without_the_picker_that_has_seen_its_first_token(
+    tmp_path: Path, key: str
+) -> None:
+    """Also where Envoy cannot do without one, since only the picker knows a server's key."""
+    async with plane(tmp_path, key=key) as made:
+        made.server.first.set()
+        made.server.last.clear()
+        body = BODY | {"messages": [{"role": "user", "content": "one"}]}
+        async with made.http.post(made.url + CHAT, json=body) as response:
+            assert await response.content.readuntil(b"\n\n") == EVENTS[0]
+            await until(made.ended)
+            made.server.last.set()
+            assert await response.read() == EVENTS[1]
+        assert (await made.shown())["ttft_p50_s"]
 
 
 async def test_a_stream_of_which_envoy_tells_no_more_counts_until_its_first_token_is_due(

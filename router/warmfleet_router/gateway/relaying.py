@@ -142,6 +142,7 @@ class Relays:
         pick = Pick(self._upstream, placement, body)
         pick.keyed_on_text = not wanted.token_ids
         pick.hide_usage = usage and wanted.ask.stream and not wanted.ask.wants_usage
+        pick.ends_with_usage = usage or wanted.ask.wants_usage
         try:
             chosen = await server_at(self._upstream, self._servers, placement.address)
             if subset and not await self._within([chosen], subset):  # it was not known, and so not excluded

@@ -150,6 +150,8 @@ class Process(Call):
         taken = self._taken(data)
         if isinstance(taken, Sequence):
             self._answer(taken)
+            if self._exchange.over:  # its further pieces need not come here
+                self._end(OK)
         else:
             self._picking = asyncio.create_task(self._picked(taken))
 

@@ -57,6 +57,7 @@ class Exchange:
         self._learns = False  # bodies of answers come here
         self._timings = timings
         self.timed = self._unseen = False
+        self.over = False  # nothing more is learned of an answer of which a piece has come
         self._tenant: intake.Tenant | None = None  # of which this one is in flight
         self._pick: Pick | None = None
         self._status = 0
@@ -183,6 +184,8 @@ class Exchange:
         body, last = part.body, part.end_of_stream
         if self._pick is not None and self._answer.streaming and body:
             self._pick.answering()
+            # Tenants' requests in flight are counted until they end.
+            self.over = self.timed and not self.keys and not self._pick.ends_with_usage
         passed = self._answer.feed(body, last)
         if self._echo:
             return replies.passed_on("response_body", passed, last)

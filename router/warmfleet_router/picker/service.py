@@ -115,7 +115,7 @@ async def serving(
 
 
 def _timings() -> Iterator[bool]:
-    """Which answers pass here until their end, to see when first tokens come: a piece costs some 80 us."""
+    """Which answers begin to pass here, to see when first tokens come: a piece costs some 80 us."""
     return chain(repeat(True, TIMED_FIRST), cycle((True, *repeat(False, TIMED_EVERY - 1))))
 
 

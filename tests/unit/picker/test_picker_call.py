@@ -26,7 +26,7 @@ class Pick:
 
     def __init__(self, written: Callable[[], int]) -> None:
         self.free = asyncio.Event()
-        self.keys = self.timed = False
+        self.keys = self.timed = self.over = False
         self.written = written
         self.heard: list[tuple[str | None, int]] = []  # and how many bytes had gone to Envoy by then
         self.taken = self.given_up = self.ends = self.taken_at_end = 0
@@ -133,6 +133,14 @@ async def test_a_compressed_message_after_a_pick_lets_its_load_go() -> None:
     assert SENT[0].SerializeToString() in envoy.sent
     envoy.connection.receive(data_of(b"\x01" + bytes(4)))
     assert envoy.pick.ends == 1
+
+
+async def test_envoy_is_let_go_once_nothing_more_is_learned_of_its_answer() -> None:
+    envoy = Envoy(HEADERS)
+    envoy.pick.over = True
+    piece = ext.ProcessingRequest(response_body=ext.HttpBody(body=b"x"))
+    envoy.connection.receive(said(piece))
+    assert (envoy.pick.taken, envoy.pick.ends, envoy.status()) == (2, 1, call.OK)
 
 
 async def test_what_waits_behind_a_pick_is_taken_after_it() -> None:
