@@ -1,7 +1,7 @@
 """An engine's profile from what its steps took: least squares with coefficients that are never negative.
 
-Errors count relative to the measurement, and by their size rather than its square, so that a few
-outliers pass by. Pure.
+Errors count relative to the measurement or the prediction, whichever is more, and by their size rather
+than its square: a few outliers pass by, those that took next to nothing too. Pure.
 """
 
 from collections.abc import Sequence
@@ -52,12 +52,12 @@ def fit(samples: Sequence[Sample], start: Profile) -> Profile:
     good = [sample for sample in samples if sample.seconds > 0 and any(sample.work)]
     if not good:
         raise ValueError("no step with a duration and with tokens to compute")
-    rows = [[each / seconds for each in work] for seconds, work in good]
-    weights = [1.0] * len(rows)
+    weights = [seconds**-2 for seconds, _ in good]
     for _ in range(ROUNDS):
-        coefficients = _solve(rows, weights)
-        weights = [1.0 / max(abs(_error(row, coefficients)), FLOOR) for row in rows]
-    return msgspec.structs.replace(start, **dict(zip(NAMES, coefficients, strict=True)))
+        coefficients = _solve(good, weights)
+        found = msgspec.structs.replace(start, **dict(zip(NAMES, coefficients, strict=True)))
+        weights = [_weight(seconds, found.step_s(work)) for seconds, work in good]
+    return found
 
 
 def error(profile: Profile, samples: Sequence[Sample]) -> float:
@@ -65,20 +65,20 @@ def error(profile: Profile, samples: Sequence[Sample]) -> float:
     return median(abs(profile.step_s(work) / seconds - 1.0) for seconds, work in samples)
 
 
-def _error(row: Sequence[float], coefficients: Sequence[float]) -> float:
-    return sum(c * f for c, f in zip(coefficients, row, strict=True)) - 1.0
+def _weight(measured: float, predicted: float) -> float:
+    """Of a squared error, in s^-2, that makes it count by its size."""
+    most = max(measured, predicted)
+    return 1.0 / (most * max(abs(predicted - measured), FLOOR * most))
 
 
-def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
-    """Weighted least squares of rows x coefficients = 1 under coefficients >= 0: exact, since with six
-    of them every choice of those that are not nothing can be tried."""
+def _solve(samples: Sequence[Sample], weights: Sequence[float]) -> list[float]:
+    """Weighted least squares of work x coefficients = seconds under coefficients >= 0: exact, since with
+    six of them every choice of those that are not nothing can be tried."""
     width = len(NAMES)
-    scale = [sum(w * row[i] ** 2 for row, w in zip(rows, weights, strict=True)) ** 0.5 for i in range(width)]
-    squares = [
-        [sum(w * row[i] * row[j] for row, w in zip(rows, weights, strict=True)) for j in range(width)]
-        for i in range(width)
-    ]
-    targets = [sum(w * row[i] for row, w in zip(rows, weights, strict=True)) for i in range(width)]
+    weighted = [(weight, *sample) for weight, sample in zip(weights, samples, strict=True)]
+    squares = [[sum(w * x[i] * x[j] for w, _, x in weighted) for j in range(width)] for i in range(width)]
+    targets = [sum(w * s * x[i] for w, s, x in weighted) for i in range(width)]
+    scale = [squares[i][i] ** 0.5 for i in range(width)]
     some = [i for i in ORDER if scale[i]]
     best, most = [0.0] * width, 0.0
     for size in range(1, len(some) + 1):

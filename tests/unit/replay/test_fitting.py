@@ -47,6 +47,7 @@ def test_exact_steps_give_the_profile_back() -> None:
 def test_noise_and_outliers_pass_by() -> None:
     measured = steps(1000, 0.1)
     measured[::20] = [Sample(20 * seconds, work) for seconds, work in measured[::20]]
+    measured[7::20] = [Sample(seconds / 20, work) for seconds, work in measured[7::20]]
     found = fit(measured, Profile())
     for name in NAMES:
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.3), name

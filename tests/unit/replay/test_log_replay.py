@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from warmfleet_proto.settings import ConfigError
-from warmfleet_proto.work import work_of
+from warmfleet_proto.work import Work, work_of
 from warmfleet_router.decisions import lines
 from warmfleet_router.decisions.recorder import Record, RecordingCore
 from warmfleet_router.replay import command, fit
@@ -18,6 +18,7 @@ from warmfleet_router.replay.fitting import NAMES
 from warmfleet_router.replay.fleet import Fleet
 from warmfleet_router.replay.history import history
 from warmfleet_router.replay.profile import Profile, profile_of
+from warmfleet_router.replay.steps import steps_of
 from warmfleet_router.routing import Routing
 
 from tests.unit.decisions.test_decisions import BLOCK, Log, conversations
@@ -108,6 +109,18 @@ def test_of_workers_that_never_rest_the_steps_are_found_in_their_reports(tmp_pat
     assert (found.chunk_tokens, found.depth) == (512, depth)
     for name in NAMES:
         assert getattr(found, name) == pytest.approx(getattr(ENGINE, name), rel=0.01), name
+
+
+def test_steps_are_taken_together_while_a_worker_does_not_rest() -> None:
+    """One that plans ahead tells some of a step's time with the next; over a few of them it adds up."""
+    told, seconds, work = [lines.Heard(0.0, "a", 7, {})], 0.0, Work()
+    for number in range(1, 11):
+        seconds += 1.9 if number % 2 else 0.1
+        work = work.plus(Work(1, 100, 5000))
+        load = {"step_seconds_total": seconds, "work": work._asdict(), "running": number not in (5, 10)}
+        told.append(lines.Heard(float(number), "a", 7, load))
+    assert [work.prompt_steps for _, work in steps_of(told)] == [4, 1, 4, 1]
+    assert [seconds for seconds, _ in steps_of(told)] == pytest.approx([4.0, 1.9, 4.0, 0.1])
 
 
 def test_how_far_steps_are_planned_ahead_is_what_the_workers_tell(log: Path, tmp_path: Path) -> None:
