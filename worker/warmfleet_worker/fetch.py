@@ -1,8 +1,9 @@
-"""Blocks that are brought into the device pool instead of computed: what is ordered, what is told.
+"""Blocks that are brought into the device pool instead of computed: what is ordered, and what carriers
+answer.
 
-A Fetch goes to the carrier of its source; the carrier answers with Arrivals, the last of which is ``over``.
-It says that a block has arrived only when layout, checksum and token ids have been verified and the bytes
-are in the pool. It owes an end to every fetch, an abandoned one too: until then the blocks are pinned.
+A Fetch goes to the carrier of its source. The carrier answers with Arrivals, the last of which is ``over``. A
+block has arrived when its layout, checksum and token ids have been verified and its bytes are in the pool.
+Every fetch must end in this way, abandoned ones too: until then its blocks stay pinned.
 """
 
 from typing import NamedTuple, Protocol
@@ -12,7 +13,7 @@ from warmfleet_worker.source import Source
 
 
 class Stock(NamedTuple):
-    """Where a block lies at its source; what it means is the source's own business."""
+    """Where a block lies at its source. Only the source knows what the fields mean."""
 
     slot: int = 0
     sum: bytes = b""
@@ -38,7 +39,7 @@ class Fetch(NamedTuple):
 
 
 class Abandon(NamedTuple):
-    """Nobody waits for the fetch any more: bring no more of it, and say that it is over."""
+    """Nobody waits for the fetch any more: bring no more of it, and answer that it is over."""
 
     id: int
 
@@ -60,11 +61,11 @@ class Arrival(NamedTuple):
     back: int = 0  # trailing pieces that are in the pool by now
 
 
-MISSES = ("corrupt", "gone")  # failures that say nothing of how quickly the source brings what it has
+MISSES = ("corrupt", "gone")  # failures that say nothing about how quickly the source brings what it has
 
 
 class Supply(Protocol):
-    """What a source can bring: pure, asked by the scheduler."""
+    """What a source can bring. Asked by the scheduler; does no I/O."""
 
     @property
     def source(self) -> Source: ...
@@ -73,17 +74,18 @@ class Supply(Protocol):
         """How many consecutive blocks of the sequence's chain it holds from position ``start`` on."""
 
     def patience_s(self, sequence: Sequence) -> float | None:
-        """How long bringing it may take, where that has been weighed already; None: as long as computing it
-        would, and only if it is worth it."""
+        """How long bringing it may take, if somebody has weighed already whether it is worth it. None: that
+        is to be weighed here, and it may take as long as computing it would."""
         return None
 
     def expected_s(self, sequence: Sequence, count: int) -> float | None:
-        """How long bringing ``count`` blocks is expected to take, where somebody knows better than what was
-        measured here."""
+        """How long bringing ``count`` blocks is expected to take, if that is known better than by what this
+        worker has measured."""
         return None
 
     def take(self, sequence: Sequence, start: int, count: int) -> list[Stock]:
-        """Keeps those that ``find`` has just found where they are, until ``give_back``."""
+        """Keeps blocks that ``find`` has just found from being displaced at their source, until
+        ``give_back``."""
 
     def give_back(self, fetch: Fetch) -> None:
         """The fetch is over."""

@@ -1,7 +1,7 @@
-"""One fetch under way: which of its blocks are in the pool, and the chain that they go on from.
+"""One fetch under way: which of its blocks are in the pool, and the chain of blocks that they continue.
 
-Blocks come from the front. While somebody computes the front meanwhile (see ``racing``) they come from the
-end, and can be read when what lies before them has been computed.
+Blocks come from the front. If a sequence computes the front meanwhile (see ``racing``), they come from the
+end, and become readable when all blocks before them have been computed.
 """
 
 from dataclasses import dataclass, field
@@ -18,18 +18,18 @@ class Flight:
     chain: list[Node]  # pinned: the blocks before the first piece, then those that are settled
     began: float
     deadline: float
-    expected_s: float | None  # that it is expected to take
+    expected_s: float | None  # seconds that it is expected to take, if its supply knows
     waiters: list[Sequence] = field(default_factory=list)
-    ahead: bool = False  # goes on though nobody waits
-    racer: Sequence | None = None  # computes its front
+    ahead: bool = False  # it goes on though no sequence waits for it
+    racer: Sequence | None = None  # the sequence that computes its front
     front: int = 0  # leading pieces that have come
     back: int = 0  # trailing pieces that have come
-    settled: int = 0  # leading pieces that can be read, brought or computed
-    used: int = 0  # of those, brought
-    forgotten: int = 0  # of the leading pieces: nobody joins for them any more
-    passed: list[int] = field(default_factory=list)  # blocks of pieces that were computed before they came
-    came_at: float = 0.0  # when the last ones did
-    over: str | None = None  # how the carrier ended while a racer had use for it: its failure, or empty
+    settled: int = 0  # leading pieces that are readable, whether they were brought or computed
+    used: int = 0  # of those, the ones that were brought
+    forgotten: int = 0  # leading pieces for which no other sequence may join any more
+    passed: list[int] = field(default_factory=list)  # blocks for pieces that were computed before they came
+    came_at: float = 0.0  # when the latest pieces came
+    over: str | None = None  # the failure (or "") that the carrier ended with, while a racer uses what came
 
     @property
     def pieces(self) -> int:
@@ -46,7 +46,7 @@ class Flight:
 
     @property
     def tail(self) -> int:
-        """Blocks of the chain before those that have come from the end."""
+        """How many blocks of the chain lie before those that have come from the end."""
         return self.fetch.depth + self.pieces - self.back
 
     @property
@@ -60,8 +60,12 @@ class Flight:
         return [node.block for node in self.chain] + self.passed + [piece.block for piece in pieces]
 
     def settle(self, cache: PrefixCache) -> bool:
-        """Makes what has come readable, as far as the chain is whole; false when a hash belongs to other
-        tokens. What was computed meanwhile is gone on from; its own block may still be written to."""
+        """Makes what has come readable, up to the first piece that is missing. False if a hash turns out to
+        belong to other tokens.
+
+        If a piece was computed meanwhile, the chain goes on with that block. The block that had been taken
+        for it stays pinned, since the carrier may still write to it.
+        """
         pieces, root, tail = self.fetch.pieces, self.fetch.root, self.pieces - self.back
         self._settle_new(cache)
         parent = self.chain[-1] if self.chain else None
@@ -85,7 +89,7 @@ class Flight:
         return True
 
     def _settle_new(self, cache: PrefixCache) -> None:
-        """The same with less work a block, up to the first one that somebody has computed meanwhile."""
+        """The same, quicker, up to the first piece that somebody has computed meanwhile."""
         come = self.fetch.pieces[self.settled : self.front]
         parent = self.chain[-1] if self.chain else None
         made = cache.seal_new([(p.block, p.hash, p.token_ids) for p in come], self.fetch.root, parent)

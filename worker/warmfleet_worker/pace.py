@@ -1,6 +1,7 @@
-"""Whether a block is sooner brought than computed, learned from what both took.
+"""Whether bringing blocks takes less time than computing them, learned from how long both took.
 
-Without experience a source is tried. One that failed or was late rests, twice as long each time.
+A source without experience is tried. One that failed or was late is left alone for a while, twice as long
+each time.
 """
 
 from warmfleet_worker.source import Source
@@ -15,8 +16,8 @@ _MAX_REST_S = 300.0
 
 
 class Prefill:
-    """Seconds to compute prompts, a token and a pair of a token with one before it each at its price: least
-    squares over the steps of late."""
+    """Seconds to compute prompts: so much for each token, and so much for each pair of a token and one before
+    it (attention). Fitted by least squares to recent steps."""
 
     def __init__(self) -> None:
         self.token_s, self.pair_s = 1.0, 0.0  # one block like another while nothing is known
@@ -61,7 +62,7 @@ class Pace:
         self._rests[source] = (now + rest, rest)
 
     def worth(self, source: Source, blocks: int, tokens: int, now: float) -> bool:
-        """To bring ``blocks`` rather than compute their ``tokens``."""
+        """Whether to bring ``blocks`` rather than compute their ``tokens``."""
         if now < self._rests.get(source, (now, 0.0))[0]:
             return False
         block_s = self.block_s.get(source)
@@ -71,8 +72,9 @@ class Pace:
         return False
 
     def patience_s(self, source: Source, blocks: int, tokens: int) -> float:
-        """How long to wait for what could be computed instead. A source that has failed since it last brought
-        something gets a few times what it used to take: a disk in trouble must not be felt."""
+        """How long to wait for ``blocks`` that could be computed instead. A source that has failed since it
+        last brought something gets only a few times the time that it used to take, so that requests do not
+        feel a disk in trouble."""
         if self.token_s is None:
             return _FIRST_PATIENCE_S
         computing_s = tokens * self.token_s

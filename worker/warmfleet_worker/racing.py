@@ -13,27 +13,30 @@ from warmfleet_worker.pace import Pace
 from warmfleet_worker.prefix import Node, PrefixCache
 from warmfleet_worker.sequence import Sequence
 
-WORTH = 2.0  # a second of an engine that others use, in seconds of one request's wait
-PRIOR = 0.25  # of a load: what was expected of it outweighs what is seen of it until so much has come
+WORTH = 2.0  # a second of an engine that others use is worth so many seconds of one request's wait
+PRIOR = 0.25  # until this share of a load has come, what was expected of its speed outweighs what is seen
 
 
 def compute_s(pace: Pace, block_size: int) -> float:
-    """A block."""
+    """Seconds to compute a block."""
     return math.inf if pace.token_s is None else pace.token_s * block_size
 
 
 def usual_s(flight: Flight, pace: Pace) -> float | None:
-    """Seconds that a block was expected to take; None where nothing came from there before."""
+    """Seconds that a block was expected to take; None if nothing came from that source before."""
     if flight.expected_s is not None:
         return flight.expected_s / flight.pieces
     return pace.block_s.get(flight.fetch.source)
 
 
 def bring_s(flight: Flight, pace: Pace, now: float) -> float | None:
-    """Seconds to bring a block; None while nothing is known. What was expected counts as if ``PRIOR`` of it
-    all had come at that rate. The first blocks say little by themselves: before them there were a lease and
-    a connection, and threads had to be woken. The more comes, and the longer nothing does, the less what was
-    expected counts: a link that has become slow is soon seen to be."""
+    """Seconds to bring a block; None while nothing is known.
+
+    What was expected counts as if ``PRIOR`` of the whole had come at the expected rate. The first blocks
+    alone say little: before they came, a lease and a connection were made and threads were woken. The more
+    comes, and the longer nothing comes, the less the expectation counts: so a link that has become slow is
+    noticed.
+    """
     usual, passed_s = usual_s(flight, pace), now - flight.began
     if usual is None:
         return passed_s / flight.there if flight.there else None
@@ -42,10 +45,14 @@ def bring_s(flight: Flight, pace: Pace, now: float) -> float | None:
 
 
 def begins(flight: Flight, pace: Pace, block_size: int, step_s: float, busy: bool, now: float) -> float:
-    """When computing the front is worth it, unless more comes before: then at least ``step_s``, a whole step,
-    of waiting is left by ``bring_s``. Halving a wait R with a computation of C all in all saves R^2 / (R + C)
-    and costs R C / (R + C) of the engine. Where nothing is known so much time has passed as well: waiting in
-    vain costs no more then than computing in vain would."""
+    """From when on computing the front is worth it, if no more blocks come before: when, by ``bring_s``, the
+    wait that is left is at least ``step_s``, the time of a whole step.
+
+    Where others use the engine (``busy``): of a wait of R seconds, with a computation of C seconds in all,
+    racing saves R^2 / (R + C) and costs R C / (R + C) of the engine: R has to be ``WORTH`` times C. If
+    nothing is known about the source, as much time has to have passed, too: then waiting in vain costs no
+    more than computing in vain would.
+    """
     needed_s = max(step_s, WORTH * flight.left * compute_s(pace, block_size) if busy else 0.0)
     usual, left = usual_s(flight, pace), max(flight.left, 1)
     if usual is None:
@@ -55,8 +62,8 @@ def begins(flight: Flight, pace: Pace, block_size: int, step_s: float, busy: boo
 
 
 def stretch(flight: Flight, sequence: Sequence, pace: Pace, block_size: int, now: float) -> int:
-    """Tokens that the racer may compute in one step: to where the two will meet, a block at least; 0
-    where steps under way have to finish before it can go on with what has come."""
+    """Tokens that the racer may compute in one step: up to where the two are expected to meet, a block at
+    least. 0 if steps under way have to finish before it can go on with what has come."""
     gap = max(flight.tail * block_size - sequence.planned, 0)
     brings, computes = bring_s(flight, pace, now), compute_s(pace, block_size)
     if brings is None or flight.over is not None or math.isinf(computes):
@@ -73,8 +80,9 @@ def adopt(
     release: Callable[[list[int]], None],
     block_size: int,
 ) -> int:
-    """The racer goes on with what has become readable beyond what it has computed; in tokens. No step that
-    is under way computes any of it. One token is left to compute, and never written into a shared block."""
+    """The racer takes over what has become readable beyond what it has computed; returns how many tokens. To
+    be called when no step under way computes any of them. One token is left for it to compute, in a block of
+    its own."""
     most = min(len(chain), (len(sequence.token_ids) - 1) // block_size)
     if most <= sequence.sealed:
         return 0

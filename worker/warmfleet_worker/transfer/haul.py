@@ -1,7 +1,8 @@
 """One pull as the transports' threads see it: which pieces are wanted, and into which blocks they go.
 
-Blocks come in whatever order the streams bring them; only runs from the front, and from the end once it is
-turned, are told of. Once ``over``, and when no thread holds a piece, nothing more is written.
+Blocks come in whatever order the streams bring them. What counts as arrived is the whole run from the front
+and, once the haul is turned, the whole run from the end. Once it is ``over`` and no thread holds a piece any
+more, nothing is written to the pool.
 """
 
 from collections import deque
@@ -24,9 +25,9 @@ class PoolHaul:
         seeds: Sequence[int],
         on_arrival: Callable[[], None],
     ) -> None:
-        """``blocks`` of the pool, where the lease's go; ``seeds`` of their sums; no ``slabs`` for a transport
-        that writes into the pool itself. Raises BlockingIOError when as many pulls are under way as there
-        are slabs."""
+        """``blocks`` of the pool are where the lease's blocks go, ``seeds`` are of their sums. ``slabs`` is
+        None for a transport that writes into the pool itself. Raises BlockingIOError if there are as many
+        pulls under way as slabs."""
         self.block_bytes = engine.block_bytes
         self.blocks = len(blocks)
         self.received_bytes = 0
@@ -88,11 +89,11 @@ class PoolHaul:
             (self._wanted.append if self._turned else self._wanted.appendleft)((piece.first, piece.blocks))
 
     def turn(self) -> None:
-        """What is not asked for yet comes from the end on."""
+        """What has not been asked for yet is taken from the end on."""
         self._turned = True
 
     def stop(self) -> None:
-        """Nothing more is wanted; who waits for a slab goes."""
+        """Nothing more is wanted. Threads that wait for a slab get none."""
         self.over = True
         if self._slabs is not None:
             self._slabs.leave(self)

@@ -23,7 +23,7 @@ from warmfleet_worker.transfer.grant import Allowed
 from warmfleet_worker.transfer.refusal import Refusal, Refused
 
 MAX_LEASES = 256
-_SHARE = 2  # of a pool is the most that leases may pin
+_SHARE = 2  # leases may pin at most 1 / _SHARE of a pool
 
 
 class Record(Protocol):
@@ -54,7 +54,6 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 Lent = Node | Stored
-"""One block. In a pool, it is there as long as its node can be read in its place."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +61,7 @@ class Lease:
     id: int
     secret: bytes
     target: str
-    until: float  # nothing is kept longer
+    until: float  # the blocks are not kept longer
     lent: Sequence[Lent]
     pinned: dict[Tier, list[int]]  # the lent blocks and those before them in their chain
     on_device: bool  # all that is lent
@@ -83,7 +82,7 @@ class Leases:
         return len(self._leases)
 
     def held(self, tier: Tier = Tier.DEVICE) -> list[int]:
-        """Every pin, one entry each."""
+        """Every block that leases pin, as often as it is pinned."""
         return [block for lease in self._leases.values() for block in lease.pinned[tier]]
 
     def reach(self, root: bytes, hashes: Sequence[bytes]) -> int:
@@ -171,7 +170,8 @@ class Leases:
             self.caches[tier].release(blocks, used=False)
 
     def _check_room(self, pinned: dict[Tier, list[int]]) -> None:
-        """What is lent already is pinned only once. Raises Refused."""
+        """Raises Refused if leases pinned too much with these blocks. One that is lent already counts
+        once."""
         full = [tier for tier, blocks in pinned.items() if not self._has_room(tier, blocks)]
         if full or len(self._leases) >= MAX_LEASES:
             pins = " and ".join(
@@ -187,7 +187,7 @@ class Leases:
         return not more or _SHARE * (len(pins) + more) <= total
 
     def _chain(self, tier: Tier, lent: Sequence[Lent]) -> list[int]:
-        """Up to the last one that is lent from there: who pins a block pins all before it."""
+        """The blocks of a tier to pin: all of the chain up to the last one that is lent from there."""
         last = next((each for each in reversed(lent) if each.tier is tier), None)
         return chain_to(last) if isinstance(last, Node) else []
 

@@ -30,7 +30,7 @@ class Peers:
         return TransferStub(channel)  # type: ignore[no-untyped-call]
 
     def lease(self, address: str, request: LeaseRequest) -> Awaitable[LeaseResponse]:
-        """Asked for at once. Who awaits the answer gets some blocks, or Failed is raised."""
+        """Asks at once. Awaiting the answer gives a lease of at least one block, or raises Failed."""
         return _lent(self.stub(address).Lease(request, timeout=_LEASE_S))
 
     async def release(self, address: str, lease: int, secret: bytes) -> None:

@@ -27,9 +27,9 @@ from warmfleet_worker.transfer.trip import Failed, Trip
 
 _log = logging.getLogger(__name__)
 
-MAX_PULLS = 8  # under way at once; more wait for their turn, within their patience
+MAX_PULLS = 8  # under way at once; more wait for their turn, within the time that they may take
 _ATTEMPTS = 2
-_MAX_NAMES = 1024  # of peers: that sent damaged blocks, whose offers are remembered
+_MAX_NAMES = 1024  # of peers that are remembered: those that sent damaged blocks, and what each offered
 
 
 class Puller:
@@ -63,8 +63,8 @@ class Puller:
         return list(self._transports)
 
     def usual_s(self, source: str, blocks: int) -> float | None:
-        """That so many blocks took, by the transport of the last pull from there; None where there was none,
-        or it failed."""
+        """How long so many blocks usually take, by the transport of the last pull from there; None if there
+        was none, or it failed."""
         if (known := self._offers.get(source)) is None:
             return None
         bytes_per_s = self._choice.usual(source, known[0])
@@ -86,7 +86,7 @@ class Puller:
     async def close(self) -> None:
         for trip in list(self._under_way.values()):
             self.abandon(trip.fetch.id)
-        while self._tasks:  # what ends gives its lease back in another
+        while self._tasks:  # a task that ends starts another one, which gives its lease back
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False)
         for each in self._transports.values():
@@ -99,7 +99,7 @@ class Puller:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry(self, trip: Trip) -> None:
-        """To its end, which is always told."""
+        """Carries the fetch, and tells the runner that it is over however that goes."""
         failure = Failure.NONE
         try:
             async with self._turns:
@@ -129,7 +129,7 @@ class Puller:
         return Failure.GIVEN_UP
 
     async def _attempt(self, trip: Trip) -> None:
-        """What has not arrived yet. Raises Failed."""
+        """Leases and moves what has not arrived yet. Raises Failed."""
         pull = trip.pull
         self._dial(pull.source)
         lease = await self._lease(trip)
@@ -144,7 +144,8 @@ class Puller:
             raise Failed(Failure.GONE, f"{trip.arrived} of {len(trip.fetch.pieces)} blocks are held there")
 
     def _dial(self, source: str) -> None:
-        """While the source is asked: it most likely offers what it did before."""
+        """Gets a transport ready while the source is asked for a lease: most likely it offers the same
+        again."""
         if known := self._offers.get(source):
             name, offer = known
             self._threads.submit(self._transports[name].dial, offer)
@@ -239,7 +240,7 @@ class Puller:
         raise Failed(Failure.LOST, str(errors[0]) if errors else "the streams ended early", final=False)
 
     def _tell(self, trip: Trip) -> None:
-        """As far as it has come, from either end; nothing after the last."""
+        """Tells the runner how far it has come, from either end; nothing once the fetch is over."""
         if trip.fetch.id in self._under_way and not trip.abandoned and trip.there > trip.told:
             trip.told = trip.there
             self._runner.arrived(Arrival(trip.fetch.id, trip.arrived, over=False, back=trip.back))

@@ -1,4 +1,4 @@
-"""Peers as a source of blocks: what a request's pull names can be found there, nothing else."""
+"""Peers as a source of blocks: they have what a request's pull names, and nothing else."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from warmfleet_worker.source import Source
 
 
 class PeerSupply(Supply):
-    """The router has priced the pull: nothing is weighed again here."""
+    """The router has decided that the pull is worth it: that is not weighed again here."""
 
     source = Source.PEER
 
     def __init__(self, usual_s: Callable[[str, int], float | None] = lambda _source, _blocks: None) -> None:
-        """``usual_s``: that so many blocks of this peer take, where it is known here."""
+        """``usual_s`` tells how long so many blocks of a peer usually take, if this worker knows."""
         self._usual_s = usual_s
 
     def find(self, sequence: Sequence, start: int) -> int:
@@ -26,8 +26,8 @@ class PeerSupply(Supply):
         return sequence.request.pull.within_s if sequence.request.pull else None
 
     def expected_s(self, sequence: Sequence, count: int) -> float | None:
-        """As pulls from this peer took here; else as the router has learned of the link, or guessed: it does
-        not know by which transport the two reach each other. Of a part, in proportion."""
+        """By what pulls from this peer took here; else by what the router expects of the link, which does not
+        know by which transport the two reach each other. For a part of the pull, in proportion."""
         pull = sequence.request.pull
         if pull is None:
             return None

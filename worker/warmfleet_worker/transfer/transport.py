@@ -11,11 +11,12 @@ from warmfleet_proto.errors import WorkerLost
 from warmfleet_proto.transfer_pb2 import Offer
 
 Fill = Callable[[Sequence[int], Sequence[int]], Callable[[], list[bytes]]]
-"""Begins to copy these blocks of the pool to where they can be sent from; what waits for it, and has the
-sums, made with these seeds."""
+"""Begins to copy the given blocks of the pool to where they can be sent from. What it returns waits until the
+copy is there, and gives the blocks' sums, made with the given seeds."""
 
 Filling = Callable[[], list[bytes] | None]
-"""Waits until what was begun is there; the sums of the blocks, None once the lease has ended."""
+"""Waits until a copy that was begun is there. Gives the blocks' sums; None if the lease has ended
+meanwhile."""
 
 
 class Lot(Protocol):
@@ -31,7 +32,7 @@ class Lot(Protocol):
         lease has ended. What is returned stays valid until the next call."""
 
     def give(self, first: int, count: int, fill: Fill) -> Filling:
-        """The same with a copy of the transport's own, of blocks that all lie on the device."""
+        """The same for blocks that all lie on the device, which the transport copies itself (``fill``)."""
 
 
 class Parcel(NamedTuple):
@@ -68,15 +69,15 @@ class Haul(Protocol):
         """Nothing more is wanted: all is asked for, or the pull was given up."""
 
     def slab(self) -> memoryview | None:
-        """Waits for memory that a stream's pieces pass through, one after the other, of a transport that does
-        not write into the pool itself. To be given back. None when nothing is wanted any more."""
+        """Waits for memory that one stream's pieces pass through, if the transport does not write into the
+        pool itself. To be given back. None if nothing is wanted any more."""
 
     def give_back(self, slab: memoryview) -> None:
-        """For other streams and pulls."""
+        """The slab is free for other streams and pulls."""
 
     def take(self, most: int) -> Piece | None:
-        """The next piece of at most so many blocks, from the front; None when nothing is left, or when a slab
-        of this pull's is wanted for another."""
+        """The next piece of at most ``most`` blocks. None if nothing is left, or if a slab of this pull is
+        needed for another one."""
 
     def received(self, count: int) -> None:
         """So many bytes of blocks have come, whatever becomes of them."""

@@ -36,7 +36,7 @@ class Trip:
         self._bytes_before = 0
         self._before = 0  # arrived in earlier attempts
         self._haul: PoolHaul | None = None
-        self._whole = False  # it brings all that has not arrived
+        self._whole = False  # the haul brings all that has not arrived
 
     @property
     def arrived(self) -> int:
@@ -58,7 +58,8 @@ class Trip:
 
     @property
     def ending(self) -> Failure:
-        """Of one that is abandoned: what comes from the end is wanted until it meets what was computed."""
+        """What an abandoned one counts as: one that came from the end has met what was computed, as
+        intended."""
         return Failure.NONE if self.back else Failure.GIVEN_UP
 
     def abandon(self) -> None:
@@ -67,13 +68,14 @@ class Trip:
         self.stop()
 
     def turn(self) -> None:
-        """From its end on; not where the source lends a part only, whose end is another."""
+        """Bring the rest from the end on. Not if the source lends only a part: its end is not the fetch's
+        end."""
         self.turned = True
         if self._haul is not None and self._whole:
             self._haul.turn()
 
     def question(self, target: str, layout: bytes) -> LeaseRequest:
-        """For what has not arrived."""
+        """Asks for a lease of what has not arrived."""
         return LeaseRequest(
             target=target,
             grant=self.pull.grant,
@@ -84,7 +86,7 @@ class Trip:
         )
 
     def prepare(self) -> None:
-        """All that can be done before the answer, once."""
+        """Does, once, what can be done before the source has answered."""
         if not self._targets:
             pieces = self.fetch.pieces
             self._targets = [piece.block for piece in pieces]
@@ -99,7 +101,7 @@ class Trip:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
 
     def _agrees(self, lease: LeaseResponse) -> bool:
-        """A source may know nothing of digests."""
+        """By a digest of the token ids, or by the ids themselves: a source may know nothing of digests."""
         if lease.blocks == len(self.fetch.pieces) and lease.token_digest:
             return lease.token_digest == self._digest
         size = len(self._token_ids) // len(self.fetch.pieces)
