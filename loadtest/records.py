@@ -29,7 +29,8 @@ class Record:
 
 
 class Summary(NamedTuple):
-    """Of one run. What was sent and not answered counts in TTFT with the time that it waited."""
+    """Figures of one run. A request that was sent and not answered counts in TTFT with the time that it
+    waited."""
 
     requests: int
     finished: int

@@ -37,7 +37,7 @@ class Turn(NamedTuple):
     max_tokens: int
 
     def body(self, model: str, *, stream: bool = True) -> dict[str, Any]:
-        """Of ``POST /v1/chat/completions``: greedy, with usage in the last chunk of a stream."""
+        """The body of ``POST /v1/chat/completions``: greedy, with usage in the last chunk of a stream."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [m.as_dict() for m in self.messages],
@@ -122,7 +122,7 @@ def dialogue(rng: random.Random, shape: ChatShape, system: Message, number: int,
 
 
 def unsent_first(turns: list[Turn]) -> list[Turn]:
-    """With ``reusable`` counted from what the turns before have sent: an answer is new when it comes back."""
+    """Sets ``reusable`` to what the turns before have sent: an answer is new when it comes back."""
     sent: dict[int, int] = {}
     counted: list[Turn] = []
     for turn in turns:
@@ -159,7 +159,7 @@ def tokens(messages: tuple[Message, ...], tokenizer: str = "demo") -> int:
 
 
 def prefix_lengths(shape: AgentShape) -> list[int]:
-    """From the shortest to the longest in equal ratios."""
+    """Lengths from the shortest to the longest, in equal ratios."""
     steps = max(1, shape.prefixes - 1)
     ratio = (shape.longest / shape.shortest) ** (1 / steps)
     return [round(shape.shortest * ratio**n) for n in range(shape.prefixes)]

@@ -44,7 +44,7 @@ class Tables(NamedTuple):
 
 
 def tables(sequences: Items[Sequence], pool: Tensor) -> Tables:
-    """Of ``sequences``, whose rows follow one another from 0 on."""
+    """The tables of a step with ``sequences``, whose rows follow one another from 0 on."""
     block_size, head_dim = pool.shape[4:]
     pairs = [(sequence, sequence.table()) for sequence in sequences]
     written = slots(sequences, [table for _, table in pairs], block_size)

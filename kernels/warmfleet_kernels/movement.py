@@ -16,7 +16,8 @@ _TILE = 4096  # words a program
 
 
 class SumConstants(NamedTuple):
-    """Of a multilinear sum over rows of ``keys.shape[1]`` 32-bit words; int64 holding unsigned bits."""
+    """Constants of a multilinear sum over rows of ``keys.shape[1]`` 32-bit words; int64 holding unsigned
+    bits."""
 
     keys: Tensor  # [2, words of a row]
     rungs: Tensor  # [rows, 2]

@@ -42,12 +42,12 @@ def few(prompts: Items[tuple[int, int]]) -> bool:
 
 
 def most_units(tiles: int) -> int:
-    """That many tiles are never cut into more."""
+    """The most units that so many tiles are ever cut into."""
     return tiles + _room(tiles)
 
 
 def no_splits() -> Splits:
-    """Of a step in which nothing decodes."""
+    """The splits of a step in which nothing decodes."""
     nothing = torch.zeros(0, dtype=torch.int32)
     return Splits(nothing, nothing, nothing, nothing, torch.zeros(1, dtype=torch.int32), nothing)
 

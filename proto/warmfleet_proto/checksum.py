@@ -32,7 +32,7 @@ def rows_of(block_bytes: int) -> int:
 
 
 def block_sum(data: bytes) -> tuple[int, int]:
-    """Of a block, a multiple of 4 bytes: the definition."""
+    """The sum of a block, whose bytes are a multiple of 4. This is its definition."""
     count = rows_of(len(data))
     words = np.zeros(count * ROW_WORDS, dtype=np.uint64)
     words[: len(data) // 4] = np.frombuffer(data, dtype="<u4")

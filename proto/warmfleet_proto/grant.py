@@ -25,5 +25,5 @@ def seal(key: bytes, claims: bytes) -> bytes:
 
 
 def is_sealed(key: bytes, claims: bytes, mac: bytes) -> bool:
-    """In constant time."""
+    """Whether ``mac`` is the seal of these claims. Takes the same time for any."""
     return hmac.compare_digest(seal(key, claims), mac)

@@ -75,7 +75,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _why_a_string(error: msgspec.ValidationError, overrides: list[str] | None) -> str:
-    """Of an override that looks like a list or a table, and was a bare word for a slip in it."""
+    """Why an override that looks like a list or a table was taken for a bare word: the slip in it."""
     for override in overrides or []:
         key, _, text = override.partition("=")
         if str(error).endswith(f"got `str` - at `$.{key.strip()}`") and text.lstrip().startswith(("[", "{")):

@@ -5,7 +5,7 @@ from typing import Any
 
 
 async def cancelled(*tasks: asyncio.Future[Any]) -> None:
-    """Until each of them has ended, however it did."""
+    """Cancels the tasks, and waits until each of them has ended, however it did."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

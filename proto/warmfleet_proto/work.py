@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Work(NamedTuple):
-    """Of one step, or of many together."""
+    """The work of one step, or of many together."""
 
     prompt_steps: int = 0
     prompt_tokens: int = 0
@@ -23,7 +23,8 @@ class Work(NamedTuple):
 
 
 def work_of(parts: Iterable[tuple[int, int]]) -> Work:
-    """Of one step with (tokens, context before them) of each of its sequences: a single token decodes."""
+    """The work of one step, given (tokens, context before them) of each of its sequences: one with a single
+    token decodes."""
     tokens = pairs = sequences = context = 0
     for count, start in parts:
         if count > 1:

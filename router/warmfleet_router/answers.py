@@ -78,5 +78,5 @@ def _candidate(candidate: Candidate, terms: Terms) -> pb.Candidate:
 
 
 def _terms(terms: Terms) -> list[pb.Term]:
-    """Those that are not nothing."""
+    """The terms that are not 0, as messages."""
     return [pb.Term(name=name, seconds=seconds) for name, seconds in terms if seconds]

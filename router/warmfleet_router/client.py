@@ -49,7 +49,8 @@ class Router(Protocol):
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation: ...
 
     def tell(self, report: Report) -> Coroutine[Any, Any, object] | None:
-        """Of a booking, to a router whose answer nobody wants; None: it knows it already."""
+        """Hands over a report whose answer nobody needs. None if the router has taken it at once; else what
+        is to be awaited."""
 
 
 class LocalRouter:

@@ -129,7 +129,7 @@ class RouterCore:
     # ---- the page and the metrics
 
     def workers(self, now: float) -> list[WorkerView]:
-        """In the order in which they were added."""
+        """Views of all workers, in the order in which they were added."""
         routed = sum(w.routed.total(now) for w in self.roster.fleet.workers.values())
         return [worker_view(self.roster, w, routed, now) for w in self.roster.fleet.workers.values()]
 
@@ -138,7 +138,8 @@ class RouterCore:
         return [_view(past, self.policy.name) for past in list(self._history)[::-1][:limit]]
 
     def recall(self, request_id: str, booking: int) -> list[tuple[PlacementView, pb.Explanation]]:
-        """Of the latest placements those of this request, or with this booking: what they chose from."""
+        """The latest placements of this request, or with this booking, and what each chose from; the newest
+        first."""
         found = [
             (_view(past, self.policy.name), answers.explanation(past.decision, self.policy, past.booking.id))
             for past in self._history
@@ -192,7 +193,8 @@ class RouterCore:
         raise Rejected(f"no worker for {wanted.model!r} can take the request now")
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
-        """From now on the request counts as load of its worker, and its prefix as held there."""
+        """Makes the booking: from now on the request counts as load of its worker, and its prefix as held
+        there."""
         worker, chosen = decision.worker, decision.choice.candidate
         booking = Booking(
             id=self._next_id(),

@@ -21,7 +21,8 @@ class Collector:
     """Python's collector, told when to run. ``now``: monotonic seconds; ``cpu_s``: used by the process."""
 
     def __init__(self, now: float, cpu_s: float) -> None:
-        """From here on it runs only in ``turn``, and not over what is there already: that stays."""
+        """Collects once, and sets aside all that is there now: it stays. From here on garbage is collected
+        only in ``turn``."""
         self._now, self._cpu_s = now, cpu_s
         gc.collect()
         gc.freeze()

@@ -37,7 +37,7 @@ class Link(NamedTuple):
 
 
 async def measure(address: str, peer: str, fleet_key: bytes | None, tls: Tls | None = None) -> Profile:
-    """Of the worker at ``address``; with the link from ``peer``, where there is one. Raises ConfigError."""
+    """Measures the worker at ``address``; and its link from ``peer``, if there is one. Raises ConfigError."""
     try:
         async with _bench(address, tls) as target:
             seen = await _prefills(target)
@@ -163,7 +163,7 @@ async def _link(source: _Bench, target: _Bench, granter: Granter, longest: int) 
 
 
 async def _pull(source: _Bench, target: _Bench, granter: Granter, prompt: bytes) -> Pull:
-    """Of all full blocks but those of the last token."""
+    """A pull of all full blocks, except for one that has the last token."""
     size = source.status.block_size
     hashes = chain(source.root, prompt[: (len(prompt) // TOKEN_BYTES - 1) // size * size * TOKEN_BYTES], size)
     claims = Claims(

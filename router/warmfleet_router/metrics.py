@@ -71,7 +71,7 @@ class Metrics:
         self.registry.register(DiscoveryCollector(views))
 
     def watch_routers(self, answering: Callable[[], int]) -> None:
-        """For a gateway that has several routers."""
+        """Adds how many routers answer, for a gateway that has several."""
         name, about = f"{_PREFIX}answering_routers", "Routers that answered when they were last asked."
         Gauge(name, about, registry=self.registry).set_function(answering)
 

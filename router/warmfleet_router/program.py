@@ -131,8 +131,8 @@ def _encoders(config: Frontend) -> Encoders:
 
 
 def _own_tokenizer(config: Frontend) -> Tokenizer:
-    """Of our own workers' model. Servers that are not ours need none, and a gateway elsewhere does not know
-    yet whose they are. Raises ConfigError."""
+    """The tokenizer of our own workers' model. Servers that are not ours need none; and a gateway of its own
+    does not know yet whose workers there are. Raises ConfigError."""
     try:
         return tokenizer.load(config.model or demo.weights())
     except ConfigError:

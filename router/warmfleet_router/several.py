@@ -81,8 +81,8 @@ class SeveralRouters:
         return pb.HeartbeatResponse(bookings=sum(answer.bookings for answer in await self._all(ask)))
 
     async def list_workers(self, request: pb.ListWorkersRequest) -> pb.ListWorkersResponse:
-        """Of all routers: each worker as one sees it that is in touch with it. Raises Rejected if nobody
-        answers."""
+        """The workers as all routers know them: each as seen by one that is in touch with it. Raises Rejected
+        if no router answers."""
         found: dict[str, pb.WorkerView] = {}
         for answer in await self._all(lambda _, router: router.list_workers(request)):
             for worker in answer.workers:
@@ -123,7 +123,8 @@ class SeveralRouters:
         raise refusal
 
     def _order(self, root: bytes) -> list[int]:
-        """Of all routers; those that did not answer of late come last."""
+        """All routers in the order in which they should be asked. Those that did not answer lately come
+        last."""
         number = xxhash.xxh64_intdigest(root)
         up = [i for i in range(len(self._routers)) if i not in self._down]
         first = self._spread.first(number, self._clock(), up)

@@ -72,7 +72,7 @@ class Watcher:
                 self._followed[address] = _Followed(task, settled)
 
     async def settled(self, within_s: float) -> None:
-        """Until all that is known of each worker has been heard, or it is known to be out of reach."""
+        """Waits until each worker has told all that it holds, or is known to be out of reach."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 for followed in list(self._followed.values()):
@@ -133,7 +133,8 @@ class Watcher:
             wait = min(2 * wait, LONGEST_ASK_WAIT_S)
 
     async def _read(self, address: str, call: Any, settled: asyncio.Event) -> None:
-        """Until the cursor asks to watch again. Raises WorkerLost when the stream ends or falls silent."""
+        """Reads messages until the cursor asks to watch again. Raises WorkerLost when the stream ends or
+        falls silent."""
         while True:
             try:
                 async with asyncio.timeout(SILENCE_S):

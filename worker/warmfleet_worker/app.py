@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def serve(config: Config) -> int:
-    """Until a signal, or until the worker cannot go on; the exit status. Raises ConfigError."""
+    """Runs the worker until a signal, or until it cannot go on. Returns the exit status. Raises
+    ConfigError."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -167,8 +167,8 @@ class Fetching:
         return None
 
     def let_go(self, fetch_id: int) -> None:
-        """Whoever asked ``bring`` for this fetch does not need it any more. It goes on only if a sequence
-        waits for it."""
+        """The caller of ``bring`` does not need this fetch any more. It goes on only if a sequence waits for
+        it."""
         flight = self._flights.get(fetch_id)
         if flight is not None and flight.ahead:
             flight.ahead = False

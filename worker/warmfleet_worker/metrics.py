@@ -32,7 +32,7 @@ class Metrics:
         runner.on_outputs = self._observe
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, says: str) -> Histogram:

@@ -129,7 +129,7 @@ class PrefixCache:
         return begins and parents == nodes[:-1] and held == token_ids[: len(held)]
 
     def _proven(self, nodes: Iterable[Node], root: bytes, token_ids: bytes) -> list[Node]:
-        """Those before the first that stands for something else."""
+        """The nodes before the first one that stands for other tokens."""
         found: list[Node] = []
         parent, size = None, self._block_bytes
         for i, node in enumerate(nodes):

@@ -50,7 +50,7 @@ class Carrier(Protocol):
         """Soon an end, or none if it has come already."""
 
     def turn(self, fetch_id: int) -> None:
-        """From now on from the end, where that can be."""
+        """Bring the rest from its end on, if possible."""
 
 
 class Below(Protocol):
@@ -91,7 +91,7 @@ class Runner:
 
     @property
     def bookings(self) -> list[int]:
-        """Of all live requests."""
+        """Bookings of all live requests."""
         return [r.booking for r in self.scheduler.requests.values() if r.booking]
 
     def submit(self, request: Request) -> None:
@@ -123,8 +123,9 @@ class Runner:
         self._wake.set()
 
     async def bring(self, sequence: Sequence, within_s: float) -> bool:
-        """What a sequence lacks that nobody submits, until it is there, or no longer than ``within_s``; when
-        cancelled, no longer. False where nothing can be had or there is no room."""
+        """Fetches what a sequence lacks that no request waits for. Returns when it is there, or after
+        ``within_s``; what is on its way when the call is cancelled is let go. False if nothing can be had or
+        there is no room."""
         fetch_id = self.scheduler.bring(sequence, self.now())
         if fetch_id is None:
             return False
@@ -141,7 +142,7 @@ class Runner:
         return True
 
     async def warm_up(self) -> None:
-        """In the engine's thread: plans of cuDNN belong to the thread that made them."""
+        """Runs in the engine's thread, since plans of cuDNN belong to the thread that made them."""
         _log.info("warming up")
         loop, chunk_tokens = asyncio.get_running_loop(), self.scheduler.limits.chunk_tokens
         await loop.run_in_executor(self._thread, self.engine.warm_up, chunk_tokens)
@@ -173,8 +174,8 @@ class Runner:
         return len(self.scheduler.requests)
 
     def forget(self) -> bool:
-        """Drops the whole cache; false, and nothing done, while anything runs, waits, is fetched or lent, and
-        where there are tiers below: a cleared log says that nothing is readable in any."""
+        """Drops the whole cache. False, and nothing done, while anything runs, waits, is fetched or lent, and
+        if there are tiers below: a cleared log says that nothing is readable in any tier."""
         if not self.scheduler.idle or self.scheduler.cache.pool.pinned or self.below:
             return False
         self.scheduler.cache.clear()
@@ -187,7 +188,7 @@ class Runner:
         self._tell_change()
 
     async def _step(self) -> None:
-        """Launches one more step; finishes the oldest when no further one can be under way."""
+        """Launches one more step. If no further one can be under way then, finishes the oldest."""
         now = self.now()
         self._wake.clear()
         plan = self.scheduler.schedule(now)
@@ -216,7 +217,8 @@ class Runner:
         self._deliver(outputs)
 
     async def _wait(self) -> None:
-        """For whatever can make a step possible: a request, a fetch's arrival, the time that one is given."""
+        """Waits for whatever can make a step possible: a request, the arrival of a fetch, or the end of the
+        time that one is given."""
         if self.scheduler.idle:
             return
         with suppress(TimeoutError):
@@ -248,7 +250,7 @@ class Runner:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._turn, plan, finish)
 
     def _turn(self, plan: Plan | None, finish: bool) -> StepResult | None:
-        """In the engine's thread."""
+        """Launches the plan and finishes the oldest step launched. Runs in the engine's thread."""
         if plan is not None:
             self._launched.append(self._launch(plan))
         if not finish:
@@ -274,9 +276,8 @@ class Runner:
         return fail
 
     def publish(self) -> None:
-        """What has become readable in any tier, or is so no longer. Of a step when it has finished. Steps
-        that follow one another quickly share a batch: whoever reads these pays by the message. No step
-        follows: at once."""
+        """Publishes what has become readable in any tier, or is so no longer; of a step, when it has
+        finished."""
         self._published = self.now()
         changes = self.scheduler.cache.take_changes()
         if self.below is not None:
@@ -286,7 +287,8 @@ class Runner:
             self._tell_change()
 
     def _publish_in_turn(self, pace_s: float) -> None:
-        """Unless the last batch is younger than ``pace_s``: each costs its readers a message."""
+        """Publishes unless the last batch is younger than ``pace_s``. Each batch costs its readers a message,
+        so steps that follow one another quickly share one."""
         if self.now() - self._published >= pace_s:
             self.publish()
 

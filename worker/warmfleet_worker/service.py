@@ -36,7 +36,7 @@ _ServeContext = grpc.aio.ServicerContext[ServeRequest, ServeResponse]
 
 
 def _version() -> str:
-    """Of the package; the code may also run from where it lies, without one."""
+    """The package's version; the code may also run from where it lies, without one."""
     try:
         return metadata.version("warmfleet")
     except metadata.PackageNotFoundError:
@@ -140,7 +140,7 @@ def _opening(request: ServeRequest | None) -> Open:
 
 
 async def _read(requests: AsyncIterator[ServeRequest], session: Session, outbox: Outbox) -> None:
-    """Until the gateway ends the stream or breaks its rules."""
+    """Reads until the gateway ends the stream or breaks its rules."""
     async for request in requests:
         match request.WhichOneof("body"):
             case "submit":

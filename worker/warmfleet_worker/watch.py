@@ -35,7 +35,7 @@ class Watch:
             self._behind = True
 
     async def messages(self, request: WatchKvRequest) -> AsyncGenerator[WatchKvResponse, None]:
-        """Until the worker closes."""
+        """Presence and load from the asked position on, until the worker closes."""
         log = self._runner.presence
         seq = request.after_seq if request.epoch == log.epoch else -1
         self._runner.listeners.add(self)

@@ -86,7 +86,7 @@ def _stored(of: Stored) -> pb.Stored:
 
 
 def snapshot(of: Snapshot) -> Iterator[pb.KvSnapshot]:
-    """In parts of at most HASHES_PER_MESSAGE; an empty one has one part."""
+    """The snapshot in parts of at most HASHES_PER_MESSAGE hashes; an empty one has one part."""
     part = pb.KvSnapshot(seq=of.seq, digest=of.digest, first=True)
     room = HASHES_PER_MESSAGE
     for run in of.stored:

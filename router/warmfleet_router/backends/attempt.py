@@ -62,7 +62,7 @@ class Attempt:
             self._close()
 
     def take(self, output: Output) -> bool:
-        """From the connection: whether the attempt wants more."""
+        """Called by the connection with each output. Returns whether the attempt wants more."""
         try:
             fresh = self.delivery.accept(output)
             if fresh is None:
@@ -84,7 +84,7 @@ class Attempt:
         return not self._closed
 
     def fail(self, error: WarmfleetError) -> None:
-        """From the connection: the attempt ends with ``error`` after what has arrived."""
+        """Called by the connection: the attempt ends with ``error``, after what has arrived."""
         if not self._closed:
             self._error = error
             self._close()

@@ -181,7 +181,8 @@ class Connection:
                 self._mend_by = self._now() + REATTACH_S
 
     async def _guard(self, stub: WorkerStub, call: _Call) -> None:
-        """Until the stream is silent and its worker does not answer either: the call is cancelled then."""
+        """Watches for a stuck worker: if the stream is silent and the worker does not answer Status either,
+        the call is cancelled."""
         while True:
             self._heard = False
             await asyncio.sleep(_SILENT_S)

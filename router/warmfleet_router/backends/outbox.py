@@ -68,6 +68,7 @@ class Outbox:
         return frame
 
     def clear(self) -> None:
-        """After a break: cancels are void (Open lists what is wanted), prompts are submitted again."""
+        """The stream has broken. Cancels are void, since Open lists what is still wanted; prompts are
+        submitted again."""
         self._cancels.clear()
         self._uploads.clear()

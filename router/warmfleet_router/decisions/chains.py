@@ -19,7 +19,7 @@ def kind_of(fingerprint: bytes, block_size: int) -> str:
 
 
 class Writer:
-    """Of one file."""
+    """Writes the chains of one file: each names an earlier one and how much it shares with that."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -41,7 +41,7 @@ class Writer:
 
 
 class Reader:
-    """Of the same file: chains in the order in which they were written."""
+    """Reads the chains of one file, in the order in which they were written."""
 
     def __init__(self) -> None:
         self._chains: list[Chain] = []

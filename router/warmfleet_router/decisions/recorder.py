@@ -136,7 +136,7 @@ class RecordingCore(RouterCore):
 
 class RecordingRoster(Roster):
     def __init__(self, roster: Roster, journal: Journal) -> None:
-        """In the place of ``roster``, to which nobody has come yet."""
+        """Takes the place of ``roster``, which no worker has joined yet."""
         super().__init__(roster.ledger, roster.counters, roster.routing)
         self._journal = journal
 

@@ -175,7 +175,7 @@ class Follower:
         self.next = seq + 1
 
     def _begin_at(self, seq: int) -> Iterator[Told]:
-        """Whatever came before is not known: relearn."""
+        """What the engine held before is not known: begins anew with this batch."""
         self.next = seq
         yield from self._mirror.empty()
 

@@ -36,7 +36,8 @@ class Block(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Of one block in one tier. ``since`` and ``latest``: the mirror's clock when they were told of."""
+    """How many copies of one block are left in one tier. ``since`` and ``latest`` are the mirror's clock when
+    the first and the latest was told of."""
 
     block: Block
     left: int

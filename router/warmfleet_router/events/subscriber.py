@@ -80,7 +80,7 @@ class Subscriber:
                 self._replaying.cancel()
 
     async def _listen(self) -> None:
-        """Until what is heard makes no sense."""
+        """Follows the events until they make no sense any more (QUARANTINE)."""
         with closing(self._socket(zmq.SUB, LIVE_MESSAGES)) as socket:
             await _open(socket, self._endpoint)
             socket.subscribe(b"")

@@ -78,13 +78,14 @@ def _split(payload: bytes) -> tuple[int | None, Sequence[Raw]]:
 
 
 class Layouts:
-    """Of what an engine says of stored and of removed blocks."""
+    """The layouts, of all releases of an engine, in which it tells of stored and of removed blocks."""
 
     def __init__(self, stored: Forms, removed: Forms) -> None:
         self._stored, self._removed = _decoders(stored), _decoders(removed)
 
     def batch(self, payload: bytes, stored: Make, removed: Make) -> Batch:
-        """With what these make of the engine's structs; None: it is about something else. Raises Corrupt."""
+        """Decodes one message. ``stored`` and ``removed`` make events of the engine's structs; None: this one
+        is about something else. Raises Corrupt."""
         rank, packed = _split(payload)
         events = [self._event(event, stored, removed) for event in packed]
         known = [event for event in events if event is not None]

@@ -123,7 +123,7 @@ class Group:
             self.settle(worker)
 
     def pool_for(self, context: int, exclude: AbstractSet[str], model: str) -> Pool:
-        """Those of the pool that serve ``model``, take ``context`` tokens and are not in ``exclude``."""
+        """The part of the pool that serves ``model``, takes ``context`` tokens and is not in ``exclude``."""
         if context <= self.least_context and not exclude and model not in self._partial:
             return self.pool
         workers = [w for w in self.pool.workers if _context(w) >= context and w.name not in exclude]

@@ -197,7 +197,7 @@ class Worker:
         self.room, self.freeing_s = self._memory()
 
     def wait_s(self, now: float) -> float:
-        """Until a request that comes now would be begun."""
+        """Seconds until a request that comes now would be begun."""
         return max(self.queue_until - now, 0.0) + self.rest_s
 
     def _queue(self) -> None:

@@ -66,7 +66,7 @@ class Aliases:
 
 
 def shares(setting: Setting) -> dict[str, dict[str, float]]:
-    """By alias the weight of each model."""
+    """The weight of each model, by alias."""
     return {alias: {to: 1.0} if isinstance(to, str) else to for alias, to in setting.items()}
 
 
@@ -101,7 +101,7 @@ def _score(model: str, weight: float, beginning: bytes) -> float:
 
 
 def _beginning(body: bytes) -> bytes:
-    """Of a chat all up to the first thing that its user says."""
+    """What tells a conversation from others: of a chat all up to the first thing that its user says."""
     try:
         begun = _begun.decode(body)
         return b"\x1e".join(_first(begun.messages)) or bytes(begun.prompt)[:PROMPT_BYTES]

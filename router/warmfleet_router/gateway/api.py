@@ -140,7 +140,7 @@ class Api:
     async def _generated(
         self, request: web.Request, job: Job, generations: list[Generation], record: Record
     ) -> Answered:
-        """By our own workers: every prompt is started, then they are answered together."""
+        """Answers by our own workers: every prompt is started, then they are answered together."""
         record.generations = generations
         await together([generation.start() for generation in generations])
         record.placed()

@@ -13,7 +13,7 @@ _ABSENT = ("joining", "lost")
 
 
 class Vocabulary(NamedTuple):
-    """Of the router's own tokenizer."""
+    """How large the vocabulary of the router's own tokenizer is."""
 
     tokens: int  # 0: there is none
     model: int = 0  # rows of its model, which may have more than the tokenizer has ids; 0: not known

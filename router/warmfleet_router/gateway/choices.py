@@ -50,7 +50,8 @@ def scores(tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[To
 
 
 def prompt_scores(tokenizer: Tokenizer, token_ids: bytes, logprobs: Sequence[TokenLogprobs]) -> list[Score]:
-    """Of every prompt token; nothing predicts the first one. Raises WorkerLost like ``scores``."""
+    """Scores of every prompt token; the first has none, since nothing predicts it. Raises WorkerLost like
+    ``scores``."""
     unpacked = ids.unpack(token_ids)
     return [Score(_scored(tokenizer, unpacked[0], None)), *scores(tokenizer, unpacked[1:], logprobs)]
 

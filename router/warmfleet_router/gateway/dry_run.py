@@ -61,7 +61,8 @@ class DryRun:
         self._limits = limits
 
     async def asks(self, request: web.Request) -> list[RouteRequest]:
-        """Of a body as /v1/chat/completions or /v1/completions take it, or Keys; one for each prompt.
+        """What a body would ask of the router, one for each prompt: a body as /v1/chat/completions or
+        /v1/completions take it, or Keys.
 
         ``?tenant=NAME`` hashes it as that tenant's. Raises BadRequest and Rejected.
         """
@@ -83,8 +84,8 @@ class DryRun:
         return await prepare.completion(await prepare.parsed(schema.parse_completion, body), tenant.salt)
 
     async def _relayed(self, body: bytes, chat: bool, tenant: intake.Tenant) -> RouteRequest:
-        """Of a model that servers have, as ``Api`` has it placed: among our own workers too, where these can
-        do what is asked."""
+        """The same for a model that servers have. As in ``Api``, our own workers are considered as well if
+        they can do what is asked."""
         path = "/v1/chat/completions" if chat else "/v1/completions"
         if self._catalogue.ready and self._relays.mixes(body):
             with suppress(BadRequest):

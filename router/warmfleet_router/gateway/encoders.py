@@ -16,7 +16,7 @@ class Encoders(NamedTuple):
     relayed: Mapping[str, PromptEncoder]  # ... and for servers, to whom a special token that is typed is one
 
     def of(self, model: str) -> PromptEncoder:
-        """For our own workers."""
+        """The encoder for our own workers that serve ``model``."""
         return self.named.get(model, self.own)
 
     def each(self) -> Iterator[PromptEncoder]:
@@ -30,5 +30,5 @@ class Encoders(NamedTuple):
         return Vocabulary(tokenizer.vocab_size, tokenizer.model_vocab_size, self.given)
 
     def vocab_sizes(self) -> dict[str, int]:
-        """Of the tokenizers that models have by name."""
+        """Sizes of the vocabularies of tokenizers that are configured by the name of their model."""
         return {model: encoder.tokenizer.vocab_size for model, encoder in self.named.items()}

@@ -84,7 +84,7 @@ class Tenants:
 
     @contextmanager
     def in_flight(self, tenant: Tenant) -> Iterator[None]:
-        """For as long as the block lasts. Raises Rejected (429)."""
+        """A request is in flight for as long as the block lasts. Raises Rejected (429)."""
         self.enter(tenant)
         try:
             yield
@@ -92,7 +92,8 @@ class Tenants:
             self.leave(tenant)
 
     def named(self, name: str | None) -> Tenant:
-        """For operators, who need no key. Raises BadRequest (404); without a name it is the first tenant."""
+        """The tenant of this name, for operators, who need no key; without a name the first one. Raises
+        BadRequest (404)."""
         tenants = {tenant.name: tenant for _, tenant in self._known} or {ANONYMOUS.name: ANONYMOUS}
         found = tenants.get(name) if name is not None else next(iter(tenants.values()))
         if found is None:

@@ -51,7 +51,8 @@ class Outlet:
         return self._protocol.writing_paused
 
     async def drained(self) -> None:
-        """Until the client is not behind. Raises BadRequest (408) when it has stopped reading."""
+        """Waits until the client is not behind any more. Raises BadRequest (408) when it has stopped
+        reading."""
         if not self.behind:
             return
         try:
@@ -63,5 +64,5 @@ class Outlet:
 
 
 def _events(piece: bytes) -> int:
-    """That may hold tokens."""
+    """How many of a piece's events may hold tokens."""
     return piece.count(b"data:") - (b"data: [DONE]" in piece)

@@ -109,7 +109,7 @@ class Placed:
         await self._submit()
 
     def take_over(self, other: "Placed") -> None:
-        """From now on this one answers for what the other one has placed and started."""
+        """Answers from now on for what the other one has placed and started."""
         self.placing_s, self._began = other.placing_s, other._began
         self._booked, other._booked = other._booked, False
 

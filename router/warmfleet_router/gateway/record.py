@@ -135,7 +135,7 @@ def _known(field: str | None) -> str:
 
 
 def _placement(generations: Sequence[Placed]) -> dict[str, Any]:
-    """Of the first prompt, and sums over all of them."""
+    """Where the first prompt was placed and why, and sums over all prompts."""
     first, placement = generations[0], generations[0].placement
     return {
         "worker": placement.worker,

@@ -71,12 +71,14 @@ def routed(wanted: RelayRequest, servers: Servers, gateway_id: str) -> RouteRequ
 
 
 def _answer_tokens(ask: Ask, room: int) -> int:
-    """That a server must have room for. What none has room for, the servers refuse by themselves."""
+    """Tokens of the answer that a server must have room for. If none has, the servers refuse the request
+    themselves."""
     return max(min(ask.max_tokens, room), 0)
 
 
 class Relay(Placed):
-    """After ``start``: ``answer``, and for a stream ``pour``."""
+    """A request to a server that is not ours. After ``start`` there is an ``answer``; the rest of a stream
+    comes by ``pour``."""
 
     def __init__(self, upstream: Upstream, servers: Servers, pool: ServerPool, wanted: RelayRequest) -> None:
         super().__init__(upstream, wanted.deadline)
@@ -110,7 +112,7 @@ class Relay(Placed):
 
     @property
     def salt(self) -> bytes:
-        """Of the root that the prompt is hashed under."""
+        """Salt of the root that the prompt is hashed under."""
         return self._route_request.salt
 
     @property
@@ -176,7 +178,7 @@ class Relay(Placed):
         self._upstream.reports.progress(progress)
 
     async def _begin(self, reply: Reply) -> None:
-        """As far as the request could still go to another server."""
+        """Reads the answer up to where the request could no longer be sent to another server."""
         if reply.status in _BUSY:
             raise refused(reply.status, reply.retry_after)
         if reply.status >= 500 or 300 <= reply.status < 400:

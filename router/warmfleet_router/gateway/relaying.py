@@ -101,7 +101,7 @@ class Relays:
     async def served(
         self, request: web.Request, body: bytes, tenant: intake.Tenant, deadline: float, record: Record
     ) -> Answered:
-        """By a server that is not ours. Raises the four exceptions."""
+        """Answers by a server that is not ours. Raises the four exceptions."""
         relay = await self.relay(request, body, tenant, deadline)
         answering = self._relayed(request, relay, record)
         return await carried_out(self._upstream, record, relay, [relay], answering)
@@ -167,7 +167,7 @@ class Relays:
             pick.body = wanted.ask.salted(salt, adapter)
 
     async def _within(self, servers: Sequence[Server], subset: AbstractSet[str]) -> list[Server]:
-        """Those of ``subset``, which names them as they are configured, or by an address."""
+        """Those of ``servers`` that ``subset`` names, as they are configured or by an address."""
 
         async def named(endpoint: str) -> bool:
             return endpoint in subset or not subset.isdisjoint(await self._addresses.of(endpoint))
@@ -175,7 +175,7 @@ class Relays:
         return [server for server in servers if await named(server.place.endpoint)]
 
     def _others(self, chosen: Server, within: Sequence[Server], most: int) -> list[Server]:
-        """That could take a request in the place of ``chosen``, with the headers that it is sent with."""
+        """Servers that could take the request in place of ``chosen``, sent with the same headers."""
         place, key = chosen.place, self._key(chosen)
         found: dict[str, Server] = {}
         for server in within:
@@ -190,7 +190,7 @@ class Relays:
         return self._keys.get(server.url, "") if self._keys else ""
 
     def _headers(self, server: Server, tenant: intake.Tenant) -> tuple[Header, ...]:
-        """What of a request's headers is not the client's to say."""
+        """Headers that are set or taken away, whatever the client has sent."""
         headers: list[Header] = []
         if server.rank:
             headers.append((RANK, server.rank))

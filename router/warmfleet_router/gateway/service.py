@@ -86,11 +86,11 @@ class Gateway:
         await self._beaten.wait()
 
     def drain(self) -> None:
-        """From now on its health says that it is going."""
+        """Lets its health say that it is going."""
         self._api.draining = True
 
     async def close(self) -> None:
-        """After the last request has ended."""
+        """To be called when the last request has ended."""
         if self._heart is not None:
             await cancelled(self._heart)
         await self._upstream.workers.close()

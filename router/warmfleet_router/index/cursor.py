@@ -175,7 +175,8 @@ class Cursor:
     # ---- batches that must wait
 
     def _hold(self, batch: pb.KvBatch) -> None:
-        """Those let go are found missing later, and asked for again."""
+        """Keeps a batch until those before it have come. If there is no room, it is let go; it will be
+        missing then, and asked for again."""
         size = batch.ByteSize()
         if batch.seq in self._held:
             self.counters.kv_duplicates += 1
@@ -190,7 +191,7 @@ class Cursor:
         self._held_bytes = 0
 
     def _apply_held(self) -> Iterator[Instruction]:
-        """Whatever now follows; a hole that is left is a new gap."""
+        """Applies held batches that follow now. If a hole is left, it is a new gap."""
         while self.state in (State.LIVE, State.GAP) and (batch := self._held.pop(self.seq + 1, None)):
             yield from self._apply(batch)
         if self.state not in (State.LIVE, State.GAP):

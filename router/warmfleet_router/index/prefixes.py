@@ -15,7 +15,8 @@ MAX_MARKS = 200_000  # beyond, a booking is not marked: what its worker is about
 
 
 class BookedPrefixes:
-    """Of one group of workers, who go by their numbers in its index. Keys are 64-bit numbers."""
+    """Prefixes of the live bookings of one group. Workers go by their numbers in its index, keys are 64-bit
+    numbers."""
 
     def __init__(self, block_size: int) -> None:
         self._step = max(1, STEP_TOKENS // block_size)

@@ -80,7 +80,7 @@ class Child:
         return "".join([f"{self.name} {ending}", *(f"\n  {line}" for line in self._tail)])
 
     def signal(self, number: int) -> None:
-        """To the whole process group: a worker may have helpers of its own."""
+        """Signals the whole process group: a worker may have helpers of its own."""
         if self._process is not None and self._listener is not None and not self._listener.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)

@@ -95,7 +95,7 @@ def _command(name: str, settings: Mapping[str, object]) -> list[str]:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -34,7 +34,8 @@ class LocalFleet:
         self._start = time.monotonic()
 
     async def run(self, stopped: asyncio.Event) -> int:
-        """Until ``stopped``, or until it cannot go on: 0 or 1, the exit status. No child is left."""
+        """Runs the fleet until ``stopped``, or until it cannot go on. Returns the exit status, 0 or 1; no
+        child is left."""
         serving = asyncio.create_task(self._serve())
         waiting = asyncio.create_task(stopped.wait())
         try:

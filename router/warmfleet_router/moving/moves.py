@@ -30,7 +30,7 @@ class Moved:
 
     @property
     def bytes_per_s(self) -> float:
-        """From the request for a lease to the last commit."""
+        """Mean rate, from the request for a lease to the last commit."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
 

@@ -25,7 +25,7 @@ class Answer:
         self._body: bytearray | None = None
 
     def begins(self, content_type: str, encoding: str) -> None:
-        """With the headers of a good answer; what is compressed is not looked into."""
+        """The headers of a good answer have come. A compressed one is not looked into."""
         if encoding:
             return
         if is_stream(content_type):

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 
 def bootstrap(plan: Plan) -> dict[str, Any]:
-    """As Envoy reads it, in JSON."""
+    """The bootstrap as Envoy reads it, to be written as JSON."""
     known = [clusters.fleet(plan.backends, plan.authority), clusters.picker(plan.picker, plan.tls)]
     if plan.found:
         known.append(clusters.found())

@@ -72,7 +72,7 @@ class Call:
         self._over = True
 
     def settle(self) -> None:
-        """Whoever has asked waits for an answer."""
+        """The picker is about to go. Whoever has asked waits for an answer, so nothing is ended here."""
 
     def _message(self, data: bytes) -> None:
         """Raises DecodeError."""
@@ -213,7 +213,7 @@ class Watch(Check):
     """The same, told again if it changed: it does not, for as long as there is a connection."""
 
     def done(self) -> None:
-        """Whoever has asked goes on listening."""
+        """The peer has said all; it goes on listening."""
 
     def _unknown(self) -> None:
         self._tell(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
@@ -241,7 +241,7 @@ class Unknown(Call):
 
 
 def called(path: bytes, stream: Stream, most: int, exchange: Callable[[], Exchange]) -> Call:
-    """Whatever ``path`` names."""
+    """The call that ``path`` names."""
     match path:
         case b"/envoy.service.ext_proc.v3.ExternalProcessor/Process":
             return Process(stream, most, exchange())

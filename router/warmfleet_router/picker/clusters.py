@@ -32,7 +32,8 @@ _BREAKERS = {
 
 
 def fleet(backends: Sequence[Backend], authority: str) -> dict[str, Any]:
-    """Those that are listed. ``authority``: a file of those who sign the certificates of https."""
+    """The cluster of the servers that are listed. ``authority`` is a file of those who sign their https
+    certificates."""
     places = [place_of(base) for base in dict.fromkeys(each.base for each in backends)]  # ranks share one
     in_turn = {"@type": f"{TYPES}.load_balancing_policies.round_robin.v3.RoundRobin"}
     source = {"metadata": {"key": NAMESPACE, "path": [{"key": ENDPOINT}]}}
@@ -118,7 +119,7 @@ def _sockets(hosts: Iterable[str], authority: str) -> list[dict[str, Any]]:
 
 
 def _tls(host: str, authority: str, own: Tls | None = None) -> dict[str, Any]:
-    """As a client of ``host``, whose certificate must name it; ``own``: what the client shows."""
+    """TLS as a client of ``host``, whose certificate must name it. ``own`` is what the client shows."""
     kind = "DNS" if is_name(host) else "IP_ADDRESS"
     trusted = {
         "trusted_ca": {"filename": authority},

@@ -128,7 +128,7 @@ def _tls(arguments: argparse.Namespace, configured: Tls | None) -> Tls | None:
 
 
 def _in_file(discovery: Discovery) -> tuple[Backend, ...]:
-    """As they are now. Raises ConfigError."""
+    """The servers that the discovery file lists now. Raises ConfigError."""
     from warmfleet_router.discovery.file import read
 
     return read(discovery.file).backends if discovery.file else ()

@@ -197,7 +197,7 @@ def _not_served(path: str) -> BadRequest:
 
 
 def _values(headers: Any, names: Container[str]) -> dict[str, str]:
-    """Of an HTTP message's headers those with these names."""
+    """Those headers of an HTTP message that are in ``names``."""
     return {
         header.key: (header.raw_value or header.value.encode()).decode(errors="replace")
         for header in headers.headers.headers

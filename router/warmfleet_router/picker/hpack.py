@@ -18,11 +18,11 @@ Header = tuple[bytes, bytes]
 
 
 class Malformed(Exception):
-    """After it nothing on the connection can be read."""
+    """The header block is broken. Nothing that comes on the connection after it can be read."""
 
 
 class Decoder:
-    """Of one connection: blocks are to be read in the order in which they came."""
+    """Decodes the header blocks of one connection, which have to be read in the order in which they came."""
 
     def __init__(self) -> None:
         self._entries: deque[Header] = deque()  # the latest first
@@ -30,7 +30,7 @@ class Decoder:
         self._most = TABLE_BYTES
 
     def headers(self, block: bytes) -> list[Header]:
-        """To be read only. Raises Malformed."""
+        """The headers of one block; the list may be shared, so it is to be read only. Raises Malformed."""
         at = 0
         while at < len(block) and block[at] & 0xE0 == 0x20:  # the table's size, which only begins a block
             self._most, at = _integer(block, at, 5)
@@ -86,7 +86,7 @@ class Decoder:
 
 @lru_cache(_KEPT)
 def _alone(block: bytes) -> list[Header]:
-    """Of a block that refers to none before it."""
+    """Headers of a block that refers to none before it."""
     decoder = Decoder()
     decoder._most = 0
     return list(decoder._fields(block))
@@ -119,7 +119,7 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _unpacked(text: bytes) -> bytes:
-    """Of Huffman's code."""
+    """The bytes that Huffman's code stands for. Raises Malformed."""
     made, rest = bytearray(), 1
     for byte in text:
         symbols, rest = _step(rest, byte)
@@ -172,7 +172,8 @@ _BY_LENGTH = {
 
 
 def _codes() -> Iterator[tuple[int, int]]:
-    """With a 1 before each: codes of unequal length are unequal numbers then."""
+    """All codes, with a 1 before each, so that codes of unequal length are unequal numbers; and their
+    symbols."""
     code = 0
     for length, longer in pairwise([*_BY_LENGTH, 31]):
         for symbol in _BY_LENGTH[length]:

@@ -41,7 +41,7 @@ class Broken(Exception):
 
 
 class Call(Protocol):
-    """Whoever hears what comes on a stream."""
+    """What hears of a stream: its data, and its end."""
 
     def data(self, part: bytes) -> None: ...
 
@@ -79,7 +79,7 @@ class Stream:
         return self._connection
 
     def later(self, rest: Callable[[], None]) -> None:
-        """Of what is done ``together``: it holds up no answer."""
+        """Puts off work until all answers of this turn are written."""
         self._connection.later(rest)
 
     def head(self, block: bytes) -> None:
@@ -92,7 +92,7 @@ class Stream:
             self.pump()
 
     def end(self, block: bytes) -> None:
-        """With trailers, once all that was said has gone."""
+        """Ends the stream with these trailers, once all that was said has gone."""
         if not self.over:
             self._last_words = block
             self.pump()
@@ -116,7 +116,7 @@ class Stream:
 
     @property
     def window(self) -> int:
-        """That the peer has left us."""
+        """Bytes that the peer lets us send on this stream."""
         return self._connection.first_window + self.granted
 
     def hear_on(self) -> None:

@@ -53,7 +53,8 @@ def goes_on(kind: str) -> Reply:
 
 @cache
 def watched() -> Reply:
-    """To an answer's headers: its body is to pass here, where Envoy lets a picker say so. To be read only."""
+    """Answers the headers of an answer: its body is to pass the picker, if Envoy allows a picker to say so.
+    To be read only."""
     mode = ProcessingMode(response_body_mode=ProcessingMode.BodySendMode.STREAMED)
     return ext.ProcessingResponse(response_headers=ext.HeadersResponse(), mode_override=mode)
 
@@ -72,15 +73,15 @@ def foreseen(message: bytes, keys: bool, timed: bool) -> Reply | None:
 
 @lru_cache(maxsize=4096)  # of all that clients ask for
 def goes_on_with(headers: tuple[Header, ...]) -> Reply:
-    """To a request's headers: these replace the client's. To be read only."""
+    """Answers a request's headers: these ones replace the client's. To be read only."""
     common = ext.CommonResponse(header_mutation=_mutation(headers))
     return ext.ProcessingResponse(request_headers=ext.HeadersResponse(response=common))
 
 
 def picked(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes | None) -> Reply:
-    """To a buffered body; the first endpoint is the choice, the others for when it fails.
+    """Answers a buffered body. The first endpoint is the choice, the others are for when it fails.
 
-    ``headers`` and ``body`` replace the client's; no body: it stays as it is. To be read only.
+    ``headers`` and ``body`` replace the client's; without a body, the client's goes on. To be read only.
     """
     if body is None:
         return _untouched(tuple(endpoints), headers)
@@ -104,7 +105,7 @@ def _picked(endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes |
 def picked_duplex(
     endpoints: Sequence[str], headers: tuple[Header, ...], body: bytes, changed: bool
 ) -> Iterator[Reply]:
-    """To a body that was taken off its stream: the headers first, then all of it in pieces."""
+    """Answers a body that was taken off its stream: with the headers first, then with all of it in pieces."""
     common = ext.CommonResponse(
         clear_route_cache=True, header_mutation=_changed(endpoints, headers, body if changed else None)
     )
@@ -124,7 +125,7 @@ def passed_on(kind: str, piece: bytes, last: bool) -> Reply:
 
 
 def passed(piece: bytes) -> Reply:
-    """To a piece of an answer: this goes on in its place."""
+    """Answers a piece of an answer's body: this one goes on in its place."""
     common = ext.CommonResponse()
     if piece:
         common.body_mutation.body = piece

@@ -104,7 +104,7 @@ class Policy(Protocol):
 
 
 def predicted(candidate: Candidate) -> Terms:
-    """For policies that do not go by price: the predicted time to first token."""
+    """The predicted time to first token, as terms: for policies that do not go by price."""
     return ("wait", candidate.wait_s), ("bring", candidate.bring_s), ("prefill", candidate.prefill_s)
 
 

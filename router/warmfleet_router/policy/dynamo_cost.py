@@ -42,10 +42,10 @@ class DynamoCost:
 
 
 def _active_blocks(worker: Worker, block_size: int) -> float:
-    """In use by sequences, each once, and of prompts on their way.
+    """Blocks that sequences use, each counted once, and blocks of prompts on their way.
 
-    Prompts that wait at the worker count in the prefill blocks only: counting them here too, as Dynamo's
-    own books do, would count a prompt under way three times, and did worse (16.2 s against 11.8 s).
+    Prompts that wait at the worker count in the prefill blocks only: counting them here too, as Dynamo's own
+    books do, would count a prompt under way three times, and did worse (16.2 s against 11.8 s).
     """
     report, booked = worker.report, worker.booked
     assert worker.identity is not None  # or it would not be a candidate

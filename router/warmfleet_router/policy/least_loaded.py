@@ -10,7 +10,7 @@ class LeastLoaded:
     pulls = False
 
     def nominate(self, ask: Ask, pool: Pool) -> dict[int, int]:
-        """Those with the fewest; ties go round."""
+        """The workers with the fewest requests. Of these another one ranks first each time."""
         fewest = min(worker.flying for worker in pool.workers)
         least = [worker for worker in pool.workers if worker.flying == fewest]
         turn = ask.ticket % len(least)
@@ -25,5 +25,5 @@ class LeastLoaded:
 
 
 def load(candidate: Candidate) -> float:
-    """With the request placed on it."""
+    """Requests at the worker, this one included, over its weight."""
     return (candidate.worker.flying + 1) / candidate.weight

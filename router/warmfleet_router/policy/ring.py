@@ -23,7 +23,8 @@ def homes_python(
     members: Container[Worker],
     most: float,
 ) -> list[Worker | None]:
-    """Of each key the first of ``members`` from there on with at most ``most`` in flight, else the first."""
+    """The home of each key: the first of ``members`` from its place on that has at most ``most`` requests in
+    flight; if none has, the first member."""
     homes = []
     for key in keys:
         start, home = bisect_left(points, key), None
@@ -65,8 +66,8 @@ class Ring:
         return self.homes([key], members, most)[0]
 
     def homes(self, keys: list[int], members: Container[Worker], most: float) -> list[Worker | None]:
-        """Of each key the first of ``members`` from there on with at most ``most`` in flight, else the first;
-        None where there are no members."""
+        """The home of each key: the first of ``members`` from its place on that has at most ``most`` requests
+        in flight; if none has, the first member; None if there are no members."""
         if not self._points:
             self._unroll()
         return homes(self._points, self._owners, keys, members, most)

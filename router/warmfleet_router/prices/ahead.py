@@ -37,7 +37,8 @@ class Ahead:
             self.sums.count(*prompt, -1)
 
     def left(self, tokens: int) -> Prefills:
-        """Of all, when ``tokens`` remain: the oldest go first, and of each what needs least attention."""
+        """Sums of what is left when ``tokens`` remain of all: the oldest prompts are computed first, and of
+        each the tokens that need least attention."""
         begun = self._seek(tokens)
         left = Prefills(self._left.prompts, self._left.tokens, self._left.pairs)
         if begun > 0:

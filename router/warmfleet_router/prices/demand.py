@@ -24,7 +24,7 @@ _Work = tuple[float, float, float]  # seconds, fading by 1/e every MEMORY_S; whe
 
 
 class Demand:
-    """Of one group of workers. ``keys`` are of a prompt's blocks, in order."""
+    """Demand for the prefixes of one group of workers. ``keys`` are of a prompt's blocks, in order."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size

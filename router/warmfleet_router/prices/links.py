@@ -39,7 +39,7 @@ class Links:
         self._pairs: dict[tuple[str, str], _Link] = {}
 
     def seconds(self, source: str, target: str, count: float, now: float) -> tuple[float, float]:
-        """Of latency and of sending ``count`` bytes."""
+        """Seconds of latency, and seconds of sending ``count`` bytes."""
         latency, byte, _ = self._known(source, target, now)
         return latency, count * byte
 

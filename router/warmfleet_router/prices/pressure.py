@@ -16,7 +16,8 @@ class Pressure:
         self._late_hits = 0.0
 
     def observe(self, evictions: int, late_hits: int, blocks: int) -> None:
-        """Of one worker since its last report; ``blocks`` is what all caches hold."""
+        """One worker's evictions and late hits since its last report. ``blocks`` is what all caches hold
+        together."""
         if evictions <= 0:
             return
         keep = exp(-evictions / max(blocks, 1))

@@ -117,8 +117,8 @@ class Rates:
         self._own.observe(features, seconds, weight)
 
     def observe_whole(self, uncached: int, context: int, completion: float, seconds: float) -> None:
-        """Of an answer that came when all of it was there: others, of other lengths, tell its prompt's part
-        from that of its ``completion`` tokens."""
+        """An answer that came all at once, after ``seconds``. Answers of other lengths tell how much of such
+        a time is the prompt's and how much that of the ``completion`` tokens."""
         self._whole.observe((1.0, float(uncached), completion - 1.0), seconds)
         self.observe_prefill(uncached, context, self._whole.predict((1.0, float(uncached), 0.0)), alone=True)
 
@@ -147,13 +147,13 @@ class Rates:
 
 
 def shared_prefill() -> Line:
-    """Of a group of workers that nobody has measured."""
+    """The line of a group of workers that nobody has measured."""
     return Line(PREFILL_GUESS, PREFILL_SPREAD, SHARED_KEEP)
 
 
 def starting_rates(others: Iterable[Rates], shared: Line) -> Rates:
-    """Of a worker not measured yet: what its kind has taught ``shared``, and the median of those that have
-    been measured, else the guesses."""
+    """Rates for a worker that has not been measured: prefill as its kind has taught ``shared``, the rest as
+    the median of those that have been measured. If there are none, the guesses."""
     known = [rates for rates in others if rates.measured]
     return Rates(
         Line(shared.coefficients, PREFILL_SPREAD),

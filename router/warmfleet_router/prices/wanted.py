@@ -43,7 +43,7 @@ class Prefix:
         return len(self._last)
 
     def requests(self, now: float) -> float:
-        """Of about the last MEMORY_S."""
+        """How many asked for it in about the last MEMORY_S."""
         return self._requests * exp(-max(now - self._at, 0.0) / MEMORY_S)
 
     def asked(self, mark: int, keys: bytes, now: float) -> None:
@@ -53,7 +53,7 @@ class Prefix:
         self._requests, self._at = self.requests(now) + 1.0, now
 
     def continued(self, keys: bytes) -> bool:
-        """By a prompt that begins with all of the last one."""
+        """Whether a prompt begins with all of the last prompt that asked for it."""
         return keys.startswith(self._last)
 
 
@@ -71,7 +71,7 @@ class _Losses:
 
 
 class Wanted:
-    """Of one group of workers."""
+    """Which prefixes of one group of workers are worth more copies."""
 
     def __init__(self, fingerprint: bytes, block_size: int) -> None:
         self._fingerprint = fingerprint
@@ -124,7 +124,7 @@ class Wanted:
             self._due[prefix.mark] = prefix
 
     def take_due(self, most: int) -> list[Prefix]:
-        """Those that have been due for longest."""
+        """The prefixes that have been due for longest, ``most`` at most."""
         marks_due = list(islice(self._due, most))
         return [self._due.pop(mark) for mark in marks_due]
 

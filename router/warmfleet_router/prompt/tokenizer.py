@@ -36,7 +36,8 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """From a folder with tokenizer.json or a .gguf file. Raises ConfigError naming what is missing."""
+    """The tokenizer of a folder with tokenizer.json, or of a .gguf file. Raises ConfigError naming what is
+    missing."""
     path = Path(path)
     if path.is_dir():
         return _from_folder(path)

@@ -40,7 +40,7 @@ class Bringing:
         self._stir = stir
 
     def pull(self, member: Member, job: Job, flight: Flight, now: float) -> None:
-        """As far as the source holds it; one that takes too long is given up."""
+        """Pulls what the source holds of it. A pull that takes too long is given up."""
         assert job.pull is not None
         pull, profile, size = job.pull, member.worker.profile, member.worker.block_size
         source, have = self._members[int(pull.source[1:])], len(flight.nodes)
@@ -115,7 +115,7 @@ class Bringing:
         of.over(of.order, Pulled(tokens=came * worker.block_size, seconds=now - of.began, bytes=brought))
 
     def load(self, member: Member, load: Load, now: float) -> None:
-        """From host memory, as the worker asked."""
+        """Loads from host memory what the worker asked for."""
         profile, size = member.worker.profile, member.worker.block_size
         seconds = profile.bring_s(load.blocks * size, profile.host_bytes_per_s)
         member.loading_until = max(member.loading_until, now) + seconds

@@ -56,7 +56,7 @@ class Cache:
         return self.free + self.cached
 
     def keys(self) -> list[int]:
-        """Of all readable blocks."""
+        """Keys of all readable blocks."""
         return list(self._nodes)
 
     def holds(self, node: Node) -> bool:
@@ -146,7 +146,8 @@ class Cache:
         return None
 
     def _victim(self) -> Node:
-        """As in the worker's own cache: what somebody waits for has a second chance."""
+        """The block to evict, as in the worker's own cache: one that somebody waits for has a second
+        chance."""
         before = self._clock
         while True:
             node = self._oldest()

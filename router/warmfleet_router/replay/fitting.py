@@ -66,7 +66,7 @@ def error(profile: Profile, samples: Sequence[Sample]) -> float:
 
 
 def _weight(measured: float, predicted: float) -> float:
-    """Of a squared error, in s^-2, that makes it count by its size."""
+    """A weight in s^-2 with which a squared error counts by its size, not by its square."""
     most = max(measured, predicted)
     return 1.0 / (most * max(abs(predicted - measured), FLOOR * most))
 

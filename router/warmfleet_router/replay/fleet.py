@@ -35,7 +35,7 @@ TICK_S = 0.1
 
 
 class Network(NamedTuple):
-    """Of presence events on their way to the router. What is lost is noticed by the next message."""
+    """How presence events get to the router. One that is lost is noticed by the next message."""
 
     delay_s: float = 0.0
     loss: float = 0.0

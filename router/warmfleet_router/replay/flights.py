@@ -46,8 +46,8 @@ class Flights:
         return (job.pull.from_tokens + job.pull.tokens) // self._block_size if job.pull else 0
 
     def ask(self, job: Job, running: int) -> Flight | None:
-        """For what a waiting job's pull names, once there is room for all of it beside ``running`` sequences.
-        It pulls nothing any more where that is there."""
+        """Begins to fetch what a waiting job's pull names, once there is room for all of it beside
+        ``running`` sequences. If it is all there, the job pulls nothing any more."""
         nodes = self._cache.match(job.keys)
         wanted = min(self.named(job) - len(nodes), self._cache.total // SHARE)
         if wanted <= 0:
@@ -87,8 +87,8 @@ class Flights:
         job.pull = None
 
     def _room(self, nodes: list[Node], running: int) -> int:
-        """For a flight that goes on from those. Where all that is asked for does not fit, one at a time: each
-        displaces what others wait for."""
+        """How many blocks a flight that continues ``nodes`` may take. If all that is asked for does not fit,
+        there is one flight at a time: each displaces what others wait for."""
         if len(self._wanted) > self._cache.total and self._flying:
             return 0
         spare = self._cache.available - sum(not node.pins for node in nodes) - running

@@ -28,7 +28,7 @@ class Told:
 
 @dataclass(slots=True)
 class History:
-    """Of the kind of workers that served most requests."""
+    """What a log tells of the kind of workers that served most requests."""
 
     policy: str = ""
     routing: dict[str, Any] = field(default_factory=dict)
@@ -49,8 +49,8 @@ class History:
         return Trace(name, self.block_size, [_request(told, first) for told in self.requests])
 
     def rates(self) -> tuple[float, float, float]:
-        """Of the prompt tokens that reached a first token: what some worker held of them (the best
-        placement), what the chosen one was expected to hold, what it delivered."""
+        """Shares of the prompt tokens of requests that reached a first token: what some worker held (the best
+        placement), what the chosen one was expected to hold, and what it delivered."""
         served = [told for told in self.requests if told.delivered is not None]
         prompts = sum(told.line.asked.prompt_tokens for told in served) or 1
         return (
@@ -61,7 +61,7 @@ class History:
 
 
 def history(log: Iterable[AnyLine], limit: int | None = None) -> History:
-    """Of the first ``limit`` placements."""
+    """Reads the first ``limit`` placements of a log."""
     made, player = History(), Player()
     statuses: dict[str, dict[str, Any]] = {}  # by worker
     booked: dict[int, Told] = {}
@@ -111,7 +111,8 @@ def _choose(made: History, told: list[tuple[str, Told]], statuses: dict[str, dic
 
 
 def _kind(judged: Judged, statuses: dict[str, dict[str, Any]]) -> str:
-    """Of the chosen worker; where its Status is in a file that is gone, the first that was asked for."""
+    """The kind of the chosen worker. If its Status is in a file that is gone, the first kind that was asked
+    for."""
     status = statuses.get(judged.line.worker)
     if status is not None:
         return kind_of(binary(status.get("model_fingerprint", b"")), int(status.get("block_size", 1)))

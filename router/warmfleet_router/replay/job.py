@@ -85,7 +85,7 @@ class Job:
 
     @property
     def remaining(self) -> int:
-        """To plan before another token can be drawn."""
+        """Tokens to plan before another one can be drawn."""
         return self.length + self.drawing - self.planned
 
     @property
@@ -94,7 +94,7 @@ class Job:
 
 
 class Share(NamedTuple):
-    """Of a step: what it computes of a job."""
+    """What a step computes of one job."""
 
     job: Job
     start: int

@@ -36,7 +36,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return tokens * (self.prefill_token + self.prefill_pair * (context + 0.5 * tokens))
 
     def step_s(self, work: Work) -> float:
-        """Of one step, or of several together."""
+        """Seconds of one step, or of several together."""
         return (
             work.prompt_steps * self.prefill_base
             + work.prompt_tokens * self.prefill_token
@@ -56,7 +56,7 @@ def flat(block_s: float, block_size: int) -> Profile:
 
 
 def profile_of(engine: str) -> Profile:
-    """By the name of one that is shipped, or a TOML file. Raises ConfigError."""
+    """The profile of this name that is shipped, or of a TOML file. Raises ConfigError."""
     shipped = PROFILES / f"{engine}.toml"
     if not (shipped.exists() or Path(engine).exists()):
         names = ", ".join(sorted(file.stem for file in PROFILES.glob("*.toml")))

@@ -117,7 +117,7 @@ def to_json(rows: Sequence[NamedTuple]) -> bytes:
 
 
 def _hit_rate(trace: Trace, blocks: int | None) -> float:
-    """Of one least-recently-used cache that sees the whole trace in order."""
+    """Hit rate of one least-recently-used cache that sees the whole trace in order."""
     size = blocks if blocks is not None else sum(len(r.keys) for r in trace.requests) + 1
     cache = Cache(size)
     hit = asked = 0

@@ -84,7 +84,8 @@ def _of_log(args: Namespace) -> Source:
 
 
 def _engine(args: Namespace, block_size: int) -> tuple[Profile, str]:
-    """Of a log, and where it is from. What was decided needs none, so a log without steps is played too."""
+    """The engine to play a log on, and where its timings are from. Decisions can be judged without any, so a
+    log that tells no steps is played too."""
     if args.engine:
         return _profile(args.engine, args.block_seconds, block_size), f"engine {args.engine}"
     try:
@@ -96,7 +97,7 @@ def _engine(args: Namespace, block_size: int) -> tuple[Profile, str]:
 
 
 def _blocks(args: Namespace, told: History) -> list[int]:
-    """As the log tells, unless options say otherwise."""
+    """Capacity of each worker, as the log tells it unless options say otherwise."""
     known = [blocks for blocks in told.blocks if blocks]
     if not known and args.capacity is None:
         raise ConfigError(f"{args.trace}: tells no worker's capacity; give --capacity")

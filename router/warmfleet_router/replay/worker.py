@@ -61,7 +61,7 @@ class Worker:
         self.flights = Flights(self.cache, self._coming, block_size)
 
     def _block_s(self, depth: int) -> float:
-        """To compute a block anew."""
+        """Seconds to compute a block anew."""
         return self.profile.chunk_s(self.block_size, depth * self.block_size)
 
     def submit(self, job: Job) -> None:
@@ -81,7 +81,7 @@ class Worker:
         return self.flights.follow(keys, matched)
 
     def ask_peers(self) -> None:
-        """For those who wait, in their order: what their pulls name."""
+        """Asks for what the pulls of waiting jobs name, in the jobs' order."""
         for job in self.waiting:
             if job.pull and not job.waits and (flight := self.flights.ask(job, len(self.running))):
                 self.pulls.append((job, flight))
@@ -130,7 +130,7 @@ class Worker:
         return step
 
     def _ask_host(self) -> None:
-        """For the next few that wait: what the device lacks and host memory has."""
+        """Asks for what the next few waiting jobs lack on the device and host memory has."""
         if self.host is None:
             return
         for job in islice(self.waiting, PREFETCHED):
@@ -202,7 +202,7 @@ class Worker:
         }
 
     def _next_key(self, job: Job) -> int | None:
-        """Of the block that would make its readable prefix longer."""
+        """Key of the block after its readable prefix."""
         matched = len(self.cache.match(job.keys))
         return job.keys[matched] if matched < len(job.keys) else None
 
@@ -368,7 +368,7 @@ class Worker:
 
     @property
     def evictions(self) -> int:
-        """From the last tier: what is gone for good."""
+        """Evictions from the last tier: of what is gone for good."""
         return self.host.evictions if self.host else self.cache.evictions
 
     @property
@@ -391,7 +391,8 @@ class Worker:
 
 
 def _work(shares: Iterable[Share], repeats: int) -> Work:
-    """Of a step; of equal ones that only decode, each sequence has one more token to attend to every time."""
+    """The work of a step that is repeated. Only steps that decode are: in each repetition every sequence
+    attends to one more token."""
     once = work_of((tokens, start) for _, start, tokens in shares)
     if repeats == 1:
         return once

@@ -20,7 +20,8 @@ class _Answer(NamedTuple):
 
 
 class Addresses:
-    """Whoever asks again waits for nothing: what was known is asked anew beside it, and kept if DNS fails."""
+    """What DNS says of servers' names. Only who asks first waits: what is known is asked for again in the
+    background, and kept if DNS fails."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Answer] = {}
@@ -66,7 +67,7 @@ class Addresses:
 
 @lru_cache(MAX_NAMES)
 def _literal(endpoint: str) -> tuple[str, ...]:
-    """As it is written everywhere; empty for a name."""
+    """The endpoint itself, in its usual spelling, if it is an address; empty if it is a name."""
     host, port = split_address(endpoint)
     try:
         address = ip_address(host)

@@ -180,7 +180,7 @@ class Reply:
     # ---- waiting
 
     async def _more(self) -> None:
-        """Until anything has changed."""
+        """Waits until anything has changed."""
         if self._error is not None:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def waits(self) -> bool:
-        """For more of an answer."""
+        """Whether it waits for more of an answer."""
         return self._reply is not None and not self._reply.complete
 
     def ask(self, request: bytes) -> Reply:

@@ -25,7 +25,8 @@ class Figures(NamedTuple):
 
 
 def read(text: str, rank: int = -1) -> Figures:
-    """Of one data-parallel engine of the server; -1: of all, sums of their requests."""
+    """The figures of one data-parallel engine of the server, or with rank -1 of all, their requests
+    summed."""
     running = waiting = tokens = 0.0
     blocks: dict[str, int] = {}
     for name, labels, value in _LINE.findall(text):

@@ -43,7 +43,8 @@ def described(message: Raw) -> bytes:
 
 
 def _media(message: Raw) -> list[bytes]:
-    """As they stand in it. A message that is none has none: its server will refuse it."""
+    """The parts of a message that are no text, as they stand in it. A malformed message has none: its server
+    will refuse it."""
     try:
         content = bytes(_message.decode(message).content)
         parts = [bytes(part) for part in _parts.decode(content)] if content[:1] == b"[" else []

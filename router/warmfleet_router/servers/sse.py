@@ -32,7 +32,7 @@ class Usage(Struct):
 
 
 def counted(tokens: int | None) -> int:
-    """As it fits into a report, whatever a server has told."""
+    """A number of tokens that a server has told, cut off to what fits into a report."""
     return min(tokens or 0, 0xFFFF_FFFF)
 
 

@@ -98,7 +98,7 @@ class Tokens:
         )
 
     async def _asked(self, ask: Ask, server: Server) -> bytes:
-        """By a page that knows of all the fields that matter: the older one where it does."""
+        """Asks for token ids by a page that knows all fields that matter: by the older one if that does."""
         if not ask.chat:
             path, fields = "/tokenize", _only(ask.fields, ("model", "prompt", "add_special_tokens"))
         elif ask.known.documents == NULL and ask.known.reasoning_effort == NULL:
@@ -144,7 +144,8 @@ def _is_foreign(known: Known) -> bool:
 
 
 def _variables(known: Known) -> dict[str, Any]:
-    """Of the template, as vLLM sets them: an effort asks for thinking, or for none."""
+    """Variables of the chat template, as vLLM sets them: a reasoning effort asks for thinking, or for
+    none."""
     given = known.chat_template_kwargs or {}
     if known.reasoning_effort == NULL:
         return given

@@ -70,8 +70,8 @@ class ServerWatcher:
                 self._followed[backend] = _Followed(task, settled)
 
     async def settled(self, within_s: float) -> None:
-        """Until all has been heard that servers remember of their events, or they are known to be out of
-        reach. Who cannot be asked is not waited for."""
+        """Waits until servers have told all that they remember of their events, or are known to be out of
+        reach. Those that cannot be asked are not waited for."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 for backend, followed in list(self._followed.items()):
@@ -142,7 +142,7 @@ class ServerWatcher:
             log.event(_log, "models changed", address=backend.address, models=[*names.others])
 
     def _computes(self, backend: Backend) -> bool:
-        """For our own requests."""
+        """Whether the server computes for requests of ours."""
         worker = self._core.roster.fleet.workers.get(backend.address)
         return worker is not None and worker.booked.slots > 0
 

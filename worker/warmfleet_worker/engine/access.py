@@ -15,7 +15,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
 
 class Access(Protocol):
-    """As ``engine.base.Engine`` has them."""
+    """Reads and writes blocks, as ``engine.base.Engine`` does."""
 
     def read(self, blocks: Sequence[int], copy: memoryview) -> None: ...
     def write(self, blocks: Sequence[int], copy: memoryview) -> None: ...

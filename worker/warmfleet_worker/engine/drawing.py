@@ -18,7 +18,7 @@ LOGIT_ROWS = 128  # scored at once: a chunk's logits over a large vocabulary may
 
 
 class Outcome(NamedTuple):
-    """Of a step."""
+    """What a step has drawn and scored."""
 
     tokens: Tensor | None  # int [draws]
     scores: Scores | None = None  # of the draws that ask for them
@@ -38,7 +38,7 @@ def draw_works(works: Sequence[Work], hidden: Tensor, logits: Callable[[Tensor],
 
 
 def draws_of(works: Sequence[Work]) -> list[Draw]:
-    """In the order of works and choices."""
+    """All draws of a step, in the order of works and choices."""
     return [
         Draw(w.sampling, w.completion_position, choice) for w in works if w.sampling for choice in w.choices
     ]

@@ -38,10 +38,10 @@ def sum_constants(block_bytes: int, device: torch.device) -> SumConstants:
 
 
 class Mover:
-    """For one thread at a time, on a stream of its own.
+    """Moves blocks for one thread at a time, on a stream of its own.
 
-    Readable blocks were finished before they became readable, and nobody reads written ones before they
-    were waited for: so no event joins the stream with the steps'.
+    Readable blocks were finished before they became readable, and nobody reads written ones before they were
+    waited for. So no event has to join the stream with that of the steps.
     """
 
     def __init__(self, pool: Tensor, constants: SumConstants, most: int = 1) -> None:
@@ -80,7 +80,7 @@ class Mover:
                 raise
 
     def mark(self) -> Event:
-        """Of what was launched so far."""
+        """An event behind all that was launched so far."""
         return None if self.stream is None else self.stream.record_event()
 
     def after(self, mark: Event) -> None:
@@ -89,7 +89,7 @@ class Mover:
             self.stream.wait_event(mark)
 
     def wait(self) -> None:
-        """For all that was launched."""
+        """Waits for all that was launched."""
         if self.stream is not None:
             self.stream.synchronize()
 

@@ -31,8 +31,8 @@ def philox(counter: Words, key: Words) -> Words:
 
 
 def first_words(draws: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.uint32]:
-    """For each (seed, position, choice) the first word of the block whose key is the 64-bit seed and whose
-    counter is (position, choice, 0, 0)."""
+    """Random words, one for each (seed, position, choice): the first of the block whose key is the 64-bit
+    seed and whose counter is (position, choice, 0, 0)."""
     seeds, positions, choices = np.array(draws, dtype=np.uint64).T
     zeros = np.zeros_like(seeds)
     counter = np.stack((positions & _LOW, choices, zeros, zeros))

@@ -47,7 +47,7 @@ class Scores(NamedTuple):
 
 
 def chances(draws: Sequence[Draw]) -> Chances | None:
-    """Of one draw a row, on the host; None when all are greedy."""
+    """What one draw a row needs, on the host; None if all are greedy."""
     rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature >= GREEDY_BELOW]
     if not rows:
         return None
@@ -90,7 +90,8 @@ def probabilities(logits: Tensor, how: Chances) -> Tensor:
 
 
 def score(logits: Tensor, token_ids: Tensor, most: int) -> Scores:
-    """Of ``token_ids[n]`` under each row of ``logits[n, vocab]``, before any filter or temperature."""
+    """Log-probabilities of ``token_ids[n]`` under each row of ``logits[n, vocab]``, and the ``most`` likely
+    ones; before any filter or temperature."""
     scores = logits.log_softmax(-1)
     best = scores.topk(min(most, logits.shape[-1]), dim=-1)
     return Scores(scores.gather(-1, token_ids.long()[:, None])[:, 0], best.indices, best.values)

@@ -26,7 +26,7 @@ class Staging:
         self._hosts = [self._host(words) for _ in range(2)]  # one is filled while the other is copied
 
     def next(self) -> Words:
-        """To be filled; it holds what an earlier step left there."""
+        """Memory to be filled for the next step. It still holds what an earlier step left there."""
         self._hosts.reverse()
         self._hosts[0].copied.synchronize()
         return self._hosts[0].array

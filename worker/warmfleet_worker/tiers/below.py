@@ -111,7 +111,7 @@ class Below:
     # ---- for peers -------------------------------------------------------------------------------
 
     async def records(self, root: bytes, hashes: Sequence[bytes]) -> dict[bytes, Record]:
-        """Of leading blocks of a run on disk; only what is found quickly."""
+        """Records of leading blocks of a run that are on disk; only those that are found quickly."""
         if self.store is None:
             return {}
         return await asyncio.to_thread(self.store.records, root, hashes, _LOOK_S)
@@ -146,7 +146,7 @@ class Below:
             self._mover.submit(self._copy_down, job)
 
     def _copy_down(self, job: Saves) -> None:
-        """In the mover's thread."""
+        """Copies blocks from the device to host memory. Runs in the mover's thread."""
         sums: list[bytes] | None = []
         try:
             blocks = [save.node.block for save in job.saves]
@@ -221,6 +221,6 @@ class Below:
         self._tell(self._runner.arrived, arrival)
 
     def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
-        """In the loop; nobody is told when that has ended."""
+        """Calls ``what`` in the event loop; does nothing once that has ended."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(what, *arguments)

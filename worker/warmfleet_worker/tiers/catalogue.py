@@ -38,7 +38,7 @@ class Catalogue:
         return self._entries.get(block_hash)
 
     def ends(self) -> list[Entry]:
-        """Those that no other goes on from."""
+        """The blocks that no other block continues."""
         return [entry for entry in self if entry.identity.hash not in self._children]
 
     def run(self, root: bytes, hashes: Sequence[bytes], start: int) -> int:

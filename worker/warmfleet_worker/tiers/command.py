@@ -146,7 +146,7 @@ def _named(catalogue: Catalogue, prefix: str) -> list[Entry]:
 
 
 def _chain(catalogue: Catalogue, end: Entry) -> list[Entry]:
-    """From the root to ``end``; empty when one is missing."""
+    """The chain from the root to ``end``; empty if a block of it is missing."""
     chain, entry = [end], end
     while entry.identity.depth:
         before = catalogue.get(entry.identity.parent)

@@ -33,7 +33,7 @@ class Copies(Protocol):
 
 
 def copies_of(engine: Engine, memory: memoryview) -> Copies:
-    """Of ``memory``, made by the engine."""
+    """How the engine's blocks are copied to ``memory`` and back."""
     if engine.cuda_pool is None:
         return HostCopies(engine, memory)
     from warmfleet_worker.tiers.device_copies import DeviceCopies

@@ -33,7 +33,7 @@ class DeviceCopies:
         self._lock = Lock()
 
     def sum(self, copy: memoryview) -> bytes:
-        """By way of the device: a core of the host would take milliseconds."""
+        """Made on the device: a core of the host would take milliseconds."""
         with self._lock:
             with self._summing.current():
                 self._summing.pool.view(torch.uint8)[0].copy_(torch.frombuffer(copy, dtype=torch.uint8))

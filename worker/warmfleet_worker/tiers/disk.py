@@ -130,7 +130,7 @@ class DiskStore:
         return header
 
     def records(self, root: bytes, hashes: Sequence[bytes], within_s: float) -> dict[bytes, "Record"]:
-        """Of the leading ``hashes``, by hash: as many as are there and are found in time."""
+        """Records of the leading ``hashes``, by hash: of as many as are there and are found in time."""
         records: dict[bytes, Record] = {}
         until = time.monotonic() + within_s
         for block_hash in hashes:

@@ -34,7 +34,7 @@ _FILE, _BLOCK, _LIST, _END = b"WFKVBLK1", b"WFKB", b"WFKI", b"WFKVEND1"
 
 
 class Identity(NamedTuple):
-    """Of a stored block: itself, and where in which chain it stands."""
+    """What a stored block is, and where in which chain it stands."""
 
     hash: bytes
     parent: bytes  # BlockHash of the block before it, or the root
@@ -88,7 +88,7 @@ def read_preamble(data: bytes) -> Made:
 
 
 def header(identity: Identity, token_ids: bytes, copy: Buffer, made: Made) -> bytes:
-    """Of the record of a copy whose keys sit where the block stands in its chain."""
+    """The header of the record of a copy whose keys sit where the block stands in its chain."""
     home, length = identity.depth * made.block_size, made.block_bytes
     packed = _HEADER.pack(_BLOCK, *identity, home, length, made.layout_mark, copy_sum(copy))
     return _summed(packed + token_ids)
@@ -127,7 +127,7 @@ def check_hash(found: Header) -> None:
 
 
 def index(places: Iterable[Place], offset: int) -> bytes:
-    """Of a file whose records end at ``offset``."""
+    """The index of a file whose records end at ``offset``."""
     entries = [_ENTRY.pack(*place.identity, place.offset) for place in places]
     data = b"".join([_INDEX.pack(_LIST, len(entries)), *entries])
     return data + TRAILER.pack(copy_sum(data), offset, _END)

@@ -103,7 +103,7 @@ class Segment:
         return format.read_header(bytes(header), self.made)
 
     def header(self, offset: int) -> Header:
-        """Of the record at ``offset``. Raises OSError and Corrupt."""
+        """The header of the record at ``offset``. Raises OSError and Corrupt."""
         return format.read_header(os.pread(self._descriptor, self._header_bytes, offset), self.made)
 
     def foretell(self, offset: int) -> None:
@@ -139,7 +139,8 @@ class Segment:
         return True
 
     def _scan(self, length: int) -> None:
-        """By its headers; a spoilt one loses its own block. The torn tail is what follows the last whole."""
+        """Reads the file by the headers of its records. A spoilt header loses its own block only; what
+        follows the last whole record is a torn tail."""
         spoilt: list[int] = []
         for offset in range(self.start, length - self.record_bytes + 1, self.record_bytes):
             try:

@@ -109,7 +109,8 @@ class Bringer:
         return b"".join([record.token_ids for record in records.values()])
 
     async def _bring(self, request: BringRequest, pull: Pull) -> Pulled:
-        """From the peer what the own lower tiers have not: a fetch is from one source."""
+        """Loads what the own lower tiers have, then pulls the rest from the peer: a fetch is from one
+        source."""
         began, failure = self._runner.now(), Failure.NONE
         await self._load(request)
         held = self._held(request)
@@ -137,16 +138,16 @@ class Bringer:
         return wanted.pulled or Pulled(self._runner.now() - began, 0, 0, Failure.GIVEN_UP)
 
     async def _lease(self, pull: Pull, first: int) -> LeaseResponse:
-        """Of what the grant names and is not held here: it stays there until the pull has its own. Raises
-        Failed."""
+        """A lease of what the grant names and is not held here. It keeps the blocks there until the pull has
+        a lease of its own. Raises Failed."""
         request = LeaseRequest(
             target=self._name, grant=pull.grant, layout_fingerprint=self._runner.engine.layout, first=first
         )
         return await self._peers.lease(pull.address, request)
 
     def _wanted(self, request: BringRequest, pull: Pull, held: Keys[Node], token_ids: bytes) -> Request:
-        """As if somebody had asked for the prefix as far as it is lent. Raises Failed where its tokens have
-        other keys than were named."""
+        """A request as if somebody had asked for the prefix, as far as it is lent. Raises Failed if its
+        tokens have other keys than were named."""
         prompt = b"".join([node.token_ids for node in held]) + token_ids
         hashes = chain(request.root, prompt, self._runner.engine.block_size)
         named, blocks = keys(hashes), len(hashes) - len(held)

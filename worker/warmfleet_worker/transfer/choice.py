@@ -22,7 +22,7 @@ class Choice:
         self._seen: dict[tuple[str, str], _Seen] = {}  # by source and transport; the oldest first
 
     def best(self, source: str, names: Iterable[str], now: float) -> str | None:
-        """Of the transports that can be tried; None where there is none."""
+        """The fastest of the transports that can be tried; None if there is none."""
         return max(names, key=lambda name: self.bytes_per_s(source, name, now), default=None)
 
     def bytes_per_s(self, source: str, name: str, now: float) -> float:

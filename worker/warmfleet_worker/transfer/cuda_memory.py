@@ -114,7 +114,7 @@ class CudaMemory:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """In whatever thread."""
+        """Makes the context current in the calling thread while the block lasts."""
         self._call("cuCtxPushCurrent_v2", self._context)
         try:
             yield

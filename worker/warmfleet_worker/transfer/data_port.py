@@ -22,7 +22,7 @@ _REST_S = 0.1
 
 
 class DataPort:
-    """For subclasses, which answer."""
+    """A port for peers' connections. Subclasses answer them."""
 
     def __init__(self, shelf: Shelf, tls: ssl.SSLContext | None = None) -> None:
         self.refused = 0  # connections that were none, or opened no lease
@@ -74,7 +74,7 @@ class DataPort:
         raise NotImplementedError
 
     def _opened(self, stream: TcpStream) -> Lot:
-        """Of the lease that the connection names. Raises Corrupt when there is none."""
+        """The lot of the lease that the connection names. Raises Corrupt if there is no such lease."""
         lot = self._shelf.open(*frames.read_hello(stream.receive(frames.HELLO_BYTES)))
         if lot is None:
             raise Corrupt("no such lease")

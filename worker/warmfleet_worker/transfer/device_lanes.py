@@ -87,7 +87,7 @@ class DeviceLanes:
         self.memory.close()
 
     def take_mover(self) -> Mover:
-        """To be given back."""
+        """A mover, to be given back."""
         with self._lock:
             if self._movers:
                 return self._movers.pop()
@@ -147,7 +147,8 @@ class DeviceWindow:
 
 
 def seeded(sums: Sums, seeds: Sequence[int]) -> list[bytes]:
-    """With a block's seed in its sum, a block that is whole but another one does not agree either."""
+    """Mixes each block's seed into its sum, so that a block that is whole but another one does not agree
+    either."""
     data = (sums ^ np.array(seeds, np.uint64)[:, None]).astype("<u8").tobytes()
     return [data[at : at + SUM_BYTES] for at in range(0, len(data), SUM_BYTES)]
 

@@ -132,8 +132,8 @@ class Exchange:
         self._ticks = asyncio.create_task(self._expire(self.service))
 
     async def emptied(self, within_s: float) -> None:
-        """Until no peer has taken blocks from here for a while: a router that watches this worker drain has
-        them brought where they will be asked for."""
+        """Waits until no peer has taken blocks from here for a while. A router that watches this worker drain
+        has them brought to where they will be asked for."""
         if self.service is None or not self._runner.listeners or not len(self._runner.presence):
             return
         with contextlib.suppress(TimeoutError):

@@ -34,12 +34,12 @@ RANGE_BYTES = _RANGE.size
 
 
 def seed(block_hash: bytes) -> int:
-    """Of the block's sum."""
+    """The seed of a block's sum, from its BlockHash."""
     return int.from_bytes(block_hash[:8], "little") ^ int.from_bytes(block_hash[8:], "little")
 
 
 def seeds(hashes: Sequence[bytes]) -> list[int]:
-    """Of many, at once."""
+    """The seeds of many blocks at once."""
     halves = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
     made: list[int] = (halves[:, 0] ^ halves[:, 1]).tolist()
     return made
@@ -50,7 +50,7 @@ def block_sum(block: bytes | memoryview, seed: int) -> bytes:
 
 
 def block_sums(slab: memoryview, size: int, seeds: Sequence[int]) -> list[bytes]:
-    """Of the slab's first blocks, one for each seed."""
+    """Sums of the slab's first blocks, one for each seed."""
     return [block_sum(slab[i * size : (i + 1) * size], each) for i, each in enumerate(seeds)]
 
 

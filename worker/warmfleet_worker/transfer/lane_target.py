@@ -125,7 +125,7 @@ class _Drain:
             self._give_up()
 
     def _ask(self, most: int = _ALL) -> None:
-        """With so many slabs at most."""
+        """Asks for pieces, with ``most`` slabs under way at most."""
         while self._free and len(self._asked) < most:
             piece = self._haul.take(self._most)
             if piece is None:

@@ -120,7 +120,7 @@ class NixlWindow(_Registered):
         return land
 
     def _wait(self, reading: Any, state: str) -> None:
-        """Until all is read. Raises WorkerLost."""
+        """Waits until all is read. Raises WorkerLost."""
         until = time.monotonic() + STALL_S
         while state == "PROC" and time.monotonic() < until:
             time.sleep(_LOOK_S)

@@ -31,7 +31,8 @@ class Pull(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """By now; more bytes may still be on the way while ``seconds`` is that of a fetch given up."""
+    """What became of a pull so far. If the fetch was given up, ``seconds`` is the time until then, and more
+    bytes may still be on their way."""
 
     seconds: float
     bytes: int

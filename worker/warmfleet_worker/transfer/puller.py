@@ -158,7 +158,7 @@ class Puller:
         return await asked
 
     async def _transfer(self, trip: Trip, lease: LeaseResponse) -> None:
-        """By the best transport that is not busy. Raises Failed."""
+        """Moves the blocks by the best transport that is not busy. Raises Failed."""
         reached = self._reached(lease.offers)
         while True:
             name = self._best(trip.pull.source, reached)
@@ -202,7 +202,7 @@ class Puller:
             del self._offers[next(iter(self._offers))]
 
     def _reached(self, offers: Iterable[Offer]) -> dict[str, Offer]:
-        """By the names of their transports."""
+        """The offers that can be tried from here, by the name of their transport."""
         return {
             each.transport: each
             for each in offers

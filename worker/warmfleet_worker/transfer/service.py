@@ -83,7 +83,7 @@ class TransferService(TransferServicer):
         return self.leases.open(number, secret, request.target, allowed, hashes, now, records)
 
     async def _stored(self, root: bytes, hashes: Sequence[bytes]) -> Mapping[bytes, Record]:
-        """Of what no memory holds."""
+        """Records on disk of what no memory holds."""
         if self._records is None:
             return {}
         stored = hashes[self.leases.reach(root, hashes) :]

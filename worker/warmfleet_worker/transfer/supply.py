@@ -26,8 +26,8 @@ class PeerSupply(Supply):
         return sequence.request.pull.within_s if sequence.request.pull else None
 
     def expected_s(self, sequence: Sequence, count: int) -> float | None:
-        """By what pulls from this peer took here; else by what the router expects of the link, which does not
-        know by which transport the two reach each other. For a part of the pull, in proportion."""
+        """What pulls from this peer took here; else what the router expects of the link, which does not know
+        by which transport the two reach each other. For a part of the pull, in proportion."""
         pull = sequence.request.pull
         if pull is None:
             return None

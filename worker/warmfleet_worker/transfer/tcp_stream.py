@@ -86,7 +86,7 @@ class TcpStream:
         return bool(_CREDENTIALS.unpack(data)[1] != os.geteuid())
 
     def send_file(self, descriptor: int) -> None:
-        """To a process of this host, over a Unix socket."""
+        """Sends a file descriptor to a process of this host, over a Unix socket."""
         try:
             socket.send_fds(self._socket, [_FILE], [descriptor])
         except OSError as error:
@@ -105,7 +105,7 @@ class TcpStream:
         return files[0]
 
     def stop(self) -> None:
-        """From any thread: whoever waits in it finds it ended."""
+        """Ends the stream for whoever waits in it. May be called from any thread."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 

@@ -51,7 +51,8 @@ def _receive_all(stream: TcpStream, haul: Haul) -> None:
 
 
 def _receive_through(slab: memoryview, stream: TcpStream, haul: Haul) -> None:
-    """Until nothing is left, or the slab is wanted elsewhere. One piece after the other lies in it."""
+    """Receives pieces through the slab, one after the other, until nothing is left or the slab is needed
+    elsewhere."""
     asked: deque[Piece] = deque()
     most = frames.piece_blocks(haul.block_bytes, len(slab))
     try:

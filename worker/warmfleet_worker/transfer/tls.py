@@ -6,14 +6,14 @@ from warmfleet_proto.channel import Tls, load_tls
 
 
 def source_context(tls: Tls) -> ssl.SSLContext:
-    """For the end that listens. Raises ConfigError."""
+    """TLS for the end that listens. Raises ConfigError."""
     context = _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 def target_context(tls: Tls) -> ssl.SSLContext:
-    """For the end that connects: it checks the source's name as well. Raises ConfigError."""
+    """TLS for the end that connects: it checks the source's name as well. Raises ConfigError."""
     return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls)
 
 

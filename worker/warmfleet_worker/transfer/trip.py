@@ -101,7 +101,7 @@ class Trip:
             raise Failed(Failure.CORRUPT, "the source's blocks stand for other tokens")
 
     def _agrees(self, lease: LeaseResponse) -> bool:
-        """By a digest of the token ids, or by the ids themselves: a source may know nothing of digests."""
+        """Compares a digest of the token ids, or the ids themselves: a source may know nothing of digests."""
         if lease.blocks == len(self.fetch.pieces) and lease.token_digest:
             return lease.token_digest == self._digest
         size = len(self._token_ids) // len(self.fetch.pieces)
@@ -109,7 +109,8 @@ class Trip:
         return token_digest(wanted) == lease.token_digest if lease.token_digest else lease.token_ids == wanted
 
     def begin(self, engine: Engine, slabs: Slabs | None, blocks: int, tell: Callable[[], None]) -> PoolHaul:
-        """Of the ``blocks`` that were lent; ``slabs`` where they pass through some. Raises Failed."""
+        """Makes the haul of the ``blocks`` that were lent; ``slabs`` if they pass through some. Raises
+        Failed."""
         self._before, self._bytes_before, self._haul = self.arrived, self.received_bytes, None
         lent = slice(self._before, self._before + blocks)
         try:
