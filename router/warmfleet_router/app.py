@@ -5,11 +5,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
+import grpc
 import msgspec
 from warmfleet_proto import channel, router_pb2, router_pb2_grpc
 from warmfleet_proto.command import Command, add_options
@@ -17,7 +18,8 @@ from warmfleet_proto.limits import ROUTE_MESSAGE_BYTES
 from warmfleet_proto.log import event
 from warmfleet_proto.settings import read_key
 
-from warmfleet_router import admin, program
+from warmfleet_router import program
+from warmfleet_router.admin import Admin, Setting
 from warmfleet_router.client import LocalRouter, Router
 from warmfleet_router.config import RouterConfig
 from warmfleet_router.core import RouterCore
@@ -78,10 +80,41 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
         metrics = Metrics()
         metrics.watch(core, clock)
         connect = partial(channel.connect, tls=config.tls)
-        servers = await stack.enter_async_context(ServerWatcher(core, clock))
-        workers = await stack.enter_async_context(Watcher(core, clock, connect))
         server_keys: dict[str, str] = {}
-        plain = Plain() if config.picker and config.discovery != Discovery() else None
+        following = _following(config, core, clock, connect, server_keys)
+        discoverer = await stack.enter_async_context(following)
+        metrics.watch_discovery(discoverer.views)
+        if granter is not None:
+            await stack.enter_async_context(Courier(core, granter, clock, connect))
+        grpc_address = await stack.enter_async_context(_service(config, router))
+        shown = Setting(discoverer.views, shares(config.aliases))
+        front = program.front(
+            config,
+            router,
+            metrics,
+            config.admin,
+            lambda gateway: [*Admin(core, clock, gateway.dry_run.asks, shown).routes(), *metrics.routes()],
+            server_keys,
+        )
+        addresses = await stack.enter_async_context(front)
+        yield {**addresses, "grpc": grpc_address}
+
+
+@asynccontextmanager
+async def _following(
+    config: RouterConfig,
+    core: RouterCore,
+    clock: Callable[[], float],
+    connect: Callable[[str], grpc.aio.Channel],
+    server_keys: dict[str, str],
+) -> AsyncIterator[Discoverer]:
+    """Follows the workers and servers that are listed or found. Begins when they have told what they hold.
+
+    ``server_keys`` is kept up: the API keys of servers, by URL.
+    """
+    plain = Plain() if config.picker and config.discovery != Discovery() else None
+    listed = Found(tuple(config.workers), tuple(config.backends))
+    async with ServerWatcher(core, clock) as servers, Watcher(core, clock, connect) as workers:
 
         async def apply(found: Found) -> None:
             backends = found.backends if plain is None else plain.of(found.backends)
@@ -92,26 +125,10 @@ async def running(config: RouterConfig) -> AsyncIterator[Addresses]:
             for url in server_keys.keys() - keys.keys():  # until now requests went there
                 del server_keys[url]
 
-        listed = Found(tuple(config.workers), tuple(config.backends))
-        discoverer = Discoverer(listed, sources(config.discovery), apply)
-        await stack.enter_async_context(discoverer)
-        metrics.watch_discovery(discoverer.views)
-        # A replica that knew nothing would scatter prefixes.
-        await asyncio.gather(workers.settled(SETTLE_S), servers.settled(SETTLE_S))
-        if granter is not None:
-            await stack.enter_async_context(Courier(core, granter, clock, connect))
-        grpc_address = await stack.enter_async_context(_service(config, router))
-        shown = admin.Setting(discoverer.views, shares(config.aliases))
-        front = program.front(
-            config,
-            router,
-            metrics,
-            config.admin,
-            lambda gateway: [*admin.routes(core, clock, gateway.dry_run.asks, shown), *metrics.routes()],
-            server_keys,
-        )
-        addresses = await stack.enter_async_context(front)
-        yield {**addresses, "grpc": grpc_address}
+        async with Discoverer(listed, sources(config.discovery), apply) as discoverer:
+            # A replica that knew nothing would scatter prefixes.
+            await asyncio.gather(workers.settled(SETTLE_S), servers.settled(SETTLE_S))
+            yield discoverer
 
 
 def _without_key(config: RouterConfig) -> RouterConfig:

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from warmfleet_proto import router_pb2 as pb
 from warmfleet_proto.errors import BadRequest
 from warmfleet_proto.transfer_pb2 import Pulled
-from warmfleet_router import admin
+from warmfleet_router.admin import Admin
 from warmfleet_router.gateway.http import application
 from warmfleet_router.view import HitRate
 
@@ -52,7 +52,7 @@ async def server(core: FixedCore) -> AsyncIterator[TestServer]:
         return [pb.RouteRequest(model="tiny", keys=b"k" * 8, prompt_tokens=100)]
 
     app = application()
-    app.add_routes(admin.routes(core, lambda: 100.0, supposed))
+    app.add_routes(Admin(core, lambda: 100.0, supposed).routes())
     async with TestServer(app) as running:
         yield running
 

@@ -4,7 +4,7 @@ It shows every tenant's traffic. It shares the gateway's port on loopback only.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from aiohttp import web
 from warmfleet_proto import router_pb2 as pb
@@ -43,64 +43,67 @@ _NOTHING = Setting(list, {})
 Supposed = Callable[[web.Request], Awaitable[list[pb.RouteRequest]]]
 
 
-def routes(
-    core: Source, clock: Callable[[], float], supposed: Supposed, setting: Setting = _NOTHING
-) -> list[web.RouteDef]:
-    """Under /admin; ``clock`` is the monotonic clock that feeds ``core``, ``supposed`` what a request would
-    ask of it."""
-    started = clock()
+class Admin:
+    """Its ``routes`` are under /admin. ``clock`` is the monotonic clock that feeds ``core``; ``supposed`` is
+    what a request would ask of it."""
 
-    async def workers(request: web.Request) -> web.Response:
-        now = clock()
+    def __init__(
+        self, core: Source, clock: Callable[[], float], supposed: Supposed, setting: Setting = _NOTHING
+    ) -> None:
+        self._core = core
+        self._clock = clock
+        self._supposed = supposed
+        self._setting = setting
+        self._started = clock()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/admin/workers", self._workers),
+            web.get("/admin/placements", self._placements),
+            web.get("/admin/pulls", self._pulls),
+            web.get("/admin/explain", self._explain),
+            web.post("/admin/explain", self._suppose),
+            *pages.routes(),
+        ]
+
+    async def _workers(self, request: web.Request) -> web.Response:
+        core, now, setting = self._core, self._clock(), self._setting
         views = core.workers(now)
-        fleet = figures.fleet(core.totals(now), views, core.counters.placements, now - started)
+        fleet = figures.fleet(core.totals(now), views, core.counters.placements, now - self._started)
         shown = {"fleet": fleet, "workers": [figures.worker(view) for view in views]}
         return pages.json(request, shown | figures.setting(setting.sources(), setting.aliases))
 
-    async def placements(request: web.Request) -> web.Response:
-        return pages.json(request, {"placements": latest()})
+    async def _placements(self, request: web.Request) -> web.Response:
+        now = self._clock()
+        latest = [figures.placement(view, now) for view in self._core.placements(PLACEMENTS)]
+        return pages.json(request, {"placements": latest})
 
-    async def pulls(request: web.Request) -> web.Response:
-        return pages.json(request, figures.pulls(core.moves))
+    async def _pulls(self, request: web.Request) -> web.Response:
+        return pages.json(request, figures.pulls(self._core.moves))
 
-    async def explain(request: web.Request) -> web.Response:
+    async def _explain(self, request: web.Request) -> web.Response:
         """A placement of late, by ``?request_id=`` or ``?booking=``."""
         pages.check_host(request)
-        found = core.recall(request.query.get("request_id", ""), _booking(request.query.get("booking")))
+        booking = _booking(request.query.get("booking"))
+        found = self._core.recall(request.query.get("request_id", ""), booking)
         if not found:
             reason = f"request_id, booking: none of the last {PLACEMENTS} placements has it"
             return pages.json(request, {"error": {"message": reason}}, status=404)
-        now = clock()
+        now = self._clock()
         explanations = [
             figures.placement(view, now) | figures.explanation(explained, view.prompt_tokens)
             for view, explained in found
         ]
         return pages.json(request, {"explanations": explanations})
 
-    async def suppose(request: web.Request) -> web.Response:
+    async def _suppose(self, request: web.Request) -> web.Response:
         """A request that is not made: its body as the API takes it, or its keys."""
         pages.check_host(request)
-        asks = await supposed(request)
-        explanations = [
-            figures.explanation(
-                core.explain(ask, clock()), ask.prompt_tokens or len(ask.token_ids) // TOKEN_BYTES
-            )
-            for ask in asks
-        ]
+        explanations = []
+        for ask in await self._supposed(request):
+            tokens = ask.prompt_tokens or len(ask.token_ids) // TOKEN_BYTES
+            explanations.append(figures.explanation(self._core.explain(ask, self._clock()), tokens))
         return pages.json(request, {"explanations": explanations})
-
-    def latest() -> list[dict[str, Any]]:
-        now = clock()
-        return [figures.placement(view, now) for view in core.placements(PLACEMENTS)]
-
-    return [
-        web.get("/admin/workers", workers),
-        web.get("/admin/placements", placements),
-        web.get("/admin/pulls", pulls),
-        web.get("/admin/explain", explain),
-        web.post("/admin/explain", suppose),
-        *pages.routes(),
-    ]
 
 
 def _booking(text: str | None) -> int:

@@ -201,18 +201,7 @@ class Roster:
         if self.fleet.incarnated(worker, message.epoch, now):
             self._forget(worker)
         if message.HasField("load"):
-            others = self.ledger.included(worker, message.load.bookings)
-            if not message.HasField("snapshot"):  # which names old ones again
-                group.traffic.elsewhere(others, now)
-            last = worker.report
-            self.fleet.reported(worker, _strangers(worker, message.load), now)
-            told = worker.report
-            if worker.anonymous:
-                told.others_s = told.waiting * group.traffic.mean_s
-                told.unbegun = message.load.waiting - told.waiting
-            evictions = told.evictions_total - last.evictions_total
-            late_hits = told.late_hits_total - last.late_hits_total
-            group.pressure.observe(evictions, late_hits, group.total_blocks)
+            self._loaded(worker, group, message, now)
         if worker.state(now) is before:
             group.settle(worker)
         else:
@@ -221,6 +210,21 @@ class Roster:
             return
         for instruction in self._cursors[address].receive(message):
             yield self.perform(group, worker, instruction)
+
+    def _loaded(self, worker: Worker, group: Group, message: pb.WatchKvResponse, now: float) -> None:
+        """It has told its load. Raises Corrupt for nonsense."""
+        others = self.ledger.included(worker, message.load.bookings)
+        if not message.HasField("snapshot"):  # which names old ones again
+            group.traffic.elsewhere(others, now)
+        last = worker.report
+        self.fleet.reported(worker, _strangers(worker, message.load), now)
+        told = worker.report
+        if worker.anonymous:
+            told.others_s = told.waiting * group.traffic.mean_s
+            told.unbegun = message.load.waiting - told.waiting
+        evictions = told.evictions_total - last.evictions_total
+        late_hits = told.late_hits_total - last.late_hits_total
+        group.pressure.observe(evictions, late_hits, group.total_blocks)
 
     def follow(self, address: str, mirror: Mirror | None) -> None:
         """``mirror`` is what the events of a server that is not ours have told; None: they are no longer

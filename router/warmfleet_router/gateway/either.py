@@ -3,7 +3,7 @@
 from warmfleet_proto.router_pb2 import FinishRequest, RouteRequest
 
 from warmfleet_router.gateway.generation import Generation
-from warmfleet_router.gateway.placing import Placed, Upstream
+from warmfleet_router.gateway.placing import Placed, Upstream, is_server
 from warmfleet_router.gateway.relay import Relay
 
 
@@ -30,7 +30,7 @@ class Either(Placed):
         return self._generation.wanted.route(self._upstream.gateway_id, self.tried)
 
     async def _submit(self) -> None:
-        self._chosen = self._relay if self._relay.reaches(self.placement.address) else self._generation
+        self._chosen = self._relay if is_server(self.placement.address) else self._generation
         await self._chosen.submit_for(self)
 
     def _let_go(self) -> None:

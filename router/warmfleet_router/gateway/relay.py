@@ -13,7 +13,7 @@ from warmfleet_router.backends.attempt import past_deadline
 from warmfleet_router.events.identity import salt_of
 from warmfleet_router.gateway.intake import Tenant
 from warmfleet_router.gateway.outlet import Outlet
-from warmfleet_router.gateway.placing import Placed, Upstream, is_server
+from warmfleet_router.gateway.placing import Placed, Upstream
 from warmfleet_router.servers import sse, text
 from warmfleet_router.servers.ask import Ask
 from warmfleet_router.servers.catalogue import RANK, Server, Servers
@@ -127,10 +127,6 @@ class Relay(Placed):
     def streaming(self) -> bool:
         """The answer is a stream, not an error or a whole body."""
         return self.answer.status == 200 and self.wanted.ask.stream
-
-    def reaches(self, address: str) -> bool:
-        """Whether a server has it, of which nothing may be known yet; else it is one of our own workers'."""
-        return is_server(address)
 
     # ---- placing
 
