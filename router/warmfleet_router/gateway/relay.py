@@ -65,7 +65,7 @@ def routed(wanted: RelayRequest, servers: Servers, gateway_id: str) -> RouteRequ
         prompt_tokens=prompt_tokens,
         max_tokens=_answer_tokens(wanted.ask, context - prompt_tokens),
         choices=wanted.ask.choices,
-        bypass_cache=wanted.ask.known.prompt_logprobs is not None,
+        bypass_cache=wanted.ask.scores_prompt,
         exclude=servers.ours(model),
     )
 

@@ -48,6 +48,8 @@ class Known(Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = None
+    echo: Any = None
+    logprobs: Any = None
 
 
 class _Named(Struct):
@@ -81,6 +83,14 @@ class Ask:
     @property
     def max_tokens(self) -> int:
         return self.known.max_completion_tokens or self.known.max_tokens or 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log-probabilities of the prompt are wanted. Engines compute all of it for them, whatever is cached;
+        of a chat that is echoed vLLM gives some unasked."""
+        known = self.known
+        echoes = bool(known.echo) and (self.chat or known.logprobs is not None)
+        return echoes or known.prompt_logprobs is not None
 
     @property
     def wants_usage(self) -> bool:

@@ -73,6 +73,13 @@ async def test_an_image_is_never_taken_for_another_one(block_size: int) -> None:
     assert first.expected_tokens == 0
 
 
+@pytest.mark.parametrize("echo", [False, True])
+async def test_of_a_prompt_that_is_scored_nothing_is_expected_to_be_cached(echo: bool) -> None:
+    body = json.dumps({"model": "m", "prompt": "hi", "echo": echo, "logprobs": 1}).encode()
+    wanted = RelayRequest("r", ANONYMOUS, ask.parse(body, False), "", b"", 60.0, "/v1/completions")
+    assert routed(wanted, Servers(), "g").bypass_cache is echo
+
+
 def relay() -> Relay:
     router = LocalRouter(RouterCore(Routing(), 1), lambda: 0.0)
     fleet = Upstream("g", router, WorkerPool("g"), Reports(router), RetryBudget(), lambda: 0.0)

@@ -61,6 +61,15 @@ def test_what_placement_needs_is_checked(fields: dict[str, Any], field: str) -> 
     assert caught.value.field == field
 
 
+def test_a_prompt_that_is_scored_is_computed_whatever_is_cached() -> None:
+    """As vLLM 0.32 has it: ``echo`` alone scores a chat's prompt, and a completion's with ``logprobs``."""
+    scored = [asked(prompt_logprobs=0), asked(echo=True), asked(False, prompt="x", echo=True, logprobs=0)]
+    assert all(ask.scores_prompt for ask in scored)
+    others = [asked(), asked(logprobs=True), asked(echo=False), asked(False, prompt="x", logprobs=1)]
+    others += [asked(False, prompt="x", echo=True), asked(False, prompt="x", echo=True, logprobs=None)]
+    assert not any(ask.scores_prompt for ask in others)
+
+
 @given(body=st.binary() | st.text().map(str.encode))
 def test_any_body_is_read_or_refused(body: bytes) -> None:
     model_of(body)
