@@ -9,12 +9,14 @@ long as one is left. Names outlive presence, because a block may become the pare
 later; both are bounded.
 
 An engine may lose blocks and not tell: its answers say so, by what they found of a prompt. Those blocks
-are gone; where nothing at all was found, so is all that was told of before (``not_found``).
+are gone; where nothing at all was found, so is all that was told of before (``not_found``). Some requests
+are computed anew whatever is cached, and say nothing of it: once a later answer finds what was taken to be
+gone with the rest, all of it is there again (``found``).
 """
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from warmfleet_proto import worker_pb2 as pb
@@ -55,6 +57,8 @@ class Mirror:
         self._most = names
         self._names: OrderedDict[int, Block] = OrderedDict()  # in the order in which they were last told of
         self._copies: dict[tuple[bytes, int], Copies] = {}  # by the index's key and tier
+        self._doubted: dict[tuple[bytes, int], Copies] = {}  # of those that an answer that found nothing took
+        self._doubted_at = 0  # on the mirror's clock
         self._forgotten: list[bytes] = []  # to be taken out of the index too
 
     def __len__(self) -> int:
@@ -73,6 +77,7 @@ class Mirror:
     def empty(self) -> Iterator[Instruction]:
         """Nothing is known to be present; names keep their meaning."""
         self._copies.clear()
+        self._doubted.clear()
         yield Clear()
 
     def restart(self) -> Iterator[Instruction]:
@@ -85,19 +90,7 @@ class Mirror:
     def _stored(self, stored: Stored) -> Iterator[Instruction]:
         self.clock += 1
         blocks = self._told_again(stored) if not stored.token_ids else self._named(stored)
-        run: list[bytes] = []
-        depth = 0
-        for block in blocks:
-            if not self._add(block, stored.tier):
-                continue
-            if run and (block.depth != depth + len(run) or len(run) == SLICE_BLOCKS):
-                yield Store(stored.tier, depth, b"".join(run))
-                run = []
-            if not run:
-                depth = block.depth
-            run.append(block.hash)
-        if run:
-            yield Store(stored.tier, depth, b"".join(run))
+        yield from _runs(stored.tier, (block for block in blocks if self._add(block, stored.tier)))
         forgotten, self._forgotten = self._forgotten, []
         yield from self._disown(forgotten)
 
@@ -106,6 +99,7 @@ class Mirror:
         key = block.hash[:KEY_BYTES], tier
         copies = self._copies.get(key)
         if copies is None:
+            self._doubted.pop(key, None)
             self._copies[key] = Copies(block, 1, self.clock, self.clock)
         else:
             self._copies[key] = copies._replace(left=copies.left + 1, latest=self.clock)
@@ -165,6 +159,7 @@ class Mirror:
     def _drop(self, block: Block, tier: int, left: int | None) -> bool:
         """Whether it was the last copy."""
         key = block.hash[:KEY_BYTES], tier
+        self._doubted.pop(key, None)
         copies = self._copies.get(key)
         if copies is None:
             return False
@@ -209,12 +204,31 @@ class Mirror:
     def _forget_all(self, at: int) -> Iterator[Instruction]:
         """The engine began anew, and did not say so."""
         kept = {key: copies for key, copies in self._copies.items() if copies.latest > at}
+        self._doubted = {key: copies for key, copies in self._copies.items() if key not in kept}
+        self._doubted_at = self.clock
         self._copies = {key: c._replace(left=1, since=c.latest) for key, c in kept.items()}
         yield Clear()
-        for (_, tier), copies in self._copies.items():
-            yield Store(tier, copies.block.depth, copies.block.hash)
+        yield from _stores(self._copies)
+
+    @property
+    def doubts(self) -> bool:
+        """Whether ``found`` could change anything."""
+        return bool(self._doubted)
+
+    def found(self, keys: Sequence[bytes], at: int) -> Iterator[Instruction]:
+        """A prompt that was placed at clock ``at`` found these blocks of its own.
+
+        One that was placed before the doubt may have found them before they were lost.
+        """
+        wrongly = any((key, tier) in self._doubted for key in keys for tier in TIERS)
+        if wrongly and at >= self._doubted_at:
+            again, self._doubted = self._doubted, {}
+            self._copies |= again
+            yield from _stores(again)
 
     def _gone(self, tier: int, keys: Sequence[bytes]) -> Iterator[Instruction]:
+        for key in keys:
+            self._doubted.pop((key, tier), None)
         gone = [copies.block.hash for key in keys if (copies := self._copies.pop((key, tier), None))]
         for start in range(0, len(gone), SLICE_BLOCKS):
             yield Remove(tier, b"".join(gone[start : start + SLICE_BLOCKS]))
@@ -223,3 +237,24 @@ class Mirror:
         """Their names are one too many."""
         for tier in TIERS if hashes else ():
             yield from self._gone(tier, [block[:KEY_BYTES] for block in hashes])
+
+
+def _stores(copies: Mapping[tuple[bytes, int], Copies]) -> Iterator[Store]:
+    """Of each tier its blocks."""
+    for tier in TIERS:
+        yield from _runs(tier, (each.block for (_, its), each in copies.items() if its == tier))
+
+
+def _runs(tier: int, blocks: Iterable[Block]) -> Iterator[Store]:
+    """One instruction for blocks that follow each other in a prompt, up to SLICE_BLOCKS of them."""
+    run: list[bytes] = []
+    depth = 0
+    for block in blocks:
+        if run and (block.depth != depth + len(run) or len(run) == SLICE_BLOCKS):
+            yield Store(tier, depth, b"".join(run))
+            run = []
+        if not run:
+            depth = block.depth
+        run.append(block.hash)
+    if run:
+        yield Store(tier, depth, b"".join(run))

@@ -7,7 +7,7 @@ outliving the incarnation of the worker that it belongs to.
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
@@ -280,12 +280,17 @@ class Roster:
 
     def _heal(self, booking: Booking, found: int, expected: int) -> None:
         """Takes out of the index what its answer did not find, whatever its events have told: of ``expected``
-        blocks it ``found`` fewer."""
+        blocks it ``found`` fewer. What was taken out wrongly before comes back with one that finds it."""
         mirror = booking.worker.mirror
-        if mirror is None or expected - found <= SLACK_BLOCKS:
+        if mirror is None:
             return
-        keys = [key.to_bytes(KEY_BYTES, sys.byteorder) for key in booking.mirrored[found:expected]]
-        for instruction in mirror.not_found(keys, booking.since, nothing=not found):
+        heard: Iterable[Instruction] = ()
+        if expected - found > SLACK_BLOCKS:
+            lost = _packed(booking.mirrored[found:expected])
+            heard = mirror.not_found(lost, booking.since, nothing=not found)
+        elif mirror.doubts:
+            heard = mirror.found(_packed(booking.mirrored[:found]), booking.since)
+        for instruction in heard:
             self.told(booking.worker.address, instruction)
 
     def computed(self, booking: Booking, cached: int | None, keyed_on_text: bool = False) -> None:
@@ -341,6 +346,10 @@ class Roster:
         self.fleet.dropped(worker, now)
         if worker.state(now) is State.EJECTED:
             self._refresh(worker, now)
+
+
+def _packed(keys: Sequence[int]) -> list[bytes]:
+    return [key.to_bytes(KEY_BYTES, sys.byteorder) for key in keys]
 
 
 def _strangers(worker: Worker, load: pb.WorkerLoad) -> pb.WorkerLoad:

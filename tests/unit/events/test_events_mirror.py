@@ -1,7 +1,7 @@
 """Engine names to our BlockHashes, copies counted, bounded."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_router.events import identity, sglang, vllm
@@ -222,3 +222,74 @@ def test_a_restart_forgets_names_too() -> None:
     list(mirror.apply(told([1], [1, 2])))
     assert list(mirror.restart()) == [Clear()]
     assert not list(mirror.apply(told([2], [3, 4], parent=1)))
+
+
+def test_what_a_prompt_that_is_computed_anew_made_doubtful_is_there_again_once_any_of_it_is_found() -> None:
+    """Such a request has nothing cached, whatever there is: a client can ask for that, and nobody tells."""
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    index.perform(mirror.apply(told([7, 8, 9], [7, 7, 8, 8, 9, 9])))
+    before = mirror.clock
+    index.perform(mirror.not_found(keys([1, 2, 3, 4]), before, nothing=True))
+    assert not index.present
+    index.perform(mirror.apply(Removed(pb.DEVICE, [9], None)))
+    index.perform(mirror.apply(told([8], [8, 8], parent=7)))
+    assert index.present == {ours([7, 7, 8, 8])[1]}
+    index.perform(mirror.found(keys([7, 7, 8, 8]), before - 1))  # it may have been placed before a reset
+    index.perform(mirror.found(keys([8, 8]), mirror.clock))
+    assert mirror.doubts
+    index.perform(mirror.found(keys([7, 7, 8, 8]), mirror.clock))
+    assert index.present == set(ours([1, 2, 3, 4]) + ours([7, 7, 8, 8]))
+    assert not mirror.doubts
+    index.perform(mirror.apply(Removed(pb.DEVICE, [1, 2, 7, 8], None)))
+    assert not index.present
+
+
+def test_after_a_second_such_answer_only_what_that_one_took_comes_back() -> None:
+    mirror, index = fresh(), Index()
+    index.perform(mirror.apply(told([1], [1, 2])))
+    index.perform(mirror.not_found(keys([1, 2]), mirror.clock, nothing=True))
+    index.perform(mirror.apply(told([3], [3, 4])))
+    index.perform(mirror.not_found(keys([3, 4]), mirror.clock, nothing=True))
+    index.perform(mirror.found(keys([1, 2]), mirror.clock))
+    assert not index.present
+    index.perform(mirror.apply(Cleared()))
+    index.perform(mirror.found(keys([3, 4]), mirror.clock))
+    assert not index.present
+
+
+@pytest.fixture
+def _slices_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmfleet_router.events.mirror.SLICE_BLOCKS", 1)
+
+
+@pytest.mark.usefixtures("_slices_of_one")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_index_holds_what_the_mirror_does_whenever_an_answer_comes(data: st.DataObject) -> None:
+    """Also in the middle of a long event, which is taken in by slices."""
+    engine, mirror, index, decoder = Engine(VLLM[-1]), fresh(), Index(), vllm.Decoder()
+    placed = [0]
+
+    def answers() -> None:
+        if data.draw(st.booleans()):
+            prompt, found = data.draw(st.sampled_from(PROMPTS)), data.draw(st.integers(0, 3))
+            at = data.draw(st.sampled_from(placed))
+            index.perform(mirror.not_found(keys(prompt)[found:], at, nothing=not found))
+        else:
+            index.perform(mirror.found(keys(data.draw(st.sampled_from(PROMPTS))), mirror.clock))
+
+    for _ in range(data.draw(st.integers(1, 12))):
+        placed.append(mirror.clock)
+        if data.draw(st.booleans()) and engine.present:
+            engine.evict(min(engine.present))
+        else:
+            engine.compute(data.draw(st.sampled_from(PROMPTS)), 0)
+        for event in decoder.batch(engine.log[-1]).events:
+            for instruction in mirror.apply(event):
+                if isinstance(instruction, Store):  # the block at hand may have been told with what was kept
+                    index.present -= set(cut(instruction.hashes))
+                index.perform([instruction])
+                answers()
+        answers()
+        assert index.present == {copies.block.hash for copies in mirror._copies.values()}

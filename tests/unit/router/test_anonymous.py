@@ -221,6 +221,22 @@ def test_what_an_answer_did_not_find_is_not_expected_again(found: int, left: int
     assert view.held_blocks == -(-left // group.block_size)
 
 
+def test_an_answer_that_finds_what_was_taken_to_be_lost_brings_it_back() -> None:
+    """One request was computed anew whatever was cached: that must not cost all others their blocks."""
+    core, made = server()
+    (group,) = core.roster.models["m"]
+    mirror = Mirror(group.fingerprint, group.block_size)
+    core.roster.follow(made.address, mirror)
+    ids, names = list(memoryview(PROMPT).cast("I")), list(range(320 // group.block_size))
+    for instruction in mirror.apply(Stored(1, names, None, ids, group.block_size, "", "", ())):
+        core.roster.told(made.address, instruction)
+    answer(core, route(core), 0)
+    again = route(core, 102.0)
+    assert again.expected_tokens == 0
+    answer(core, again, 304, 102.5)
+    assert route(core, 103.0).expected_tokens == 319
+
+
 def test_a_further_name_goes_to_those_that_know_it() -> None:
     core, knows = server("knows", models=["poet"], adapters=["poet"])
     other = FakeWorker(core, "other", status={"anonymous_load": True, "silence_s": 5.0})
