@@ -19,10 +19,15 @@ _PIECE = 512  # tokens of blocks that are remembered together
 
 
 @lru_cache(maxsize=1024)  # tenants and kinds of workers are few
-def root_hash(fingerprint: bytes, block_size: int, adapter: bytes = b"", salt: bytes = b"") -> bytes:
+def root_hash(fingerprint: bytes, block_size: int, salt: bytes = b"") -> bytes:
     """The parent of every first block (16 bytes). Fields are length-prefixed: none can pose as another."""
     h = hashlib.sha256(b"warmfleet block root v1")
-    for field in (fingerprint, block_size.to_bytes(4, "little"), adapter, salt):
+    for field in (
+        fingerprint,
+        block_size.to_bytes(4, "little"),
+        b"",
+        salt,
+    ):  # third: an adapter; ours have none
         h.update(len(field).to_bytes(4, "little"))
         h.update(field)
     return h.digest()[:HASH_BYTES]

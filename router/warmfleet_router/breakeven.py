@@ -60,11 +60,12 @@ def made_bytes_per_s(profile: Profile, tokens: int) -> float:
     return tokens * profile.kv_bytes_per_token / recompute_s(profile, tokens)
 
 
-def crossing(profile: Profile, way: Way, most: int = LENGTHS[-1]) -> int | None:
-    """The shortest prefix in tokens, up to ``most``, that is sooner loaded than recomputed; None: none is.
+def crossing(profile: Profile, way: Way) -> int | None:
+    """The shortest prefix in tokens that takes less time to load than to recompute; None: none is.
 
     What recomputing costs a token only grows with the length, so above the crossing loading stays ahead.
     """
+    most = LENGTHS[-1]
     if way.seconds(profile, most) >= recompute_s(profile, most):
         return None
     low, high = 0, most

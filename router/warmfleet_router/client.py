@@ -108,35 +108,34 @@ class RemoteRouter:
 
     books_at_once = False
 
-    def __init__(self, channel: grpc.aio.Channel, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
         self._kinds: dict[str, set[tuple[bytes, int]]] = {}  # by model: fingerprints and block sizes
         self._hasher = Hasher()
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
         await self._hash(request)
-        return await _translated(self._stub.Route(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Route(request, timeout=CALL_TIMEOUT_S))
 
     async def progress(self, request: pb.ProgressRequest) -> pb.ProgressResponse:
-        return await _translated(self._stub.Progress(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Progress(request, timeout=CALL_TIMEOUT_S))
 
     async def finish(self, request: pb.FinishRequest) -> pb.FinishResponse:
-        return await _translated(self._stub.Finish(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Finish(request, timeout=CALL_TIMEOUT_S))
 
     async def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
-        return await _translated(self._stub.Heartbeat(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Heartbeat(request, timeout=CALL_TIMEOUT_S))
 
     async def list_workers(self, request: pb.ListWorkersRequest) -> pb.ListWorkersResponse:
         answer: pb.ListWorkersResponse = await _translated(
-            self._stub.ListWorkers(request, timeout=self._timeout_s)
+            self._stub.ListWorkers(request, timeout=CALL_TIMEOUT_S)
         )
         self._kinds = _kinds(answer)
         return answer
 
     async def explain(self, request: pb.RouteRequest) -> pb.Explanation:
         await self._hash(request)
-        return await _translated(self._stub.Explain(request, timeout=self._timeout_s))
+        return await _translated(self._stub.Explain(request, timeout=CALL_TIMEOUT_S))
 
     def tell(self, report: Report) -> Coroutine[Any, Any, object]:
         return self.progress(report) if isinstance(report, pb.ProgressRequest) else self.finish(report)

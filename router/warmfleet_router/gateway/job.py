@@ -52,17 +52,11 @@ class Job:
 
 
 class Preparer:
-    """Turns parsed requests into jobs. ``seed`` draws 64 random bits for a request that names none."""
+    """Turns parsed requests into jobs."""
 
-    def __init__(
-        self,
-        encoders: Encoders,
-        catalogue: Catalogue,
-        seed: Callable[[], int] = lambda: secrets.randbits(64),
-    ) -> None:
+    def __init__(self, encoders: Encoders, catalogue: Catalogue) -> None:
         self._encoders = encoders
         self._catalogue = catalogue
-        self._seed = seed
 
     async def parsed(self, parse: Callable[[bytes], T], body: bytes) -> T:
         """``parse(body)``, in a thread where it takes its time. Raises as ``parse`` does, and Rejected."""
@@ -111,7 +105,7 @@ class Preparer:
             top_p=options.top_p,
             top_k=options.top_k,
             min_p=options.min_p,
-            seed=self._seed() if options.seed is None else options.seed,
+            seed=secrets.randbits(64) if options.seed is None else options.seed,
             max_tokens=max_tokens,
             choices=options.choices,
             stop_ids=ids.pack((*ends, *options.stop_token_ids)),

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 from warmfleet_proto import log
@@ -48,14 +48,13 @@ class Gateway:
         limits: Limits,
         metrics: Metrics,
         tls: Tls | None = None,
-        clock: Callable[[], float] = time.monotonic,
         server_keys: Mapping[str, str] | None = None,
         aliases: Setting | None = None,
     ) -> None:
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._catalogue = Catalogue(served_name, encoders.vocabulary, encoders.vocab_sizes())
         self._upstream = Upstream(
-            gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), clock
+            gateway_id, router, WorkerPool(gateway_id, tls), Reports(router), RetryBudget(), time.monotonic
         )
         self._aliases = Aliases(aliases or {})
         preparer = Preparer(encoders, self._catalogue)

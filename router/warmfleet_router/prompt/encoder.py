@@ -1,7 +1,7 @@
 """From chat messages or text to packed token ids: render, split, remember, encode."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
@@ -36,7 +36,6 @@ class PromptEncoder:
         tokenizer: Tokenizer,
         memo_bytes: int = MEMO_BYTES,
         typed_specials: bool = False,
-        today: Callable[[], datetime] = datetime.now,
     ) -> None:
         """``typed_specials``: a special token that someone typed is one, as in vLLM and SGLang.
 
@@ -52,7 +51,6 @@ class PromptEncoder:
         self._longest = max(map(len, tokenizer.token_bytes), default=1)
         self.offload = Offload(THREADS, PENDING_CHARS)
         self._turns: WeakValueDictionary[tuple[bytes, str], asyncio.Lock] = WeakValueDictionary()
-        self._today = today
 
     async def chat(
         self,
@@ -109,7 +107,7 @@ class PromptEncoder:
         # Roles and the keys of a message come from closed sets, not from a caller.
         masked = [{k: v if k == "role" else mask(v) for k, v in message.items()} for message in messages]
         rendered = self._template.render(
-            masked, mask(tools), add_generation_prompt, self._today(), mask(dict(variables))
+            masked, mask(tools), add_generation_prompt, datetime.now(), mask(dict(variables))
         )
         return self._masking.split(rendered)
 
