@@ -92,7 +92,7 @@ class Batch:
         if fetching.pace.token_s is None:
             return
         for sequence in self.waiting if fetching.busy else ():
-            at = fetching.race_at(sequence, chunk * fetching.pace.token_s, bool(self.running), now)
+            at = fetching.race_at(sequence, chunk * fetching.pace.token_s, bool(self.running))
             if at > now:
                 fetching.next_race = min(fetching.next_race, at)
             elif len(sequence.choices) <= slots and admit(

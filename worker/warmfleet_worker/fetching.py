@@ -269,12 +269,12 @@ class Fetching:
 
     # ---- computing the front of what is on its way ----------------------------------------------
 
-    def race_at(self, sequence: Sequence, step_s: float, busy: bool, now: float) -> float:
+    def race_at(self, sequence: Sequence, step_s: float, busy: bool) -> float:
         """When a waiting sequence should begin to compute the front of what is fetched for it."""
         flight = next((f for f in self._flights.values() if sequence in f.waiters), None)
         if flight is None or flight.racer:
             return math.inf
-        return racing.begins(flight, self.pace, self._block_size, step_s, busy, now)
+        return racing.begins(flight, self.pace, self._block_size, step_s, busy)
 
     def race(self, sequence: Sequence) -> None:
         """The sequence has been admitted and computes the front; the rest is brought from its end on."""

@@ -44,7 +44,7 @@ def bring_s(flight: Flight, pace: Pace, now: float) -> float | None:
     return (known * usual + passed_s) / (known + flight.there)
 
 
-def begins(flight: Flight, pace: Pace, block_size: int, step_s: float, busy: bool, now: float) -> float:
+def begins(flight: Flight, pace: Pace, block_size: int, step_s: float, busy: bool) -> float:
     """From when on computing the front is worth it, if no more blocks come before: when, by ``bring_s``, the
     wait that is left is at least ``step_s``, the time of a whole step.
 
