@@ -1,10 +1,12 @@
-"""The prefix cache: BlockHash -> block, matched from the root, evicted leaf first: the least recently used,
-or what is cheapest to compute, aged by what was evicted before (GreedyDual, Young 1994). What somebody waits
-for has a second chance before that.
+"""The prefix cache: which block of the pool holds the KV of which BlockHash. Prompts match from the root on.
 
-A hash hit counts only when the parent link and the token ids agree as well: a collision is a miss.
-Whoever pins a block pins its whole chain, so every unpinned block can be evicted, children first:
-free + cached blocks are what ``allocate`` can give.
+Eviction takes leaves first. Of these it takes the least recently used, or, with ``cost``, what is cheapest to
+compute again, aged by what was evicted before (GreedyDual, Young 1994). A block that a request waits for has
+a second chance.
+
+A hash hit counts only if the parent and the token ids agree as well, so that a collision is a miss. Whoever
+pins a block pins its whole chain. So every unpinned block can be evicted, children before parents, and
+``allocate`` can give all blocks that are free or cached.
 """
 
 import heapq
@@ -29,7 +31,7 @@ class Node(Struct, eq=False):
     tier: Tier = Tier.DEVICE
     children: int = 0
     stamp: int = 0  # when it was last used
-    rank: float = 0.0  # of those that may be evicted the lowest goes first
+    rank: float = 0.0  # of the blocks that may be evicted, the one with the lowest goes first
 
     def continues(self, root: bytes, parent: "Node | None", token_ids: bytes) -> bool:
         return self.parent is parent and self.token_ids == token_ids and self.root == root
@@ -39,19 +41,17 @@ class PrefixCache:
     def __init__(self, pool: BlockPool, block_size: int, tier: Tier = Tier.DEVICE) -> None:
         self.pool = pool
         self.tier = tier
-        self.cost: Callable[[int], float] | None = None  # of computing a block at a depth; None: no matter
-        self.wanted: Mapping[bytes, int] = {}  # hashes that requests ask for, and how many of them
+        self.cost: Callable[[int], float] | None = None  # seconds to compute a block at a depth; None: LRU
+        self.wanted: Mapping[bytes, int] = {}  # hashes that requests ask for, and how many requests do
         self.evictions = 0
         self.late_hits = 0  # on blocks idle for more than half as long as the next one to be evicted
         self._block_bytes = block_size * TOKEN_BYTES
         self._nodes: dict[bytes, Node] = {}
-        self._named: dict[bytes, Node] = {}  # by key; of two with one key the later
-        self._unnamed: list[Node] = []  # until keys are asked for, or changes: nobody waits for that
+        self._named: dict[bytes, Node] = {}  # by key; of two nodes with one key the later
+        self._unnamed: list[Node] = []  # not in ``_named`` yet: put there when nobody waits for it
         self._by_block: list[Node | None] = [None] * pool.total
         self._floor = 0.0  # the highest rank that was evicted
-        self._leaves: list[
-            tuple[float, int, int]
-        ] = []  # heap of (rank, stamp, block); stale ones are skipped
+        self._leaves: list[tuple[float, int, int]] = []  # heap of rank, stamp, block; stale ones are skipped
         self._clock = 0  # counts releases: only the order matters
         self._changes: list[Node | Vanished | Wiped] = []
 
@@ -64,7 +64,7 @@ class PrefixCache:
         return self.available - self.pool.idle(blocks)
 
     def get(self, block_hash: bytes) -> Node | None:
-        """The readable block of that identity; what it stands for is the caller's to compare."""
+        """The readable block of this hash. The caller has to compare what tokens it stands for."""
         return self._nodes.get(block_hash)
 
     def named(self, root: bytes, keys: bytes, depth: int) -> list[Node]:
@@ -106,7 +106,7 @@ class PrefixCache:
         return [self._by_block[node.block] for node in nodes] == nodes
 
     def at(self, block: int) -> Node | None:
-        """What can be read in a block."""
+        """The node that can be read in a block of the pool."""
         return self._by_block[block]
 
     def match(
@@ -186,8 +186,9 @@ class PrefixCache:
         self.pool.pin(blocks)
 
     def release(self, blocks: Sequence[int], used: bool = True) -> None:
-        """One pin less on each; readable blocks stay cached, the others are free. Not ``used``: they have
-        been copied elsewhere, will be used there, and are evicted here as soon as they would have been."""
+        """Takes one pin from each. Readable blocks stay cached, others are free. If they were not ``used``
+        here but only copied to where they will be, they are evicted as soon as they would have been
+        anyway."""
         self._clock += 1
         by_block = self._by_block
         if used:
@@ -246,7 +247,8 @@ class PrefixCache:
         return node
 
     def _count_late(self, blocks: Iterable[int]) -> None:
-        """Half of the cache would have missed these: with ``evictions`` they tell what a block costs."""
+        """Counts hits that a cache of half the size would have missed. With ``evictions`` they tell how
+        likely an evicted block is missed."""
         oldest = self._oldest()
         if oldest is None:
             return
@@ -263,8 +265,8 @@ class PrefixCache:
         return None
 
     def _victim(self) -> Node:
-        """The next one that nobody waits for; those before it count as just used. One that comes up again is
-        taken all the same."""
+        """The next leaf that nobody waits for. Those before it count as just used; one that comes up a second
+        time is taken all the same."""
         before = self._clock
         while True:
             node = self._oldest()
