@@ -22,15 +22,15 @@ from warmfleet_router.prices.wanted import NEAR_SHARE, Prefix
 from warmfleet_router.routing import Routing
 from warmfleet_router.view import Counters
 
-LOOKS = 4  # at prefixes, a tick: each takes as long as a placement
+LOOKS = 4  # prefixes that are looked at in a tick: each takes as long as a placement
 NEAR_S = 1e-3
-OVERHEAD_S = 5e-3  # of an order, whatever its size
-SENDING = 0.05  # seconds of delay for others, a second of sending: what requests pull goes beside it
+OVERHEAD_S = 5e-3  # that an order costs, whatever its size
+SENDING = 0.05  # a second of sending delays others by so much: what requests pull is sent beside it
 MOST_FROM = 2  # orders under way for which a worker gives blocks ...
-MOST_FROM_DRAINING = 4  # ... and while it drains
-MOST_TO = 2  # for which it brings them
-REST_S = 5.0  # of a prefix that did not come
-SAVE_S = 4.0  # so many seconds of the budget may be spent at once
+MOST_FROM_DRAINING = 4  # ... or gives them while it drains ...
+MOST_TO = 2  # ... or brings them
+REST_S = 5.0  # a prefix that did not come is left alone for so long
+SAVE_S = 4.0  # unspent bytes are saved up for so many seconds
 LATE_S = 5.0  # an order without an answer is forgotten so long after its time
 
 
@@ -63,12 +63,12 @@ class Replication:
         self._moves = moves
         self._ids = count(1)
         self._under_way: dict[int, Order] = {}
-        self._coming: set[Prefix] = set()  # of those orders, as the next two
-        self._sends: Counter[Worker] = Counter()
-        self._brings: Counter[Worker] = Counter()
+        self._coming: set[Prefix] = set()  # prefixes of orders under way ...
+        self._sends: Counter[Worker] = Counter()  # ... and how many of these orders each worker sends for ...
+        self._brings: Counter[Worker] = Counter()  # ... and brings for
         self._orders: list[Order] = []
-        self._resting: dict[int, float] = {}  # until when, by mark
-        self._spent: dict[Group, float] = {}  # bytes above what time has allowed
+        self._resting: dict[int, float] = {}  # prefixes that did not come, by mark: left alone until then
+        self._spent: dict[Group, float] = {}  # bytes ordered, minus those that the rate has allowed since
         self._leaving: dict[Worker, _Leaving] = {}
         self._at = 0.0
 
@@ -95,7 +95,7 @@ class Replication:
             order.group.links.told(source.name, target.name, order.bytes, came, seconds, pulled.failure, now)
 
     def tick(self, groups: Collection[Group], now: float) -> None:
-        """Not for long: a few prefixes are looked at, the others next time."""
+        """Makes orders. It takes little time: a few prefixes are looked at, the others next time."""
         if not self._on:
             return
         self._forget(now)
@@ -111,7 +111,8 @@ class Replication:
         self._at = now
 
     def _forget(self, now: float) -> None:
-        """What has taken its time."""
+        """Forgets orders without an answer, rests that are over, and workers that have gone or stay after
+        all."""
         late = [o.id for o in self._under_way.values() if now > o.made_at + o.within_s + LATE_S]
         for order_id in late:
             self.brought(order_id, None, now)
@@ -133,7 +134,7 @@ class Replication:
                 self._give(order)
 
     def _copy(self, group: Group, prefix: Prefix, now: float) -> Order | None:
-        """Where another copy saves more than it costs."""
+        """An order for one more copy of a prefix, if that saves more than it costs."""
         seen = self._seen(group, prefix)
         sources = [w for w in seen.holders if not w.draining and self._sends[w] < MOST_FROM]
         if not sources:
@@ -173,7 +174,8 @@ class Replication:
                 self._give(order)
 
     def _rescue(self, group: Group, worker: Worker, prefix: Prefix, now: float) -> Order | None:
-        """What nobody who stays holds of a prefix."""
+        """An order for what ``worker``, which drains, holds of a prefix, if nobody who stays holds as
+        much."""
         seen = self._seen(group, prefix)
         stay = any(not w.draining for w in seen.holders)
         target = self._cheapest(group, worker, seen, now, seen.others)
@@ -184,7 +186,7 @@ class Replication:
     # ---- both
 
     def _seen(self, group: Group, prefix: Prefix) -> "_Seen":
-        """Nobody where it rests or is on its way."""
+        """Who holds how much of a prefix. Empty if it is left alone now, or on its way already."""
         if prefix.mark in self._resting or prefix in self._coming:
             return _Seen(0, {}, [], [], None)
         held, _ = group.index.leading(prefix.keys, group.loads)
@@ -201,7 +203,8 @@ class Replication:
     def _cheapest(
         self, group: Group, source: Worker, seen: "_Seen", now: float, others: Iterable[Worker]
     ) -> Worker | None:
-        """The ring home among those where it costs little more than the least, else who was given least."""
+        """The target of a copy: of the workers where it costs little more than at the cheapest, the prefix's
+        ring home, or else the one that was given least work lately."""
         lack = {w: (seen.blocks - seen.held_by(w)) * group.block_size for w in others}
         costs = {w: _cost_s(group, source, w, tokens, now) for w, tokens in lack.items()}
         limit = (1.0 + NEAR_SHARE) * min(costs.values(), default=0.0) + NEAR_S
@@ -233,7 +236,7 @@ class Replication:
 
 
 class _Leaving:
-    """A worker that drains, with what is still to be looked at, the hottest first."""
+    """What is still to be saved from a worker that drains: its prefixes, the hottest first."""
 
     def __init__(self, epoch: int, prefixes: Iterator[Prefix], bytes_left: float) -> None:
         self.epoch = epoch
@@ -242,11 +245,11 @@ class _Leaving:
 
 
 class _Seen(NamedTuple):
-    blocks: int  # of the prefix, the most that anyone holds
-    held: dict[int, int]  # by slot
-    holders: list[Worker]  # of so many, who could give them
-    others: list[Worker]  # who could bring them
-    home: Worker | None
+    blocks: int  # the most leading blocks of the prefix that anyone holds
+    held: dict[int, int]  # leading blocks that each worker holds, by slot
+    holders: list[Worker]  # workers that hold ``blocks`` and could give them
+    others: list[Worker]  # workers that could bring what they lack
+    home: Worker | None  # the prefix's home on the ring
 
     def held_by(self, worker: Worker) -> int:
         return self.held.get(worker.slot, 0)
