@@ -1,5 +1,6 @@
 """The HTTP server under the gateway: bounded, and OpenAI-shaped errors down to the parser's own."""
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -23,7 +24,10 @@ Answered = tuple[web.StreamResponse, Exception | None]
 REQUEST_ID = web.RequestKey("request_id", str)
 _BEGUN = web.RequestKey("begun", bool)  # a response of its own is on its way to the client
 
-_IDLE_S = 10.0  # a connection without a whole request head
+_IDLE_S = 10.0  # a new connection without a whole request head
+# One that has been used. Clients and proxies keep theirs for a minute: who sends a request just when its
+# connection is closed cannot know whether it was served.
+_KEPT_S = 75.0
 _LINGER_S = 1.0  # for the rest of a body that was refused
 _SEND_BUFFER_BYTES = 256 << 10  # the kernel's share of what a client may be behind
 
@@ -57,7 +61,7 @@ class Site:
             access_log=None,
             auto_decompress=False,
             handler_cancellation=True,  # a client that leaves ends its request
-            keepalive_timeout=_IDLE_S,
+            keepalive_timeout=_KEPT_S,
             lingering_time=_LINGER_S,
             shutdown_timeout=drain_s,
         )
@@ -138,6 +142,13 @@ class _Connection(RequestHandler):
     """One client's connection; what is no HTTP is refused in the same shape as a bad request."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._keepalive_handle is not None:  # aiohttp has one time for the first request and for the next
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = self._loop.time() + _IDLE_S
+        self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
     def handle_error(
         self,

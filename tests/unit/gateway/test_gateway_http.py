@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from warmfleet_proto.errors import WorkerLost
+from warmfleet_router.gateway import http
 from warmfleet_router.gateway.http import Events, Site, application
 from warmfleet_router.gateway.outlet import Outlet
 from warmfleet_router.gateway.record import Record
@@ -103,3 +104,29 @@ async def test_a_streams_headers_go_out_with_its_first_event(first: bytes) -> No
     assert written.endswith(b"\r\n9\r\n" + first + b"\r\n" if first else b"\r\n\r\n")
     assert received.endswith(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
     assert record.completion_tokens == 1 + bool(first)
+
+
+async def test_a_used_connection_outlives_one_that_has_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients keep theirs for longer than a new one may be silent; one that stopped within a head is that."""
+    monkeypatch.setattr(http, "_IDLE_S", 0.1)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="here")
+
+    app = application()
+    app.router.add_get("/", handler)
+    site = Site(app, "127.0.0.1:0")
+    _, _, port = (await site.start()).rpartition(":")
+    used, silent, halfway = [await asyncio.open_connection("127.0.0.1", int(port)) for _ in range(3)]
+    try:
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                used[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await used[0].readuntil(b"here")).startswith(b"HTTP/1.1 200")
+                halfway[1].write(b"GET /")
+                for reader, _ in (silent, halfway):
+                    assert await reader.read() == b""
+    finally:
+        for _, writer in (used, silent, halfway):
+            writer.close()
+        await site.close()
