@@ -42,6 +42,7 @@ class Message(Struct, forbid_unknown_fields=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, as vLLM has it since 2026
     refusal: str | None = None
     annotations: Raw = NULL  # of an answer sent back; changes nothing
     audio: Raw = NULL
@@ -74,9 +75,11 @@ def _message(message: Message, path: str) -> dict[str, Any]:
         if getattr(message, field) != NULL:
             raise BadRequest(f"{path}.{field}: not supported", f"{path}.{field}")
     out: dict[str, Any] = {"role": message.role, "content": _content(message, path)}
-    for field in ("name", "tool_call_id", "reasoning_content"):
+    for field in ("name", "tool_call_id"):
         if (value := getattr(message, field)) is not None:
             out[field] = value
+    if (thoughts := message.reasoning or message.reasoning_content) is not None:
+        out["reasoning"] = out["reasoning_content"] = thoughts  # templates know the one or the other
     if message.tool_calls:
         if message.role != "assistant":
             raise BadRequest(f"{path}.tool_calls: only an assistant calls tools", f"{path}.tool_calls")

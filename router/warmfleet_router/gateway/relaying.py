@@ -223,7 +223,8 @@ class Relays:
             asked = await asyncio.to_thread(ask.parse, body, chat)
         salt = asked.salt(tenant.salt)
         if token_ids is None:
-            token_ids = await self._tokens.of(asked, tenant.salt, self._servers.serving(asked.model))
+            servers, context = self._servers.serving(asked.model), self._servers.models().get(asked.model, 0)
+            token_ids = await self._tokens.of(asked, tenant.salt, servers, context)
         return RelayRequest(request_id, tenant, asked, salt, token_ids, deadline, path)
 
     async def respond(self, request: web.Request, relay: Relay, record: Record) -> Answered:

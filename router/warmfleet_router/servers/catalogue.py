@@ -73,8 +73,8 @@ class Server(NamedTuple):
         return self.engine in ("vllm", "sglang")
 
     @property
-    def renders(self) -> bool:
-        """It can be asked for the ids of a whole request."""
+    def takes_variables(self) -> bool:
+        """It can be asked so with all variables of a chat's template."""
         return self.engine == "vllm"
 
 
