@@ -193,10 +193,30 @@ class RouterCore:
         raise Rejected(f"no worker for {wanted.model!r} can take the request now")
 
     def _book(self, wanted: Request, decision: Decision, now: float) -> Booking:
-        """Makes the booking: from now on the request counts as load of its worker, and its prefix as held
-        there."""
+        """From now on the request counts as load of its worker, and its prefix as held there."""
+        booking = self._booking(wanted, decision, now)
+        worker, group, keys = decision.worker, decision.group, decision.ask.keys
+        chosen = decision.choice.candidate
+        self._ledger.book(booking)
+        group.traffic.placed(chosen.prefill_s, now)
+        worker.given_s += chosen.prefill_s
+        booking.prefix = _want(wanted, decision, now)
+        booking.marks = group.prefixes.add(worker.slot, keys, chosen.held // decision.ask.block_size)
+        if worker.guess is not None and not wanted.bypass_cache:
+            booking.keys, booking.since = keys, worker.guess.clock
+        elif worker.mirror is not None and not wanted.bypass_cache:
+            booking.mirrored, booking.since = keys, worker.mirror.clock
+        if chosen.pull:
+            source = chosen.pull.source
+            source.sending_until = max(source.sending_until, now) + chosen.pull.sending_s
+        group.settle(worker)
+        return booking
+
+    def _booking(self, wanted: Request, decision: Decision, now: float) -> Booking:
+        """Not in the books yet."""
         worker, chosen = decision.worker, decision.choice.candidate
-        booking = Booking(
+        pull = chosen.pull
+        return Booking(
             id=self._next_id(),
             gateway=wanted.gateway,
             worker=worker,
@@ -207,26 +227,10 @@ class RouterCore:
             expected=chosen.overlap,
             predicted_ttft_s=decision.ttft_s,
             alone=not worker.flying,
-            source=chosen.pull.source.name if chosen.pull else "",
-            pulling=chosen.pull.tokens if chosen.pull else 0,
-            pull_bytes=chosen.pull.tokens * decision.group.token_bytes if chosen.pull else 0.0,
+            source=pull.source.name if pull else "",
+            pulling=pull.tokens if pull else 0,
+            pull_bytes=pull.tokens * decision.group.token_bytes if pull else 0.0,
         )
-        self._ledger.book(booking)
-        decision.group.traffic.placed(chosen.prefill_s, now)
-        worker.given_s += chosen.prefill_s
-        booking.prefix = _want(wanted, decision, now)
-        booking.marks = decision.group.prefixes.add(
-            worker.slot, decision.ask.keys, chosen.held // decision.ask.block_size
-        )
-        if worker.guess is not None and not wanted.bypass_cache:
-            booking.keys, booking.since = decision.ask.keys, worker.guess.clock
-        elif worker.mirror is not None and not wanted.bypass_cache:
-            booking.mirrored, booking.since = decision.ask.keys, worker.mirror.clock
-        if chosen.pull:
-            source = chosen.pull.source
-            source.sending_until = max(source.sending_until, now) + chosen.pull.sending_s
-        decision.group.settle(worker)
-        return booking
 
     def _next_id(self) -> int:
         """A booking's id: this router's tag, then bits that look random. Not 0, and not in use."""
