@@ -139,7 +139,7 @@ class _Events:
             job.id, job.created, job.model, job.choices, job.include_usage
         )
         self._chunks = chunks
-        self._sent = [0] * job.choices  # characters
+        self._scored = [0] * job.choices  # characters of tokens; the end of their text may be held back
         self._open = [True] * job.choices
         self._unbegun = set(range(job.choices)) if job.chat else set[int]()
         self.usage = chunks.usage
@@ -163,8 +163,8 @@ class _Events:
     def _text(self, index: int, text: str, scores: list[Score] | None) -> bytes:
         if isinstance(self._chunks, openai.ChatChunks):
             return self._chunks.text(index, text, scores)
-        offset = self._sent[index]
-        self._sent[index] += len(text)
+        offset = self._scored[index]
+        self._scored[index] += sum(len(score.token.text) for score in scores or ())
         return self._chunks.text(index, text, scores, offset)
 
 

@@ -16,7 +16,7 @@ def chat_logprobs(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def completion_logprobs(scores: Sequence[Score], offset: int = 0) -> dict[str, Any]:
-    """``offset``: characters of the choice's text before the first score."""
+    """``offset``: characters of the tokens before the first score."""
     offsets = []
     for score in scores:
         offsets.append(offset)

@@ -68,7 +68,7 @@ class CompletionChunks:
         self._starts = [b'%b{"index":%d,"text":' % (self._head, i) for i in range(choices)]
 
     def text(self, choice: int, text: str, scores: Sequence[Score] | None = None, offset: int = 0) -> bytes:
-        """``offset``: characters of the choice sent before."""
+        """``offset``: characters of the choice's tokens before these."""
         logprobs = b"null" if scores is None else _encode(completion_logprobs(scores, offset))
         end = b',"logprobs":%b,"finish_reason":null}' % logprobs
         return self._starts[choice] + _encode(text) + end + self._tail
