@@ -32,13 +32,13 @@ async def chat(_: web.Request) -> web.Response:
     return web.json_response({"choices": [], "usage": usage})
 
 
-async def metrics(_: web.Request) -> web.Response:
-    return web.Response(text=METRICS)
-
-
 @asynccontextmanager
-async def server() -> AsyncIterator[tuple[str, Publisher]]:
+async def server(told: str = METRICS) -> AsyncIterator[tuple[str, Publisher]]:
     """The URL of one that is idle, and has computed and told before."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(text=told)
+
     app = web.Application()
     app.add_routes([web.get("/v1/models", models), web.get("/metrics", metrics), web.post(CHAT, chat)])
     engine = Engine(RELEASE)
@@ -71,6 +71,19 @@ async def test_a_router_is_ready_when_it_has_heard_what_an_idle_server_remembers
         }
         async with gateways.router([], backends=[backend]) as addresses:
             assert (await shown(addresses))["held_blocks"] == len(publisher.engine.present) > 8
+
+
+@pytest.mark.parametrize("told", ["", METRICS.replace(f'size="{SIZE}"', f'size="{8 * SIZE}"')])
+async def test_blocks_are_as_long_as_events_have_them(told: str) -> None:
+    """vLLM's metrics say nothing of that with ``--disable-log-stats``, and another size with
+    ``--decode-context-parallel-size``."""
+    async with server(told) as (url, publisher):
+        events = {"events": publisher.endpoint, "replay": publisher.replay_endpoint}
+        async with gateways.router([], backends=[{"url": url, "kind": "vllm", **events}]) as addresses:
+            async with asyncio.timeout(60):
+                while not (held := (await shown(addresses))["held_blocks"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert held == len(publisher.engine.present)
 
 
 async def test_a_server_out_of_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

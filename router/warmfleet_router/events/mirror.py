@@ -52,6 +52,7 @@ class Mirror:
 
     def __init__(self, fingerprint: bytes, block_size: int, names: int = MAX_NAMES) -> None:
         self.clock = 0  # events that told of stored blocks
+        self.other_size = 0  # tokens of a block as the events have it, where they tell of no other
         self._fingerprint = fingerprint
         self._block_size = block_size
         self._most = names
@@ -110,9 +111,14 @@ class Mirror:
         return [block for name in stored.hashes if (block := self._names.get(name)) is not None]
 
     def _named(self, stored: Stored) -> Iterator[Block]:
-        whole = len(stored.token_ids) == len(stored.hashes) * stored.block_size
+        if len(stored.token_ids) != len(stored.hashes) * stored.block_size:
+            return
+        if stored.block_size != self._block_size:
+            if len(stored.hashes) > 1 and not self._names:  # a single one may be a part of a block
+                self.other_size = stored.block_size
+            return
         parent = self._parent(stored)
-        if stored.block_size != self._block_size or not whole or parent is None:
+        if parent is None:
             return
         packed = array("I", stored.token_ids).tobytes()
         size = self._block_size * TOKEN_BYTES

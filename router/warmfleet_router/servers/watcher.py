@@ -36,6 +36,14 @@ EVENTS_AGAIN_S = 10.0  # after they could not be followed
 LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
 
 
+class _OtherSize(WorkerLost):
+    """Its blocks have ``tokens`` tokens: it begins anew with that."""
+
+    def __init__(self, tokens: int, told: int) -> None:
+        super().__init__(f"its events tell of blocks of {tokens} tokens, not of {told}")
+        self.tokens = tokens
+
+
 class _Followed(NamedTuple):
     task: asyncio.Task[None]
     settled: asyncio.Event  # where its events can be asked for: all that it remembers has been heard
@@ -85,10 +93,11 @@ class ServerWatcher:
             await self._session.close()
 
     async def _follow(self, backend: Backend, probe: Probe, settled: asyncio.Event) -> None:
-        wait, known = FIRST_WAIT_S, ""
+        wait, known, block_size = FIRST_WAIT_S, "", 0
         while True:
             try:
                 status = await probe.status(secrets.randbits(64) or 1)
+                status.block_size, block_size = block_size or status.block_size, 0
                 self._core.roster.joined(backend.address, status, self._clock())
                 log.event(
                     _log, "server joined", address=backend.address, model=status.model, engine=backend.kind
@@ -97,6 +106,7 @@ class ServerWatcher:
                 async with self._presence(backend, status, settled):
                     await self._poll(backend, probe, status)
             except WarmfleetError as error:
+                block_size = error.tokens if isinstance(error, _OtherSize) else 0
                 if (why := str(error)) != known:
                     known = why
                     log.event(_log, "server lost", level=logging.WARNING, address=backend.address, why=why)
@@ -130,7 +140,14 @@ class ServerWatcher:
                 message = pb.WatchKvResponse(epoch=status.epoch, load=load)
                 for _ in self._core.roster.ingest(backend.address, message, self._clock()):
                     pass
+            self._check_size(backend, status)
             await asyncio.sleep(POLL_S)
+
+    def _check_size(self, backend: Backend, status: pb.StatusResponse) -> None:
+        """That of its blocks: some do not tell it in their metrics, or another one. Raises WorkerLost."""
+        worker = self._core.roster.fleet.workers.get(backend.address)
+        if worker is not None and worker.mirror is not None and worker.mirror.other_size:
+            raise _OtherSize(worker.mirror.other_size, status.block_size)
 
     def _named(self, backend: Backend, status: pb.StatusResponse, names: Names) -> None:
         """Adapters are loaded and let go while it runs. Raises WorkerLost for another model."""
