@@ -34,7 +34,12 @@ def _options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--model", default="", help="Served name; the server's first model when left out")
     parser.add_argument("--seed", type=int, default=0, help="Of prefixes, tasks and conversations")
     parser.add_argument("--max-tokens", type=int, default=32, help="Of every answer")
-    parser.add_argument("--longest-prefix", type=int, default=AGENT.longest, help="Words of an agent's")
+    parser.add_argument(
+        "--longest-prefix",
+        type=int,
+        default=0,
+        help=f"Words of an agent's; half of the model's context, or {AGENT.longest}, when left out",
+    )
 
 
 class StreamingUser(HttpUser):
@@ -47,7 +52,9 @@ class StreamingUser(HttpUser):
     def on_start(self) -> None:
         options = self.environment.parsed_options
         self.rng = random.Random(f"{options.seed} {next(_numbers)}")
-        self.model = options.model or self.client.get("/v1/models").json()["data"][0]["id"]
+        models = {each["id"]: each for each in self.client.get("/v1/models").json()["data"]}
+        self.model = options.model or next(iter(models))
+        self.most_tokens: int = models.get(self.model, {}).get("max_model_len") or 2 * AGENT.longest
 
     def ask(self, messages: list[dict[str, str]], name: str) -> str:
         """Returns the answer's text, empty when the request failed (locust counts the failure)."""
@@ -117,7 +124,8 @@ class AgentUser(StreamingUser):
         super().on_start()
         options = self.environment.parsed_options
         rng = random.Random(options.seed)
-        shape = AgentShape(longest=options.longest_prefix, shortest=options.longest_prefix // 12)
+        longest = options.longest_prefix or min(AGENT.longest, self.most_tokens // 2)
+        shape = AgentShape(longest=longest, shortest=longest // 12)
         self.systems = [message(rng, "system", words).as_dict() for words in prefix_lengths(shape)]
         rng.shuffle(self.systems)
         self.weights = [1 / (rank + 1) ** shape.zipf for rank in range(shape.prefixes)]

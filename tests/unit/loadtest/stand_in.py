@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 PIECES = ("warm", " is", " good")
+CONTEXT = 1200
 
 
 class StandIn:
@@ -26,7 +27,8 @@ class StandIn:
         return app
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "stand-in", "object": "model"}]})
+        model = {"id": "stand-in", "object": "model", "max_model_len": CONTEXT}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def workers(self, _: web.Request) -> web.Response:
         total = {"hit_tokens": 3, "asked_tokens": 4}

@@ -3,9 +3,9 @@ from pathlib import Path
 from aiohttp.test_utils import TestServer
 
 from tests.unit.loadtest.headless import locust
-from tests.unit.loadtest.stand_in import StandIn
+from tests.unit.loadtest.stand_in import CONTEXT, StandIn
 
-LOAD = "--users 4 --spawn-rate 10 --run-time 10s --longest-prefix 600"
+LOAD = "--users 4 --spawn-rate 10 --run-time 10s"
 
 
 async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path) -> None:
@@ -24,3 +24,5 @@ async def test_users_stream_and_report_ttft_itl_and_the_hit_rate(tmp_path: Path)
     histories = [b["messages"] for b in stand_in.bodies if len(b["messages"]) > 2]
     assert histories
     assert all(m[2] == {"role": "assistant", "content": "warm is good"} for m in histories)
+    prefixes = [len(b["messages"][0]["content"].split()) for b in stand_in.bodies]
+    assert max(prefixes) <= CONTEXT // 2  # longer ones would leave no room for a question
