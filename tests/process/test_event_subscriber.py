@@ -79,6 +79,10 @@ def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
             time.sleep(0.01)
 
 
+class Spoilt(Exception):
+    pass
+
+
 class Listener:
     """A subscriber with its index."""
 
@@ -89,15 +93,15 @@ class Listener:
         self.settled = asyncio.Event()
         sink, settled = self._perform, self.settled.set
         self._subscriber = Subscriber(endpoint, replay, self.follower, sink, time.monotonic, "w", settled)
-        self._task = asyncio.create_task(self._subscriber.run())
+        self.task = asyncio.create_task(self._subscriber.run())
 
     def _perform(self, instruction: object) -> None:
         self.index.perform([instruction])  # type: ignore[list-item]
 
     async def close(self) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        self.task.cancel()
+        with suppress(asyncio.CancelledError, Spoilt):
+            await self.task
 
 
 @asynccontextmanager
@@ -155,6 +159,24 @@ async def test_who_cannot_be_asked_is_not_waited_for() -> None:
     async with closing(listener, publisher):
         await listener.settled.wait()
         assert not listener.follower.next
+
+
+@pytest.mark.parametrize("part", ["begin", "receive", "replayed", "replay_ended", "tick", "disconnected"])
+async def test_no_part_of_listening_fails_unnoticed(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    def spoilt(*_: object) -> None:
+        raise Spoilt
+
+    monkeypatch.setattr(Follower, part, spoilt)
+    publisher = Publisher(Engine(RELEASE))
+    publisher.engine.compute(PROMPTS[0])
+    listener = Listener(publisher.endpoint, publisher.replay_endpoint)
+    async with closing(listener):
+        async with asyncio.timeout(60), closing(publisher):
+            while part != "disconnected" and not listener.task.done():
+                await publisher.publish(0)
+                await asyncio.sleep(0.01)
+        with pytest.raises(Spoilt):
+            await listener.task
 
 
 async def test_a_restarted_engine_is_learned_anew() -> None:

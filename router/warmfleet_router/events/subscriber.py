@@ -13,7 +13,6 @@ from contextlib import closing
 import zmq
 import zmq.asyncio
 from warmfleet_proto import log
-from warmfleet_proto.tasks import cancelled
 from zmq.utils.monitor import recv_monitor_message
 
 from warmfleet_router.events.follower import AskReplay, Follower, State, Told
@@ -59,40 +58,37 @@ class Subscriber:
         self._turn = asyncio.Lock()  # the follower's iterators do not mix
         self._context = zmq.asyncio.Context.instance()
         self._replaying: asyncio.Task[None] | None = None
+        self._parts = asyncio.TaskGroup()  # of listening: none of them may end unnoticed
 
     async def run(self) -> None:
-        """Raises zmq.ZMQError for an endpoint that is none."""
-        try:
-            while True:
+        """Raises zmq.ZMQError for an endpoint that is none, and whatever goes wrong in any part of it."""
+        while True:
+            try:
                 await self._listen()
-                log.event(
-                    _log,
-                    "events quarantined",
-                    level=logging.WARNING,
-                    worker=self._name,
-                    why=self._follower.why,
-                )
-                while self._follower.state is State.QUARANTINE:  # without a socket: a flood costs nothing
-                    await asyncio.sleep(TICK_S)
-                    await self._take(self._follower.tick(self._clock()))
-        finally:
-            if self._replaying is not None:
-                self._replaying.cancel()
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+            log.event(
+                _log, "events quarantined", level=logging.WARNING, worker=self._name, why=self._follower.why
+            )
+            while self._follower.state is State.QUARANTINE:  # without a socket: a flood costs nothing
+                await asyncio.sleep(TICK_S)
+                await self._take(self._follower.tick(self._clock()))
 
     async def _listen(self) -> None:
         """Follows the events until they make no sense any more (QUARANTINE)."""
         with closing(self._socket(zmq.SUB, LIVE_MESSAGES)) as socket:
             await _open(socket, self._endpoint)
             socket.subscribe(b"")
-            others = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch(socket))]
-            try:
+            async with asyncio.TaskGroup() as self._parts:
+                others = [self._parts.create_task(part) for part in (self._tick(), self._watch(socket))]
                 await self._take(self._follower.begin(self._clock()))
                 while self._follower.state is not State.QUARANTINE:
                     frames = await socket.recv_multipart()
                     seq, payload = _numbered(frames)
                     await self._take(self._follower.receive(seq, payload, self._clock()))
-            finally:
-                await cancelled(*others)
+                for task in (*others, self._replaying):
+                    if task is not None:
+                        task.cancel()
 
     def _socket(self, kind: int, messages: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
@@ -144,7 +140,7 @@ class Subscriber:
         """A new request on a socket of its own: answers to an older one cannot mix with it."""
         if self._replaying is not None:
             self._replaying.cancel()
-        self._replaying = asyncio.create_task(self._answers(after), name=f"replay {self._name}")
+        self._replaying = self._parts.create_task(self._answers(after), name=f"replay {self._name}")
 
     async def _answers(self, after: int) -> None:
         log.event(_log, "event replay", worker=self._name, after=after)
