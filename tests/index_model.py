@@ -1,11 +1,12 @@
 """What the index's tests share: a plain model of it, chains of keys, and both implementations."""
 
 import random
-from typing import Any
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import pytest
 from warmfleet_router.index import index, index_python
-from warmfleet_router.index.index import Overlap
 from warmfleet_router.index.seats import Seats
 
 DEVICE, HOST, DISK = 1, 2, 3
@@ -36,6 +37,22 @@ def split(packed: bytes) -> list[bytes]:
     return [packed[i : i + 8] for i in range(0, len(packed), 8)]
 
 
+class Overlap(NamedTuple):
+    """Leading blocks that a worker holds, and how many of them in lower tiers alone."""
+
+    worker: int
+    blocks: int
+    lower: int = 0
+
+
+def lookup(index: Any, packed: bytes | memoryview, booked: Sequence[float], *how: Any) -> list[Overlap]:
+    """What an index's ``leading`` answers, in its order."""
+    held, lower = index.leading(packed, booked, *how)
+    assert all(lower.values()), "nothing is said of who has all on the device"
+    assert lower.keys() <= held.keys()
+    return [Overlap(worker, blocks, lower.get(worker, 0)) for worker, blocks in held.items()]
+
+
 class Model:
     """Truth, as slowly as possible: which tiers of which worker hold a key."""
 
@@ -54,12 +71,8 @@ class Model:
                 self.held[worker].pop(k, None)
 
     def overlap(self, worker: int, packed: bytes) -> Overlap:
-        best: list[int] = []
-        for k in split(packed):
-            if k not in self.held[worker]:
-                break
-            best.append(min(self.held[worker][k]))
-        return Overlap(worker, len(best), *(best.count(tier) for tier in (DEVICE, HOST, DISK)))
+        leading = list(takewhile(bool, (self.held[worker].get(k) for k in split(packed))))
+        return Overlap(worker, len(leading), sum(DEVICE not in tiers for tiers in leading if tiers))
 
     def lookup(self, packed: bytes, booked: list[float], top: int) -> list[Overlap]:
         every = [self.overlap(worker, packed) for worker in self.held]

@@ -1,4 +1,4 @@
-// Who holds most of a chain, and who has least to do: index_python.Presence.lookup defines it.
+// Who holds most of a chain, and who has least to do: index_python.Presence.leading defines it.
 //
 // Blocks that were stored together lie together and share a set: where they do, a row of them is
 // compared at once. A match that leaps over such rows answers the same as one that goes block by block.
@@ -94,7 +94,7 @@ static Pick weigh(const Presence *x, const Match *m, uint32_t worker) {
     for (uint32_t i = 0; i < m->runs; i++) {
         if ((tier = best_tier(x->sets[x->runs[i].set].set, column)) == TIERS) break;
         p.blocks = i + 1 < m->runs ? x->runs[i + 1].start : m->end;
-        p.tier[tier] += p.blocks - x->runs[i].start;
+        if (tier) p.lower += p.blocks - x->runs[i].start;
     }
     return p;
 }

@@ -25,8 +25,7 @@ typedef struct {
     Presence presence;
 } Object;
 
-static PyTypeObject *overlap;  // index_python.Overlap
-static PyObject *doubles;      // array.array
+static PyObject *doubles;  // array.array
 
 // ---- arguments ---------------------------------------------------------------------------------
 
@@ -90,49 +89,7 @@ static PyObject *index_remove(Object *self, PyObject *args) {
     return result;
 }
 
-static PyObject *overlap_of(const Pick *p) {
-    PyObject *made = new_of(overlap, 2 + TIERS);
-    bool done = made && set_item(made, 0, PyLong_FromUnsignedLong(p->worker)) &&
-                set_item(made, 1, PyLong_FromUnsignedLong(p->blocks));
-    for (Py_ssize_t t = 0; done && t < TIERS; t++)
-        done = set_item(made, 2 + t, PyLong_FromUnsignedLong(p->tier[t]));
-    if (!done) Py_CLEAR(made);
-    return made;
-}
-
-static PyObject *listed(const Pick *picks, uint32_t found) {
-    PyObject *list = PyList_New(found);
-    for (uint32_t i = 0; list && i < found; i++) {
-        PyObject *made = overlap_of(&picks[i]);
-        if (!made || PyList_SetItem(list, i, made)) Py_CLEAR(list);
-    }
-    return list;
-}
-
-// How many were found; NONE with an error set.
-static uint32_t looked(Object *self, PyObject *args, const char *format, Pick *picks) {
-    PyObject *booked;
-    Py_buffer keys, loads;
-    int top = 16, leap = true;
-    uint32_t found = NONE;
-    if (!PyArg_ParseTuple(args, format, &keys, &booked, &top, &leap)) return NONE;
-    if (top < 1 || top > MAX_TOP) PyErr_Format(PyExc_ValueError, "top must be from 1 to %d", MAX_TOP);
-    else if (packed(&keys) && buffer_of(booked, &loads)) {
-        found = look(&self->presence, keys.buf, (size_t)keys.len / 8, loads.buf,
-                     (size_t)loads.len / sizeof(double), (uint32_t)top, leap, picks);
-        PyBuffer_Release(&loads);
-    }
-    PyBuffer_Release(&keys);
-    return found;
-}
-
-static PyObject *index_lookup(Object *self, PyObject *args) {
-    Pick picks[2 * MAX_TOP];
-    uint32_t found = looked(self, args, "y*O|ip:lookup", picks);
-    return found == NONE ? NULL : listed(picks, found);
-}
-
-// By worker: its leading blocks, and of those the ones in lower tiers, where there are any.
+// By worker: its leading blocks, and of those the ones in lower tiers alone, where there are any.
 static PyObject *split(const Pick *picks, uint32_t found) {
     PyObject *held = PyDict_New(), *lower = PyDict_New(), *both = NULL;
     bool done = held && lower;
@@ -140,8 +97,8 @@ static PyObject *split(const Pick *picks, uint32_t found) {
         const Pick *p = &picks[i];
         PyObject *worker = PyLong_FromUnsignedLong(p->worker), *blocks = PyLong_FromUnsignedLong(p->blocks);
         done = worker && blocks && !PyDict_SetItem(held, worker, blocks);
-        if (done && p->tier[0] < p->blocks) {
-            PyObject *below = PyLong_FromUnsignedLong(p->blocks - p->tier[0]);
+        if (done && p->lower) {
+            PyObject *below = PyLong_FromUnsignedLong(p->lower);
             done = below && !PyDict_SetItem(lower, worker, below);
             Py_XDECREF(below);
         }
@@ -156,7 +113,18 @@ static PyObject *split(const Pick *picks, uint32_t found) {
 
 static PyObject *index_leading(Object *self, PyObject *args) {
     Pick picks[2 * MAX_TOP];
-    uint32_t found = looked(self, args, "y*O:leading", picks);
+    PyObject *booked;
+    Py_buffer keys, loads;
+    int top = 16, leap = true;
+    uint32_t found = NONE;
+    if (!PyArg_ParseTuple(args, "y*O|ip:leading", &keys, &booked, &top, &leap)) return NULL;
+    if (top < 1 || top > MAX_TOP) PyErr_Format(PyExc_ValueError, "top must be from 1 to %d", MAX_TOP);
+    else if (packed(&keys) && buffer_of(booked, &loads)) {
+        found = look(&self->presence, keys.buf, (size_t)keys.len / 8, loads.buf,
+                     (size_t)loads.len / sizeof(double), (uint32_t)top, leap, picks);
+        PyBuffer_Release(&loads);
+    }
+    PyBuffer_Release(&keys);
     return found == NONE ? NULL : split(picks, found);
 }
 
@@ -270,7 +238,6 @@ static void index_dealloc(Object *self) {
 static PyMethodDef methods[] = {
     {"store", (PyCFunction)index_store, METH_VARARGS, NULL},
     {"remove", (PyCFunction)index_remove, METH_VARARGS, NULL},
-    {"lookup", (PyCFunction)index_lookup, METH_VARARGS, NULL},
     {"leading", (PyCFunction)index_leading, METH_VARARGS, NULL},
     {"held", (PyCFunction)index_held, METH_O, NULL},
     {"memory", (PyCFunction)index_memory, METH_NOARGS, NULL},
@@ -311,10 +278,9 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    overlap = (PyTypeObject *)attribute("warmfleet_router.index.index_python", "Overlap");
     doubles = attribute("array", "array");
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
-    bool done = overlap && doubles && made && chain_init(made) && type &&
+    bool done = doubles && made && chain_init(made) && type &&
                 !PyModule_AddObjectRef(made, "Presence", type);
     Py_XDECREF(type);
     if (!done) Py_CLEAR(made);

@@ -37,7 +37,7 @@ typedef struct { uint64_t *slots; uint32_t size, count; } Segment;  // low half:
 typedef struct { Segment *segments; uint64_t mask; } Table;
 typedef struct { uint32_t start, set; } Run;
 typedef struct { uint32_t at, word; uint64_t bits; } Drop;  // columns of a word that hold just `at` blocks
-typedef struct { uint32_t worker, blocks, tier[TIERS]; } Pick;
+typedef struct { uint32_t worker, blocks, lower; } Pick;  // leading blocks; of those, in lower tiers alone
 
 typedef struct {
     uint32_t cap, count, used, free, hand, sets_used, sets_free;

@@ -81,10 +81,10 @@ class Ours:
         return bytes(bytearray(keys))  # as fresh in the caches as Dynamo's list
 
     def exact(self, keys: bytes) -> int:
-        return self.index.lookup(keys, self.booked)[0].blocks
+        return max(self.index.leading(keys, self.booked)[0].values())
 
     def block_by_block(self, keys: bytes) -> int:
-        return self.index.lookup(keys, self.booked, 16, False)[0].blocks
+        return max(self.index.leading(keys, self.booked, 16, False)[0].values())
 
 
 class Dynamo:

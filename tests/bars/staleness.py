@@ -26,8 +26,8 @@ def whole(fleet: Fleet, member: Member) -> bool:
     held = group.index.held(worker.slot)
     believed = 0
     for key in truth:
-        found = group.index.lookup(key.to_bytes(8, "little"), group.loads)
-        believed += any(overlap.blocks for overlap in found if overlap.worker == worker.slot)
+        blocks, _ = group.index.leading(key.to_bytes(8, "little"), group.loads)
+        believed += bool(blocks.get(worker.slot))
     return held == len(truth) == believed
 
 

@@ -4,7 +4,6 @@ The blocks are kept in C where that was built, else by a Python twin, which defi
 twin is many times slower and takes more memory: the admin page and the log show which one runs (``native``).
 """
 
-from warmfleet_router.index.index_python import Overlap
 from warmfleet_router.index.seats import Seats
 
 try:
@@ -13,8 +12,6 @@ except ImportError:  # installed without a compiler
     from warmfleet_router.index.index_python import Presence
 
 native: bool = Presence.__module__ == "warmfleet_router._native"
-
-__all__ = ["Index", "Overlap", "native"]
 
 
 class Index(Presence, Seats):

@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from math import inf, isnan
-from typing import Final, NamedTuple
+from typing import Final
 
 from warmfleet_proto.limits import KEY_BYTES
 
@@ -28,18 +28,7 @@ TOUCHED: Final = 3  # ... and one that was stored again or looked up
 
 _COLUMN = (1 << TIERS) - 1
 
-
-class Overlap(NamedTuple):
-    """Leading blocks that a worker holds, and how many of them have each tier as their best."""
-
-    worker: int
-    blocks: int
-    device: int
-    host: int
-    disk: int
-
-
-_Runs = list[tuple[int, int]]  # (first position, what is held of the blocks from there on)
+Overlap: type = tuple  # builds of _native before its second lookup went ask for this when they are loaded
 
 
 class Presence:
@@ -173,35 +162,34 @@ class Presence:
         self._forget(victim, -1)
 
     # ---- lookup -------------------------------------------------------------------------------
-    def lookup(
+    def leading(
         self, keys: bytes, booked: Sequence[float], top: int = 16, leap: bool = True, /
-    ) -> list[Overlap]:
-        """What the ``top`` workers with most leading blocks hold, then the ``top`` least booked.
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """By worker, how many leading blocks it holds; and how many of these it has in lower tiers alone,
+        where there are any.
 
-        ``booked`` is each worker's load, by worker. Ties of overlap go to the less booked, ties of
-        load to the lower number; nobody appears twice. ``leap`` changes nothing in the answer: the
-        native index may be asked to go block by block, to be tested against itself.
+        Of the ``top`` workers with most leading blocks, then the ``top`` least booked. ``booked`` is each
+        worker's load, by worker. Ties of blocks go to the less booked, ties of load to the lower number.
+        ``leap`` changes nothing in the answer: the native index may be asked to go block by block, to be
+        tested against itself.
         """
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"top must be from 1 to {MAX_TOP}")
         if self._columns and len(booked) <= max(self._columns):
             raise ValueError(f"booked needs a load for each of {max(self._columns) + 1} workers")
-        blocks, runs = self._match(_unpack(keys))
-        return [
-            Overlap(self._workers[column], *_tiers(column, blocks.get(column, 0), runs))
-            for column in self._choose(blocks, booked, top)
-        ]
+        blocks, seen = self._match(_unpack(keys))
+        held, lower = {}, {}
+        for column in self._choose(blocks, booked, top):
+            worker, device = self._workers[column], 1 << TIERS * column
+            held[worker] = blocks.get(column, 0)
+            if below := sum(not holders & device for holders in seen[: held[worker]]):
+                lower[worker] = below
+        return held, lower
 
-    def leading(self, keys: bytes, booked: Sequence[float], /) -> tuple[dict[int, int], dict[int, int]]:
-        """The blocks of the same workers, in that order; and those of them in lower tiers, where any are."""
-        found = self.lookup(keys, booked)
-        below = {o.worker: o.blocks - o.device for o in found}
-        return {o.worker: o.blocks for o in found}, {worker: n for worker, n in below.items() if n}
-
-    def _match(self, chain: Sequence[int]) -> tuple[dict[int, int], _Runs]:
-        """Leading blocks by column, where there are any, and what is held of each."""
+    def _match(self, chain: Sequence[int]) -> tuple[dict[int, int], list[int]]:
+        """Leading blocks by column, where there are any, and what is held of each of the chain's blocks."""
         blocks: dict[int, int] = {}
-        runs: _Runs = []
+        seen: list[int] = []
         alive = self._live
         for position, key in enumerate(chain):
             holders = self._touch(key)
@@ -211,9 +199,9 @@ class Presence:
             alive = still
             if not alive:
                 break
-            runs.append((position, holders))
+            seen.append(holders)
         blocks.update(dict.fromkeys(_columns(alive if chain else 0), len(chain)))
-        return blocks, runs
+        return blocks, seen
 
     def _touch(self, key: int) -> int:
         slot = self._slots.get(key)
@@ -259,15 +247,3 @@ def _columns(lowest_bits: int) -> Iterator[int]:
         bit = lowest_bits & -lowest_bits
         yield (bit.bit_length() - 1) // TIERS
         lowest_bits ^= bit
-
-
-def _tiers(column: int, blocks: int, runs: _Runs) -> tuple[int, int, int, int]:
-    """Blocks, and how many of them have device, host, disk as the best tier."""
-    best = [0] * TIERS
-    for i, (start, holders) in enumerate(runs):
-        if start >= blocks:
-            break
-        end = min(runs[i + 1][0], blocks) if i + 1 < len(runs) else blocks
-        held = holders >> TIERS * column & _COLUMN
-        best[(held & -held).bit_length() - 1] += end - start
-    return blocks, best[0], best[1], best[2]

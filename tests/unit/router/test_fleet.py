@@ -8,7 +8,6 @@ from warmfleet_proto.hashing import digest_bytes
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index import seats
 from warmfleet_router.index.cursor import WatchAgain
-from warmfleet_router.index.index import Overlap
 
 from tests.unit.router.fleet_of import BLOCK, FakeWorker, ask, fleet_of, hashes_of, keys_of, tokens
 
@@ -301,10 +300,7 @@ def test_the_tiers_of_events_reach_the_answer_of_a_lookup() -> None:
     worker.remove(blocks[6:], 1.0, tier=pb.HOST)
     other.store(prompt[: 4 * BLOCK * 4], 1.0, tier=pb.HOST)
     (group,) = core.roster.groups.values()
-    assert sorted(group.index.lookup(keys_of(prompt), group.loads)) == [
-        Overlap(0, blocks=8, device=3, host=3, disk=2),
-        Overlap(1, blocks=4, device=0, host=4, disk=0),
-    ]
+    assert group.index.leading(keys_of(prompt), group.loads) == ({0: 8, 1: 4}, {0: 5, 1: 4})
 
 
 def test_equal_weights_under_two_names_are_two_models() -> None:
