@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_router.picker.bootstrap import Plan, bootstrap
+from warmfleet_router.picker.call import Process
 from warmfleet_router.servers.backend import Backend
 
 from tests.process import gateways
@@ -26,7 +27,7 @@ EVENTS = [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n"]
 
 
 class Computing:
-    """A server whose first event comes when ``first`` is set, and the last one when ``last`` is."""
+    """A server whose first event comes when ``first`` is set, and all of the last one when ``last`` is."""
 
     def __init__(self) -> None:
         self.first, self.last = asyncio.Event(), asyncio.Event()
@@ -36,9 +37,9 @@ class Computing:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         await self.first.wait()
-        await response.write(EVENTS[0])
+        await response.write(EVENTS[0] + EVENTS[1][:5])
         await self.last.wait()
-        await response.write(EVENTS[1])
+        await response.write(EVENTS[1][5:])
         return response
 
     @asynccontextmanager
@@ -54,10 +55,13 @@ async def models(_: web.Request) -> web.Response:
 
 
 class Plane:
-    def __init__(self, url: str, admin: str, server: Computing, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, url: str, admin: str, server: Computing, http: aiohttp.ClientSession, router: AsyncExitStack
+    ) -> None:
         self.url = url
         self.server = server
         self.http = http
+        self.router = router
         self._admin = admin
 
     async def shown(self) -> dict[str, Any]:
@@ -90,18 +94,21 @@ class Plane:
 
 
 @asynccontextmanager
-async def plane(tmp_path: Path, duplex: bool = False, key: str = "") -> AsyncIterator[Plane]:
+async def plane(
+    tmp_path: Path, duplex: bool = False, usage: bool = False, key: str = ""
+) -> AsyncIterator[Plane]:
     server = Computing()
     async with server.serving() as url, aiohttp.ClientSession() as http:
         backends = [Backend(url=url, key=key)]
         running = gateways.router([], backends=[{"url": url, "key": key}], picker="127.0.0.1:0")
-        async with running as addresses:
+        async with AsyncExitStack() as router:
+            addresses = await router.enter_async_context(running)
             listen = f"127.0.0.1:{free_port()}"
-            config = bootstrap(Plan(listen, addresses["picker"], backends, duplex=duplex))
+            config = bootstrap(Plan(listen, addresses["picker"], backends, duplex=duplex, usage=usage))
             async with envoy(config, listen, tmp_path) as through:
                 admin = f"http://{addresses['http']}"
                 await gateways.healthy(admin)
-                yield Plane(through, admin, server, http)
+                yield Plane(through, admin, server, http, router)
 
 
 async def test_a_prompt_is_computed_when_its_first_event_comes(tmp_path: Path) -> None:
@@ -148,3 +155,25 @@ async def test_headers_that_come_at_once_are_no_first_token(
         second = await made.shown()
         assert second["ttft_p50_s"] == made.known, "the second is not looked at"
         assert second["held_blocks"] == 2 * first["held_blocks"] > 0, "and is held as well"
+
+
+async def test_half_an_event_that_the_picker_holds_when_it_goes_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warmfleet_router.picker.service._STOP_S", 0.0)
+    monkeypatch.setattr("warmfleet_router.picker.service._PIECE_S", 60.0)
+    settle = Process.settle
+    async with plane(tmp_path, usage=True, key="needed") as made:
+
+        def settled(process: Process) -> None:
+            settle(process)
+            made.server.last.set()
+
+        monkeypatch.setattr(Process, "settle", settled)
+        made.server.first.set()
+        made.server.last.clear()
+        body = BODY | {"messages": [{"role": "user", "content": "one"}]}
+        async with made.http.post(made.url + CHAT, json=body) as response:
+            assert await response.content.readuntil(b"\n\n") == EVENTS[0]
+            await made.router.aclose()
+            assert await response.read() == EVENTS[1]

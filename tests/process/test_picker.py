@@ -260,14 +260,16 @@ async def test_reflection_tells_what_is_served(bench: Bench) -> None:
 class Leaver:
     """A peer of a picker that stops: it has a stream under way or not, and may make room for another."""
 
-    def __init__(self, peers: set[Any], idle: bool, *then: "Leaver") -> None:
+    def __init__(self, peers: set[Any], idle: bool, *then: "Leaver", settles: bool = False) -> None:
         self.peers, self.idle, self.then, self.ends = peers, idle, then, list[str]()
+        self.settles = settles
 
     def leave(self) -> None:
         self.ends.append("leave")
 
     def settle(self) -> None:
         self.ends.append("settle")
+        self.idle = self.settles
 
     def close(self) -> None:
         self.ends.append("close")
@@ -281,14 +283,17 @@ class Leaver:
 
 async def test_a_picker_that_stops_cuts_off_only_who_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_STOP_S", 0.05)
+    monkeypatch.setattr(service, "_PIECE_S", 0.05)
     peers: set[Any] = set()
     late = Leaver(peers, True)  # shook hands until then
-    idle, busy = Leaver(peers, True), Leaver(peers, False, late)
-    peers |= {idle, busy}
+    idle, busy, answered = (
+        Leaver(peers, True), Leaver(peers, False, late), Leaver(peers, False, settles=True)
+    )  # fmt: skip
+    peers |= {idle, busy, answered}
     async with asyncio.timeout(60):
         await service._left(peers)
-    assert [idle.ends, busy.ends, late.ends] == [
-        ["leave", "close"], ["leave", "settle", "abort"], ["abort"]
+    assert [idle.ends, busy.ends, late.ends, answered.ends] == [
+        ["leave", "close"], ["leave", "settle", "abort"], ["abort"], ["leave", "settle", "close"]
     ]  # fmt: skip
 
 

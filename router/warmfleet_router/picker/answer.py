@@ -22,6 +22,7 @@ class Answer:
         self._hide = hide
         self._held = held
         self._stream: sse.Stream | None = None
+        self._all = False  # nothing is held back any more
         self._body: bytearray | None = None
 
     def begins(self, content_type: str, encoding: str) -> None:
@@ -36,6 +37,11 @@ class Answer:
     @property
     def streaming(self) -> bool:
         return self._stream is not None
+
+    def settle(self) -> bool:
+        """Holds nothing back any more; whether nothing is held. What is, goes on with the next part."""
+        self._all = True
+        return not (self._hide and self._stream is not None and self._stream.holds)
 
     def feed(self, part: bytes, last: bool) -> bytes:
         """What of it the client gets now."""
@@ -64,8 +70,8 @@ class Answer:
         return body
 
     def _watched(self, stream: sse.Stream, part: bytes, last: bool) -> bytes:
-        if len(part) > stream.room:
-            stream.done = True  # an event without end: nothing is learned of it
+        if len(part) > stream.room or self._all:
+            stream.done = True  # an event without end, or its reader leaves: nothing is learned of it
             held = stream.rest()  # which who asked for usage has had already
             return held + part if self._hide else part
         whole = stream.feed(part)

@@ -117,7 +117,7 @@ class Process(Call):
 
     def settle(self) -> None:
         """Envoy's request has its endpoint: without a picker it goes on, whatever Envoy needs one for."""
-        if self._exchange.picked:
+        if self._exchange.picked and self._exchange.settle():
             self._end(OK)
 
     def _end(self, status: int, error: Exception | None = None) -> None:

@@ -57,7 +57,8 @@ class Exchange:
         self._learns = False  # bodies of answers come here
         self._timings = timings
         self.timed = self._unseen = False
-        self.over = False  # nothing more is learned of an answer of which a piece has come
+        self.over = False  # Envoy can do without it from the latest piece of the answer on
+        self._settling = False
         self._tenant: intake.Tenant | None = None  # of which this one is in flight
         self._pick: Pick | None = None
         self._status = 0
@@ -85,6 +86,11 @@ class Exchange:
     @property
     def picked(self) -> bool:
         return self._pick is not None
+
+    def settle(self) -> bool:
+        """Envoy is to go on without it: whether that can be now, else it can be with the next piece."""
+        self._settling = True
+        return self._answer.settle()
 
     def ended(self, error: BaseException | None = None) -> None:
         tenant, self._tenant = self._tenant, None
@@ -185,7 +191,8 @@ class Exchange:
         if self._pick is not None and self._answer.streaming and body:
             self._pick.answering()
             # Tenants' requests in flight are counted until they end.
-            self.over = self.timed and not self.keys and not self._pick.ends_with_usage
+            learns_nothing = self.timed and not self.keys and not self._pick.ends_with_usage
+            self.over = self._settling or learns_nothing
         passed = self._answer.feed(body, last)
         if self._echo:
             return replies.passed_on("response_body", passed, last)

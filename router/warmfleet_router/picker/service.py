@@ -21,6 +21,7 @@ from warmfleet_router.picker.http2 import Broken, Connection, Stream
 from warmfleet_router.servers.backend import Backend
 
 _STOP_S = 1.0
+_PIECE_S = 0.25  # for the next piece of an answer of which something is held
 _MESSAGE_BYTES = 1 << 20  # beyond the body
 TIMED_FIRST, TIMED_EVERY = 16, 64  # answers whose first token is looked for
 
@@ -121,21 +122,27 @@ def _timings() -> Iterator[bool]:
 
 async def _left(peers: set[_Peer]) -> None:
     """Streams have a moment to end; then they are ended or, if they wait for anything, cut off."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + _STOP_S
     for peer in peers:
         peer.leave()
+    await _idle(peers, _STOP_S)
+    for peer in list(peers):
+        peer.settle()
+    await _idle(peers, _PIECE_S)
+    while peers:  # each goes with the loop's next turn; one may come that shook hands until now
+        for peer in list(peers):
+            peer.abort()
+        await asyncio.sleep(0)
+
+
+async def _idle(peers: set[_Peer], within_s: float) -> None:
+    """Closes those that are idle, or become so."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_s
     while peers and loop.time() < until:
         for peer in list(peers):
             if peer.idle:
                 peer.close()
         await asyncio.sleep(0.01)
-    for peer in list(peers):
-        peer.settle()
-    while peers:  # each goes with the loop's next turn; one may come that shook hands until now
-        for peer in list(peers):
-            peer.abort()
-        await asyncio.sleep(0)
 
 
 def _context(tls: Tls) -> ssl.SSLContext:

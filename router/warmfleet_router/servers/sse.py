@@ -81,6 +81,11 @@ class Stream:
         """Bytes that may be fed without being too many."""
         return MAX_EVENT_BYTES - len(self._rest)
 
+    @property
+    def holds(self) -> bool:
+        """Whether an event has begun that has not ended."""
+        return bool(self._rest)
+
     def rest(self) -> bytes:
         """What is held of an event, which is then forgotten."""
         held = bytes(self._rest)

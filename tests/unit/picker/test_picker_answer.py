@@ -53,6 +53,17 @@ def test_nothing_is_lost_of_a_stream_that_breaks_off_or_of_what_is_no_stream_of_
         assert passed([EVENTS[:60], EVENTS[60:]], True, kind, encoding) == (EVENTS, None)
 
 
+@pytest.mark.parametrize("hide", [False, True])
+def test_what_is_held_goes_on_with_the_next_piece_once_the_reader_leaves(hide: bool) -> None:
+    made = Answer(hide, Held())
+    assert made.settle(), "an answer that has not begun"
+    made = Answer(hide, Held())
+    made.begins("text/event-stream", "")
+    before = made.feed(TEXT + TEXT[:9], False)
+    assert made.settle() is not hide
+    assert before + made.feed(TEXT[9:15], False) + made.feed(TEXT[15:] + DONE, True) == TEXT + TEXT + DONE
+
+
 def test_a_whole_answer_is_read_unless_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     through, usage = passed([BODY[:9], BODY[9:]], False, "application/json")
     assert through == BODY

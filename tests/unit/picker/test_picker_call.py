@@ -26,7 +26,8 @@ class Pick:
 
     def __init__(self, written: Callable[[], int]) -> None:
         self.free = asyncio.Event()
-        self.keys = self.timed = self.over = False
+        self.keys = self.timed = self.over = self.holds = False
+        self.picked = True
         self.written = written
         self.heard: list[tuple[str | None, int]] = []  # and how many bytes had gone to Envoy by then
         self.taken = self.given_up = self.ends = self.taken_at_end = 0
@@ -35,6 +36,10 @@ class Pick:
         self.taken += 1
         self.heard.append((message.WhichOneof("request"), self.written()))
         return self._picked if message.HasField("request_body") else []
+
+    def settle(self) -> bool:
+        self.over = True
+        return not self.holds
 
     def ended(self, error: BaseException | None = None) -> None:
         self.ends += 1
@@ -141,6 +146,17 @@ async def test_envoy_is_let_go_once_nothing_more_is_learned_of_its_answer() -> N
     piece = ext.ProcessingRequest(response_body=ext.HttpBody(body=b"x"))
     envoy.connection.receive(said(piece))
     assert (envoy.pick.taken, envoy.pick.ends, envoy.status()) == (2, 1, call.OK)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+async def test_a_picker_that_leaves_waits_for_a_piece_only_if_it_holds_the_one_before(holds: bool) -> None:
+    envoy = Envoy(HEADERS)
+    envoy.pick.holds = holds
+    envoy.process.settle()
+    assert bool(envoy.connection.streams) is holds
+    if holds:
+        envoy.connection.receive(said(ext.ProcessingRequest(response_body=ext.HttpBody(body=b"x"))))
+    assert envoy.status() == call.OK
 
 
 async def test_what_waits_behind_a_pick_is_taken_after_it() -> None:
