@@ -36,9 +36,12 @@ class Placing:
         self.said: list[pb.ProgressRequest | pb.FinishRequest] = []
         self.slow: asyncio.Event | None = None
         self.pull: Pull | None = None
+        self.refusal: BadRequest | None = None
 
     async def route(self, request: pb.RouteRequest) -> pb.Placement:
         self.routed.append(request)
+        if self.refusal is not None:
+            raise self.refusal
         booking = len(self.routed)
         if self.slow is not None:
             await self.slow.wait()
@@ -167,6 +170,36 @@ async def test_an_answer_goes_on_elsewhere_with_the_tokens_that_have_come(bench:
     assert [r.max_tokens for r in bench.placing.routed] == [4, 2]
     (again,) = (r for r in bench.placing.said if r.booking == 2 and isinstance(r, pb.ProgressRequest))
     assert again.cached_tokens == 4
+
+
+async def test_a_worker_that_is_lost_is_no_fault_of_the_client(bench: Bench) -> None:
+    """What is left may fit nobody who is there now, or its model has gone with the worker."""
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    at = await handle(bench.workers[0])
+    bench.workers[0].say(output(at, 0, 7))
+    await starting
+    bench.placing.refusal = BadRequest("model 'm' is not served here", "model", 404)
+    bench.workers[0].say(output(at, 1, end=Ending.FAILED))
+    with pytest.raises(WorkerLost):
+        await rest(generation)
+    assert await bench.endings() == [(1, DROPPED)]
+
+
+async def test_nothing_is_left_of_an_answer_that_is_longer_than_was_asked_for(bench: Bench) -> None:
+    """Its worker was wrong, and was lost before it had said that it was at its end."""
+    generation = bench.generation()
+    starting = asyncio.create_task(generation.start())
+    at = await handle(bench.workers[0])
+    bench.workers[0].say(output(at, 0, 7, 8, 9, 10, 11))
+    await starting
+    reading = asyncio.create_task(rest(generation))
+    bench.workers[0].say(output(at, 5, end=Ending.FAILED))
+    await bench.workers[1].next("open")
+    submit = await bench.workers[1].next("submit")
+    assert submit.sampling.max_tokens == 0
+    bench.workers[1].say(output(submit.handle, 0, end=Ending.LENGTH))
+    assert await reading == [7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("why", ["several choices", "servers only"])

@@ -36,7 +36,7 @@ class GenerationRequest:
         """What is left of it once its one choice has the tokens ``drawn`` (packed)."""
         sampling, count = Sampling(), len(drawn) // TOKEN_BYTES
         sampling.CopyFrom(self.sampling)
-        sampling.max_tokens -= count
+        sampling.max_tokens = max(sampling.max_tokens - count, 0)  # a worker may be wrong, and say more
         sampling.drawn = count
         sampling.ClearField("prompt_logprobs")  # they came with the first of it
         return replace(self, token_ids=self.token_ids + drawn, sampling=sampling)

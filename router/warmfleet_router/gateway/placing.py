@@ -132,10 +132,11 @@ class Placed:
 
     async def _place_after(self, failed: Rejected | WorkerLost | None) -> None:
         """Places it. If no worker is left, raises how the last one ``failed`` rather than that none is left:
-        a server's 429 and its Retry-After are for the client. Raises BadRequest and Rejected, too."""
+        a server's 429 and its Retry-After are for the client, and a model that has gone with its worker is no
+        mistake of the client's. Raises BadRequest and Rejected, too."""
         try:
             await self._place()
-        except Rejected:
+        except (BadRequest, Rejected):
             if failed is None:
                 raise
             raise failed from None
