@@ -15,9 +15,13 @@ from warmfleet_router.backends.worker import WorkerPool
 from warmfleet_router.client import Report
 from warmfleet_router.gateway.generation import Generation, GenerationRequest
 from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.job import Job
 from warmfleet_router.gateway.placing import Upstream
+from warmfleet_router.gateway.record import Record, carried_out
 from warmfleet_router.gateway.reports import Reports
 from warmfleet_router.gateway.retries import RetryBudget
+from warmfleet_router.gateway.schema import SamplingOptions
+from warmfleet_router.metrics import Metrics
 
 from tests.process.scripted_worker import ScriptedWorker, output, pack, serving, unpack
 
@@ -170,6 +174,26 @@ async def test_an_answer_goes_on_elsewhere_with_the_tokens_that_have_come(bench:
     assert [r.max_tokens for r in bench.placing.routed] == [4, 2]
     (again,) = (r for r in bench.placing.said if r.booking == 2 and isinstance(r, pb.ProgressRequest))
     assert again.cached_tokens == 4
+
+
+async def test_all_prompts_of_a_request_go_on_elsewhere(bench: Bench) -> None:
+    """More than the budget's free ones, and they are under way in one request."""
+    generations = [bench.generation() for _ in range(100)]
+
+    async def answered() -> tuple[list[list[int]], None]:
+        await asyncio.gather(*[generation.start() for generation in generations])
+        return await asyncio.gather(*[rest(generation) for generation in generations]), None
+
+    record = Record(Metrics(), "r", 0.0)
+    asked = Job("i", 0, False, "m", (), SamplingOptions(), False, False)
+    carrying = asyncio.create_task(carried_out(bench.fleet, record, asked, generations, answered()))
+    for worker, token, end in zip(bench.workers, (7, 8), (Ending.FAILED, Ending.STOP), strict=True):
+        await worker.next("open")
+        for _ in generations:
+            at = (await worker.next("submit")).handle
+            worker.say(output(at, 0, token), output(at, 1, end=end))
+    assert await carrying == ([[7, 8]] * len(generations), None)
+    assert bench.fleet.budget.under_way == 0
 
 
 async def test_a_worker_that_is_lost_is_no_fault_of_the_client(bench: Bench) -> None:

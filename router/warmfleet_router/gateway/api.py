@@ -46,6 +46,7 @@ class Api:
         self._metrics = metrics
         self._relays = relays
         self._aliases = aliases
+        self._in_flight = 0
         self.draining = False
         self.lacks = ""  # without what nothing can be served now
 
@@ -96,7 +97,7 @@ class Api:
         """One metric set and one log line, however it ends."""
         record = Record(self._metrics, request[REQUEST_ID], self._upstream.clock())
         failure: BaseException | None = None
-        self._upstream.budget.under_way += 1
+        self._in_flight += 1
         try:
             response, failure = await self._served(request, parse, record)
             return response
@@ -107,7 +108,7 @@ class Api:
             failure = error
             raise
         finally:
-            self._upstream.budget.under_way -= 1
+            self._in_flight -= 1
             record.ended(failure, self._upstream.clock())
             failure = None  # its traceback holds this frame, and with it the whole body
 
@@ -116,7 +117,7 @@ class Api:
         deadline = self._upstream.clock() + intake.timeout_s(request, self._limits.request_s)
         tenant = self._tenants.of(request.headers.get("Authorization"))
         record.tenant = tenant.name
-        if self._upstream.budget.under_way > self._limits.in_flight:
+        if self._in_flight > self._limits.in_flight:
             raise Rejected(f"{self._limits.in_flight} requests are in flight already")
         with self._tenants.in_flight(tenant):
             return await self._answered(request, parse, record, tenant, deadline)
@@ -174,7 +175,7 @@ class Api:
         generation.others = relay.others
         either = Either(self._upstream, deadline, relay, generation)
         answering = self._by_either(request, job, either, record)
-        return await carried_out(self._upstream, record, job, (either, relay, generation), answering)
+        return await carried_out(self._upstream, record, job, [either], answering)
 
     async def _by_either(self, request: web.Request, job: Job, either: Either, record: Record) -> Answered:
         record.generations = [either]

@@ -26,6 +26,10 @@ class Either(Placed):
         self._chosen.take_over(self)
         return self._chosen
 
+    def finish(self, error: BaseException | None = None, completion_tokens: int = 0) -> None:
+        super().finish(error, completion_tokens)
+        self._chosen.finish(error, completion_tokens)  # whoever has taken over
+
     def _route(self) -> RouteRequest:
         return self._generation.wanted.route(self._upstream.gateway_id, self.tried)
 

@@ -112,9 +112,10 @@ async def carried_out(
 ) -> tuple[T, Exception | None]:
     """Awaits ``answering``: the response, and what ended it early if its stream had begun. However that turns
     out, it is how all of ``placed`` are finished."""
-    now = upstream.clock()
+    now, budget = upstream.clock(), upstream.budget
     record.prepared(asked, now)
-    upstream.budget.request(now)
+    budget.request(now)
+    budget.under_way += len(placed)
     failure: BaseException | None = None
     try:
         response, failure = await answering
@@ -125,6 +126,7 @@ async def carried_out(
     finally:
         for each in placed:
             each.finish(failure)
+        budget.under_way -= len(placed)
         failure = None  # its traceback holds this frame, and with it the whole body
 
 

@@ -10,7 +10,7 @@ WINDOW_S = 10.0
 class RetryBudget:
     """Retries within the last WINDOW_S: RATIO of the requests plus FREE_PER_S a second.
 
-    Or as many as requests are ``under_way``, where that is more: a worker that is lost may have had most.
+    Or as many as prompts are ``under_way``, where that is more: a worker that is lost may have had most.
     """
 
     def __init__(self) -> None:
