@@ -213,7 +213,8 @@ class Fleet:
             self.now,
         )
         member = self.members[int(placement.worker[1:])]
-        job = Job(placement.booking, request.keys, request.prompt_tokens, request.completion_tokens, self.now)
+        tokens = request.prompt_tokens, request.completion_tokens
+        job = Job(placement.booking, request.keys, *tokens, self.now, request.answer)
         self._placed[job.booking] = request, placement, core
         if placement.action == rpb.Placement.PULL:
             job.pull = placement.pull

@@ -13,6 +13,7 @@ from warmfleet_router.decisions.chains import kind_of
 from warmfleet_router.decisions.lines import AnyLine, Placed
 from warmfleet_router.decisions.messages import binary
 from warmfleet_router.decisions.player import Judged, Player
+from warmfleet_router.replay.continued import with_answers
 from warmfleet_router.replay.trace import Request, Trace
 
 
@@ -46,12 +47,19 @@ class History:
 
     def trace(self, name: str) -> Trace:
         first = self.requests[0].line.t if self.requests else 0.0
-        return Trace(name, self.block_size, [_request(told, first) for told in self.requests])
+        requests = [_request(told, first) for told in self.requests]
+        available = [told.line.available for told in self.requests]
+        return Trace(name, self.block_size, with_answers(requests, available, self.block_size))
+
+    @property
+    def served(self) -> list[bool]:
+        """Of each request whether it is known what was cached for it."""
+        return [told.delivered is not None for told in self.requests]
 
     def rates(self) -> tuple[float, float, float]:
         """Shares of the prompt tokens of requests that reached a first token: what some worker held (the best
         placement), what the chosen one was expected to hold, and what it delivered."""
-        served = [told for told in self.requests if told.delivered is not None]
+        served = [told for told, counts in zip(self.requests, self.served, strict=True) if counts]
         prompts = sum(told.line.asked.prompt_tokens for told in served) or 1
         return (
             sum(told.line.available for told in served) / prompts,
@@ -140,7 +148,7 @@ def ladder(infinite: float, pooled: float, history: History) -> Iterator[str]:
     """Where the hit rate went, a rung a line, each with what it lost to the one above."""
     best, ours, delivered = history.rates()
     rungs = (
-        ("infinite cache", infinite, "one cache of any size that sees every request"),
+        ("infinite cache", infinite, "one cache of any size that sees every request and answer"),
         ("pooled", pooled, "one cache as large as all of the fleet's"),
         ("best placement", best, "what some worker held when the request came"),
         ("ours", ours, "what the chosen worker was expected to hold"),

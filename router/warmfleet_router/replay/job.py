@@ -1,6 +1,6 @@
 """What a modelled worker is asked for, and what its steps are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ class Job:
 
     __slots__ = (
         "admitted_at",
+        "answer",
         "booking",
         "cached_tokens",
         "completion_tokens",
@@ -44,10 +45,17 @@ class Job:
     )  # fmt: skip
 
     def __init__(
-        self, booking: int, keys: Sequence[int], prompt_tokens: int, completion_tokens: int, now: float
+        self,
+        booking: int,
+        keys: Sequence[int],
+        prompt_tokens: int,
+        completion_tokens: int,
+        now: float,
+        answer: Iterable[int] = (),
     ) -> None:
         self.booking = booking
         self.keys = list(keys)  # of all full blocks, completion included as it grows
+        self.answer = iter(answer)  # keys of blocks to come, where they are known
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
         self.submitted_at = now

@@ -95,8 +95,10 @@ class Bounds(NamedTuple):
     pooled: float
 
 
-def bounds(trace: Trace, blocks: int) -> Bounds:
-    return Bounds(_hit_rate(trace, None), _hit_rate(trace, blocks))
+def bounds(trace: Trace, blocks: int, counted: Sequence[bool] | None = None) -> Bounds:
+    """``counted``: of each request whether it is; None: all are."""
+    which = counted or [True] * len(trace.requests)
+    return Bounds(_hit_rate(trace, None, which), _hit_rate(trace, blocks, which))
 
 
 def table(rows: Iterable[Row], limits: Bounds | None = None) -> str:
@@ -116,17 +118,18 @@ def to_json(rows: Sequence[NamedTuple]) -> bytes:
     return msgspec.json.format(encoded, indent=2) + b"\n"
 
 
-def _hit_rate(trace: Trace, blocks: int | None) -> float:
+def _hit_rate(trace: Trace, blocks: int | None, counted: Sequence[bool]) -> float:
     """Hit rate of one least-recently-used cache that sees the whole trace in order."""
-    size = blocks if blocks is not None else sum(len(r.keys) for r in trace.requests) + 1
+    size = blocks if blocks is not None else sum(len(r.keys) + len(r.answer) for r in trace.requests) + 1
     cache = Cache(size)
     hit = asked = 0
-    for request in trace.requests:
+    for request, counts in zip(trace.requests, counted, strict=True):
         nodes = cache.match(request.keys)
-        most = (request.prompt_tokens - 1) // trace.block_size
-        hit += min(len(nodes), most) * trace.block_size
-        asked += request.prompt_tokens
-        _insert(cache, request.keys, nodes)
+        if counts:
+            most = (request.prompt_tokens - 1) // trace.block_size
+            hit += min(len(nodes), most) * trace.block_size
+            asked += request.prompt_tokens
+        _insert(cache, [*request.keys, *request.answer], nodes)
     return hit / asked if asked else 0.0
 
 

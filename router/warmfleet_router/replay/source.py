@@ -78,7 +78,7 @@ def _of_log(args: Namespace) -> Source:
     profile, how = _engine(args, trace.block_size)
     bounds = report.bounds(trace, sum(blocks))
     sets = [f"{key}={json.dumps(value)}" for key, value in told.routing.items()]
-    said = [*_summary(told), *ladder(bounds.infinite, bounds.pooled, told)]
+    said = [*_summary(told), *ladder(*report.bounds(trace, sum(blocks), told.served), told)]
     said.append(f"the same requests on {len(blocks)} modelled workers, {how}:")
     return Source(trace, blocks, profile, bounds, sets, said)
 

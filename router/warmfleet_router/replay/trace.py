@@ -3,6 +3,7 @@
 import gzip
 import re
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -13,14 +14,16 @@ _MASK = (1 << 64) - 1
 
 
 class Request(NamedTuple):
-    """One recorded request. ``keys`` name its full blocks, each with its prefix. A turn of a conversation
-    (None: of none) is sent at ``arrival_s``, or when the one before has ended."""
+    """One recorded request. ``keys`` name its full blocks, each with its prefix, and ``answer`` those after
+    them, as far as they are known. A turn of a conversation (None: of none) is sent at ``arrival_s``, or when
+    the one before has ended."""
 
     arrival_s: float
     keys: "array[int]"
     prompt_tokens: int
     completion_tokens: int
     conversation: int | None = None
+    answer: Sequence[int] = ()
 
 
 class Trace(NamedTuple):

@@ -340,7 +340,7 @@ class Worker:
         while (len(job.nodes) + 1) * self.block_size <= job.computed:
             index = len(job.nodes)
             if index == len(job.keys):
-                job.keys.append(next(_completion_keys))
+                job.keys.append(next(job.answer, None) or next(_completion_keys))
             parent = job.nodes[-1] if job.nodes else None
             job.private -= 1
             node, new = self.cache.seal(job.keys[index], parent)
