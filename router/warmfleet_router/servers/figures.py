@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 MOST = 1 << 31
 
-# Each is tried once a line and once a word: a page of megabytes may be anything.
-_LINE = re.compile(r"^([a-z_][\w:]*)(\{[^}\n]*\})? ([0-9.eE+-]+|NaN|[+-]?Inf)", re.MULTILINE)
-_LABEL = re.compile(r'\b(\w+)="([^"]*)"')
-_RUNNING = frozenset(("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing"))
-_WAITING = frozenset(("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"))
+_RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
+_WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
 _BLOCKS = "vllm:cache_config_info"
 _TOKENS = "sglang:max_total_num_tokens"
+# A page has 55 KB, and each server's comes twice a second: only lines that begin so are looked at. Each is
+# tried once a line and once a word, since a page of megabytes may be anything.
+_NAMES = "|".join((*_RUNNING, *_WAITING, _BLOCKS, _TOKENS))
+_LINE = re.compile(rf"\n({_NAMES})(\{{[^}}\n]*\}})? ([0-9.eE+-]+|NaN|[+-]?Inf)")
+_LABEL = re.compile(r'\b(\w+)="([^"]*)"')
 
 
 class Figures(NamedTuple):
@@ -29,7 +31,7 @@ def read(text: str, rank: int = -1) -> Figures:
     summed."""
     running = waiting = tokens = 0.0
     blocks: dict[str, int] = {}
-    for name, labels, value in _LINE.findall(text):
+    for name, labels, value in _LINE.findall("\n" + text):
         if rank >= 0 and f'engine="{rank}"' not in labels:
             continue
         if name in _RUNNING:
