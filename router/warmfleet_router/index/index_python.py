@@ -28,8 +28,6 @@ TOUCHED: Final = 3  # ... and one that was stored again or looked up
 
 _COLUMN = (1 << TIERS) - 1
 
-Overlap: type = tuple  # builds of _native before its second lookup went ask for this when they are loaded
-
 
 class Presence:
     """Which column holds which block in which tier; ``index.Index`` adds the workers to it."""
