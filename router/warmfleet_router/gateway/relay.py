@@ -49,7 +49,7 @@ def routed(wanted: RelayRequest, servers: Servers, gateway_id: str) -> RouteRequ
     """What the router is asked: by token ids, or by the text in their place."""
     model, token_ids = wanted.ask.model, wanted.token_ids
     salt = salt_of(servers.adapter(model), wanted.salt)
-    context = servers.models().get(model, 0)
+    context = servers.context(model)
     if not token_ids:
         token_ids, salt = text.ids_of(wanted.ask), text.salt_of(wanted.ask, wanted.salt)
         if context:  # an estimate refuses nobody

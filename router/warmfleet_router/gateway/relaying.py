@@ -75,7 +75,7 @@ class Relays:
         return self._servers.models()
 
     def serves(self, body: bytes) -> bool:
-        return bool(self._servers.models()) and ask.model_of(body) in self._servers
+        return bool(self._servers) and ask.model_of(body) in self._servers
 
     async def close(self) -> None:
         await cancelled(*self._giving_up.values())
@@ -223,7 +223,7 @@ class Relays:
             asked = await asyncio.to_thread(ask.parse, body, chat)
         salt = asked.salt(tenant.salt)
         if token_ids is None:
-            servers, context = self._servers.serving(asked.model), self._servers.models().get(asked.model, 0)
+            servers, context = self._servers.serving(asked.model), self._servers.context(asked.model)
             token_ids = await self._tokens.of(asked, tenant.salt, servers, context)
         return RelayRequest(request_id, tenant, asked, salt, token_ids, deadline, path)
 

@@ -83,17 +83,21 @@ class Servers:
         self._contexts: dict[str, int] = {}  # of a model, the largest among its servers
         self._servers: dict[str, Server] = {}  # by address
         self._models: dict[str, list[Server]] = {}
+        self._had: set[str] = set()  # those of them that a server has, or had when it was last heard of
         self._adapters: set[str] = set()
         self._ours: dict[str, list[str]] = {}  # names of our own workers
         self.lost: set[str] = set()  # URLs of engines that answer nothing, and can answer while they compute
 
     def update(self, fleet: ListWorkersResponse) -> None:
-        """A model whose servers are gone stays: whether it can be had right now is the router's to say."""
+        """A model whose servers are gone can still be asked for: whether it can be had right now is the
+        router's to say."""
         self._servers.clear()
         self._models = {model: [] for model in self._models}
         self._ours = {}
         lost = [worker for worker in fleet.workers if worker.state == "lost" and worker.engine in _ASYNC]
         self.lost = {worker.address.partition("#")[0] for worker in lost}
+        theirs = [worker for worker in fleet.workers if worker.engine in ENGINES]
+        self._had = {model for worker in theirs for model in (worker.model, *worker.models)}
         for worker in fleet.workers:
             if worker.state in _ABSENT:
                 continue
@@ -135,9 +139,17 @@ class Servers:
         name of a model says so."""
         return self.adapter(model) if server.engine == "sglang" else ""
 
+    def __bool__(self) -> bool:
+        return bool(self._models)
+
     def __contains__(self, model: str) -> bool:
         return model in self._models
 
     def models(self) -> dict[str, int]:
-        """Served name -> context in tokens."""
-        return dict(self._contexts)
+        """Served name -> context in tokens. One that is lost may come back, one that serves another model or
+        has let an adapter go has said so."""
+        return {model: context for model, context in self._contexts.items() if model in self._had}
+
+    def context(self, model: str) -> int:
+        """In tokens; 0 where it is not known."""
+        return self._contexts.get(model, 0)

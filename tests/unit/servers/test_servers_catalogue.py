@@ -60,7 +60,21 @@ def test_adapters_that_come_and_go_are_not_remembered_for_ever(monkeypatch: pyte
             models=names, adapters=names,
         )  # fmt: skip
         servers.update(ListWorkersResponse(workers=[view]))
-        assert {"m", *names} <= servers.models().keys()
-    assert len(servers.models()) == len(servers._models) == 10
+        assert servers.models().keys() == {"m", *names}
+    assert len(servers._contexts) == len(servers._models) == 10
     assert len(servers._adapters) == 9
     assert "adapter-49" in servers, "what went lately can be asked for: the router says that it is not there"
+
+
+def test_models_of_who_is_lost_stay_listed_and_those_that_it_serves_no_more_do_not() -> None:
+    servers = Servers()
+    for state, model, listed in (("healthy", "a", {"a"}), ("lost", "a", {"a"}), ("healthy", "b", {"b"})):
+        view = WorkerView(
+            worker="s", address="http://s:1", state=state, model=model, engine="vllm", max_context=9
+        )
+        servers.update(ListWorkersResponse(workers=[view]))
+        assert servers.models() == dict.fromkeys(listed, 9)
+    assert "a" in servers
+    servers.update(ListWorkersResponse())
+    assert not servers.models()
+    assert servers.context("b") == 9
