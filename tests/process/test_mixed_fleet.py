@@ -140,6 +140,22 @@ async def test_streams_of_either_kind_look_alike() -> None:
         assert all(events.endswith(b"data: [DONE]\n\n") for _, events in streams)
 
 
+async def test_a_client_that_leaves_leaves_no_booking_at_either_kind() -> None:
+    async with side_by_side() as base, aiohttp.ClientSession() as session:
+
+        async def left(number: int) -> str:
+            text = f"{number} " + "many words of a talk " * 40
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "ignore_eos": True}
+            async with session.post(f"{base}/v1/chat/completions", json=body | {"stream": True}) as response:
+                await response.content.readline()
+                return response.headers["X-Warmfleet-Worker"]
+
+        assert set(map(is_own, await asyncio.gather(*map(left, range(16))))) == {True, False}
+        async with asyncio.timeout(60):
+            while (await shown(base, "/admin/workers"))["fleet"]["bookings"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
 async def test_what_only_a_server_can_do_is_never_placed_on_our_own_worker() -> None:
     async with side_by_side() as base:
         for n in range(8):
