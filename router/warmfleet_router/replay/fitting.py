@@ -43,8 +43,15 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def sample(self) -> Sample:
-        prompts = work_of(self.chunks)._replace(prompt_steps=self.passes if self.chunks else 0)
-        return Sample(self.seconds, prompts.plus(Work(0, 0, 0, bool(self.batch), self.batch, self.context)))
+        prompts = work_of(self.chunks)
+        sequences = prompts.decode_sequences + self.batch  # a chunk of one token is computed like these
+        work = prompts._replace(
+            prompt_steps=self.passes * prompts.prompt_steps,
+            decode_steps=bool(sequences),
+            decode_sequences=sequences,
+            decode_context=prompts.decode_context + self.context,
+        )
+        return Sample(self.seconds, work)
 
 
 def fit(samples: Sequence[Sample], start: Profile) -> Profile:
@@ -62,7 +69,7 @@ def fit(samples: Sequence[Sample], start: Profile) -> Profile:
 
 def error(profile: Profile, samples: Sequence[Sample]) -> float:
     """The median of |predicted - measured| / measured."""
-    return median(abs(profile.step_s(work) / seconds - 1.0) for seconds, work in samples)
+    return median(abs(profile.step_s(work) / seconds - 1.0) for seconds, work in samples if seconds > 0)
 
 
 def _weight(measured: float, predicted: float) -> float:

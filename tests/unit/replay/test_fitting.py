@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from warmfleet_proto.work import work_of
+from warmfleet_proto.work import Work, work_of
 from warmfleet_router.replay.fitting import NAMES, Measured, Sample, error, fit
 from warmfleet_router.replay.profile import Profile, profile_of
 
@@ -52,6 +52,20 @@ def test_noise_and_outliers_pass_by() -> None:
     for name in NAMES:
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.3), name
     assert error(found, steps(200, 0.0, seed=1)) < 0.03
+
+
+def test_the_last_token_of_a_prompt_is_computed_like_those_that_decode() -> None:
+    """As workers count it: beside others it makes no second step."""
+    step = Measured(1.0, [(2048, 0), (1, 100)], batch=64, context=6400).sample
+    assert step.work == Work(1, 2048, 1024 * 2048, 1, 65, 6500)
+    assert Measured(1.0, [(1, 100)]).sample.work == Work(0, 0, 0, 1, 1, 100)
+
+
+def test_steps_without_a_duration_pass_by() -> None:
+    measured = [*steps(60, 0.0), Sample(0.0, work_of([(1000, 0)]))]
+    found = fit(measured, Profile())
+    assert found.prefill_token == pytest.approx(TRUE.prefill_token, rel=1e-6)
+    assert error(found, measured) < 1e-6
 
 
 def test_a_single_prompt_tells_what_a_token_takes() -> None:
