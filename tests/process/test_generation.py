@@ -174,6 +174,8 @@ async def test_an_answer_goes_on_elsewhere_with_the_tokens_that_have_come(bench:
     assert [r.max_tokens for r in bench.placing.routed] == [4, 2]
     (again,) = (r for r in bench.placing.said if r.booking == 2 and isinstance(r, pb.ProgressRequest))
     assert again.cached_tokens == 4
+    ended = [r.completion_tokens for r in bench.placing.said if isinstance(r, pb.FinishRequest)]
+    assert ended == [0, 1], "of three tokens the second worker has drawn one"
 
 
 async def test_all_prompts_of_a_request_go_on_elsewhere(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from warmfleet_proto.errors import Rejected, WorkerLost
 from warmfleet_proto.limits import TOKEN_BYTES
-from warmfleet_proto.router_pb2 import ProgressRequest, RouteRequest
+from warmfleet_proto.router_pb2 import FinishRequest, ProgressRequest, RouteRequest
 from warmfleet_proto.worker_pb2 import Output, Sampling, Started, Submit
 
 from warmfleet_router.backends.attempt import Attempt, past_deadline
@@ -106,6 +106,10 @@ class Generation(Placed):
 
     def _route(self) -> RouteRequest:
         return self._rest.route(self._upstream.gateway_id, (*self.tried, *self.others))
+
+    def _told(self, report: FinishRequest) -> None:
+        """Tokens that have come before are not this booking's."""
+        report.completion_tokens = max(report.completion_tokens - self._rest.sampling.drawn, 0)
 
     def _let_go(self) -> None:
         if self._attempt is not None:
