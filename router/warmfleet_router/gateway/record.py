@@ -137,7 +137,8 @@ def _known(field: str | None) -> str:
 
 
 def _placement(generations: Sequence[Placed]) -> dict[str, Any]:
-    """Where the first prompt was placed and why, and sums over all prompts."""
+    """Where the first prompt was placed last and why, and sums over all prompts: of what they overlap with,
+    not of what an answer that went on elsewhere has added to them."""
     first, placement = generations[0], generations[0].placement
     return {
         "worker": placement.worker,
@@ -145,8 +146,8 @@ def _placement(generations: Sequence[Placed]) -> dict[str, Any]:
         "reason": placement.reason,
         "price_s": _rounded(placement.price_s),
         "terms": {term.name: _rounded(term.seconds) for term in placement.terms},
-        "overlap_available": sum(g.placement.available_tokens for g in generations),
-        "overlap_expected": sum(g.placement.expected_tokens for g in generations),
+        "overlap_available": sum(min(g.placement.available_tokens, g.prompt_tokens) for g in generations),
+        "overlap_expected": sum(min(g.placement.expected_tokens, g.prompt_tokens) for g in generations),
         "overlap_delivered": sum(g.cached_tokens for g in generations),
         "brought": dict(sum((g.brought for g in generations), Counter())),
         "retries": sum(len(g.tried) for g in generations),

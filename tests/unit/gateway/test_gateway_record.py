@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.router_pb2 import Placement
+from warmfleet_proto.worker_pb2 import Sampling
+from warmfleet_router.gateway.generation import Generation, GenerationRequest
+from warmfleet_router.gateway.intake import ANONYMOUS
+from warmfleet_router.gateway.placing import Upstream
 from warmfleet_router.gateway.record import Record
+from warmfleet_router.gateway.retries import RetryBudget
 from warmfleet_router.gateway.schema import parse_chat
 from warmfleet_router.metrics import Metrics
 
@@ -54,3 +60,21 @@ def test_a_clients_own_key_stays_out_of_the_log(
 )
 def test_a_known_field_is_logged(field: str | None, shown: str, caplog: pytest.LogCaptureFixture) -> None:
     assert logged(BadRequest("no", field), caplog)["field"] == shown
+
+
+def test_of_an_answer_that_went_on_elsewhere_the_overlap_is_the_prompts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its last placement was for the prompt and the tokens that had come."""
+    caplog.set_level(logging.INFO)
+    generation = Generation(
+        Upstream("g", None, None, None, RetryBudget(), lambda: 0.0),  # type: ignore[arg-type]
+        GenerationRequest("r", ANONYMOUS, "m", b"\0" * 40, Sampling(), 60.0),
+        lambda: None,
+    )
+    generation.placement = Placement(worker="b", available_tokens=64, expected_tokens=48)
+    record = Record(Metrics(), "r", 0.0)
+    record.generations = [generation]
+    record.ended(None, 1.0)
+    fields: dict[str, Any] = caplog.records[-1].fields  # type: ignore[attr-defined]
+    assert (fields["overlap_available"], fields["overlap_expected"]) == (10, 10)
