@@ -23,6 +23,28 @@ from tests.bars.vllm_server import BLOCK, MODEL, PYTHON, Server, running
 
 SHAPE = Shape(talks=8, turns=4, system_words=120, turn_words=80, max_tokens=8, at_once=2, pause_s=0.3)
 AGREE = 0.95
+_TEXT = {"prompt": words(random.Random(5), 150)}
+_CHAT = {"messages": [{"role": "user", "content": words(random.Random(6), 150)}]}
+_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": "Rome"}'}}
+_NULL = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+_SENT_BACK = [
+    {"role": "assistant", "content": None, "tool_calls": [_CALL], **_NULL},
+    {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+]
+KINDS: list[dict[str, Any]] = [
+    _CHAT,
+    _CHAT | {"n": 3, "temperature": 0.8},
+    _CHAT | {"cache_salt": "s"},
+    _CHAT | {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+    _CHAT | {"reasoning_effort": "low"},
+    _CHAT | {"documents": [{"text": "x"}]},
+    {"messages": [*_CHAT["messages"], *_SENT_BACK]},
+    _CHAT | {"prompt_logprobs": 0},
+    _TEXT,
+    {"prompt": [_TEXT["prompt"]]},
+    _TEXT | {"echo": True, "logprobs": 1},
+]
+TIMES = 3  # of each kind; a scored prompt between the others must not cost these what is known
 
 
 class Told(NamedTuple):
@@ -44,7 +66,7 @@ def main() -> list[Row]:
         servers = [Server(starter, f"vllm-{n}") for n in range(2)]
         with running(servers):
             ours = Front(starter, "cheapest", servers)
-            rows = [*ours.talks(), *beside(starter, servers, ours)]
+            rows = [*ours.talks(), ours.kinds(), *beside(starter, servers, ours)]
             rows += ours.reset(servers[0])
             rows += ours.restart(servers[0])
     return rows
@@ -87,6 +109,17 @@ class Front:
         shown = f"{agree:.0%} of {len(told)}" + (f" (others: {wrong})" if wrong else "")
         what = "two vLLM: predicted = reported cached tokens"
         return [Row("6.1", what, shown, f">= {AGREE:.0%}", agree >= AGREE)]
+
+    def kinds(self) -> Row:
+        """Of the requests of each kind that come again what they find is known."""
+        for fields in KINDS * TIMES:
+            path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+            _post(self.url + path, json.dumps({"model": MODEL, "max_tokens": 2} | fields).encode())
+            time.sleep(SHAPE.pause_s)
+        told = self.told(len(KINDS) * TIMES)[len(KINDS) :]
+        right = sum(each.agrees for each in told)
+        what = f"vLLM, {len(KINDS)} kinds of requests again: predicted = reported"
+        return Row("6.1", what, f"{right} of {len(told)}", "all", right == len(told))
 
     def reset(self, server: Server) -> Iterator[Row]:
         """A cache is dropped; the router learns of it with the next request to that server and no later."""
