@@ -21,6 +21,7 @@ MAX_TOKENS = 1 << 31
 EMBEDS = "prompt_embeds"  # of vLLM: beside a prompt, or in its place
 
 _Any = msgspec.json.Decoder(dict[str, Raw])
+_prompts = msgspec.json.Decoder(list[Raw])
 
 
 class StreamOptions(Struct):
@@ -67,6 +68,7 @@ class Ask:
         self.fields = fields
         self.known = known
         self.chat = chat
+        self._prompts = 1 if chat else _count(bytes(known.prompt))
 
     @property
     def model(self) -> str:
@@ -78,7 +80,8 @@ class Ask:
 
     @property
     def choices(self) -> int:
-        return self.known.n or 1
+        """Sequences that a server makes of it: of each prompt as many as are wanted."""
+        return min(self._prompts * (self.known.n or 1), MAX_CHOICES)
 
     @property
     def max_tokens(self) -> int:
@@ -125,6 +128,13 @@ class Ask:
         if options is None or options == NULL:
             return {}
         return dict(msgspec.json.decode(options, type=dict[str, Raw]))
+
+
+def _count(prompt: bytes) -> int:
+    """Prompts of a text completion: one may be a list too, of token ids."""
+    if prompt[:1] != b"[" or prompt[1:].lstrip()[:1] not in (b'"', b"["):
+        return 1
+    return len(_prompts.decode(prompt))
 
 
 def _adapted(adapter: str) -> dict[str, str]:

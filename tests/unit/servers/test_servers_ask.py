@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from warmfleet_proto.errors import BadRequest
+from warmfleet_proto.limits import MAX_CHOICES
 from warmfleet_router.servers import media
 from warmfleet_router.servers.ask import model_of, parse
 from warmfleet_router.servers.media import PART_BYTES
@@ -59,6 +60,14 @@ def test_what_placement_needs_is_checked(fields: dict[str, Any], field: str) -> 
     with pytest.raises(BadRequest) as caught:
         asked(**fields)
     assert caught.value.field == field
+
+
+def test_each_prompt_of_a_list_is_a_sequence() -> None:
+    for prompt, count in (("x", 1), ([1, 2], 1), (["x"], 1), (["x", "y"], 2), ([[1, 2], [3]], 2), ([], 1)):
+        assert asked(False, prompt=prompt).choices == count
+        assert asked(False, prompt=prompt, n=3).choices == 3 * count
+    assert asked(False, prompt=["x"] * 100, n=2).choices == MAX_CHOICES
+    assert asked(n=2).choices == 2
 
 
 def test_a_prompt_that_is_scored_is_computed_whatever_is_cached() -> None:
