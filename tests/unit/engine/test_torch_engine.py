@@ -198,6 +198,25 @@ def test_the_step_after_takes_the_tokens_that_the_one_before_draws(engine: Torch
     assert not any(work.follows is not None for step in apart.steps for work in step.plan.works)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_answer_that_was_cut_goes_on_with_the_tokens_that_it_would_have_had(
+    engine: TorchEngine, depth: int
+) -> None:
+    """At another worker: of these logits, which no batch or chunk changes. In bfloat16 each of them does."""
+    engine.depth = depth
+
+    def drawn(*before: int) -> list[int]:
+        driver = Driver(engine.total_blocks, block_size=BLOCK, chunk_tokens=16)
+        driver.engine = engine  # type: ignore[assignment]
+        left = 12 - len(before)
+        request = driver.finish([*PROMPT, *before], left, sampling=Sampling(1.0, seed=3), drawn=len(before))
+        return [*before, *driver.text(request).token_ids]
+
+    whole = drawn()
+    assert len(whole) == 12
+    assert [drawn(*whole[:cut]) for cut in (1, 5, 11)] == [whole] * 3
+
+
 def conversations(engine: TorchEngine, depth: int) -> Told:
     """Greedy and sampled ones, some with choices or scores, that come one after another."""
     engine.depth = depth

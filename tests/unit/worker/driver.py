@@ -107,6 +107,7 @@ class Driver:
         stop_ids: frozenset[int] = frozenset(),
         prompt_logprobs: int | None = None,
         sampling: Sampling | None = None,
+        drawn: int = 0,
     ) -> Request:
         packed = np.array(prompt, np.uint32).tobytes()
         root = self.root(salt)
@@ -116,7 +117,7 @@ class Driver:
             root,
             packed,
             chain(root, packed, self.engine.block_size),
-            Params(sampling or Sampling(), max_tokens, choices, stop_ids, prompt_logprobs),
+            Params(sampling or Sampling(), max_tokens, choices, stop_ids, prompt_logprobs, drawn),
             submitted=self.now,
             deadline=deadline,
         )
