@@ -120,7 +120,8 @@ def _response_to(error: Exception, request: web.Request) -> web.Response:
     if isinstance(error, web.HTTPException):
         if error.status < 400:
             raise error
-        return _shown(error.status, error.reason, error.headers.get("Allow"))
+        what = f"path: {request.path[:100]!r} is not served here" if error.status == 404 else error.reason
+        return _shown(error.status, what, error.headers.get("Allow"))
     _log.error("%s %s failed", request.method, request.path, exc_info=error)
     return _shown(500, "internal error")
 

@@ -64,6 +64,7 @@ async def test_one_that_has_not_is_answered(failure: Exception, status: int) -> 
     received = await said(handler)
     assert received.startswith(b"HTTP/1.1 %d " % status)
     assert b'{"error":' in received
+    assert (b"path: '/' is not served here" in received) is (status == 404)
 
 
 class Counted:
