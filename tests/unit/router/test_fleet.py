@@ -1,10 +1,15 @@
 """States of workers, by a clock that the test moves."""
 
+from math import inf
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from warmfleet_proto import router_pb2 as rpb
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.errors import Corrupt, Rejected
 from warmfleet_proto.hashing import digest_bytes
+from warmfleet_proto.work import Work
 from warmfleet_router.core import RouterCore
 from warmfleet_router.index import seats
 from warmfleet_router.index.cursor import WatchAgain
@@ -261,12 +266,29 @@ def test_what_a_worker_did_before_this_router_came_is_not_of_the_last_minute() -
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -1.0, 1e300])
 def test_a_worker_that_reports_nonsense_spoils_no_price(nonsense: float) -> None:
     core, (liar, honest) = fleet_of(2)
+    work = pb.Work(decode_steps=10, decode_sequences=40, decode_context=1000)
+    more = pb.Work(decode_steps=20, decode_sequences=80, decode_context=2000)
     for worker in (liar, honest):
-        worker.report(0.5, running=4, context_tokens=100, steps_total=10, step_seconds_total=1.0)
+        worker.report(0.5, running=4, context_tokens=100, work=work, step_seconds_total=1.0)
     for field in ("step_seconds_total", "step_age_s"):
         with pytest.raises(Corrupt, match=field):
-            liar.report(0.6, **{"running": 4, "steps_total": 20, field: nonsense})
+            liar.report(0.6, **{"running": 4, "work": more, field: nonsense})
     assert core.explain(ask(PROMPT), 0.7).chosen.price_s < 10.0
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 7, 2**32, 2**64 - 1]), min_size=6, max_size=6), max_size=12))
+def test_no_work_that_a_worker_tells_spoils_a_price(told: list[list[int]]) -> None:
+    core, (liar, _) = fleet_of(2)
+    for n, sums in enumerate(told):
+        seconds = 1e9 * n / len(told)
+        liar.report(
+            0.1 * n,
+            running=4,
+            work=pb.Work(**dict(zip(Work._fields, sums, strict=True))),
+            step_seconds_total=seconds,
+        )
+    priced = core.explain(ask(PROMPT), 2.0)
+    assert all(0.0 <= candidate.price_s < inf for candidate in priced.candidates)
 
 
 def test_a_long_request_finds_the_one_worker_that_takes_it() -> None:
