@@ -264,6 +264,8 @@ async def test_when_all_have_refused_the_last_of_them_is_heard(bench: Bench) -> 
 
 
 async def test_an_empty_budget_forbids_another_try(bench: Bench) -> None:
+    """Of what is refused, however much is under way: a worker that is lost may have had all of that."""
+    bench.fleet.budget.under_way = 1000
     while bench.fleet.budget.take(time.monotonic()):
         pass
     starting = asyncio.create_task(bench.generation().start())

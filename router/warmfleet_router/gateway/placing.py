@@ -100,7 +100,7 @@ class Placed:
         worker = self.placement.worker
         log.event(_log, "attempt failed", level=logging.WARNING, worker=worker, why=str(error))
         self.tried.append(worker)
-        if not self._may_retry():
+        if not self._may_retry(isinstance(error, WorkerLost)):
             raise error
 
     async def submit_for(self, other: "Placed") -> None:
@@ -164,9 +164,9 @@ class Placed:
             ignored = FinishRequest(booking=asking.result().booking, outcome=FinishRequest.IGNORE)
             self._upstream.reports.finish(ignored)
 
-    def _may_retry(self) -> bool:
-        now = self._upstream.clock()
-        return now < self._deadline and len(self.tried) <= _MAX_RETRIES and self._upstream.budget.take(now)
+    def _may_retry(self, lost: bool) -> bool:
+        now, budget = self._upstream.clock(), self._upstream.budget
+        return now < self._deadline and len(self.tried) <= _MAX_RETRIES and budget.take(now, lost)
 
 
 def is_server(address: str) -> bool:

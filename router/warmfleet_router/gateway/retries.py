@@ -10,7 +10,8 @@ WINDOW_S = 10.0
 class RetryBudget:
     """Retries within the last WINDOW_S: RATIO of the requests plus FREE_PER_S a second.
 
-    Or as many as prompts are ``under_way``, where that is more: a worker that is lost may have had most.
+    Of those whose worker is lost as many as prompts are ``under_way``, where that is more: it may have had
+    most of them. What is refused stays within the share: most is under way where the fleet is overloaded.
     """
 
     def __init__(self) -> None:
@@ -22,11 +23,11 @@ class RetryBudget:
         self._forget(now)
         self._requests.append(now)
 
-    def take(self, now: float) -> bool:
-        """Whether one more retry is allowed; it counts if so."""
+    def take(self, now: float, lost: bool = False) -> bool:
+        """Whether one more retry is allowed; it counts if so. ``lost``: its worker is."""
         self._forget(now)
         allowed = RATIO * len(self._requests) + FREE_PER_S * WINDOW_S
-        if len(self._retries) + 1 > max(allowed, self.under_way):
+        if len(self._retries) + 1 > (max(allowed, self.under_way) if lost else allowed):
             return False
         self._retries.append(now)
         return True

@@ -27,7 +27,14 @@ def test_all_that_a_worker_had_under_way_goes_on_elsewhere() -> None:
     """Long answers: few requests a second, and many that end with one worker."""
     budget = RetryBudget()
     budget.under_way = 200
-    assert sum(budget.take(0.0) for _ in range(1000)) == 200
+    assert sum(budget.take(0.0, lost=True) for _ in range(1000)) == 200
+
+
+def test_what_an_overloaded_fleet_refuses_is_not_multiplied() -> None:
+    """Most is under way where most is refused."""
+    budget = RetryBudget()
+    budget.under_way = 200
+    assert sum(budget.take(0.0) for _ in range(1000)) == FREE_PER_S * WINDOW_S
 
 
 def test_it_recovers_when_the_window_has_passed() -> None:
