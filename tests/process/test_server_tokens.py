@@ -120,6 +120,24 @@ async def test_what_is_not_understood_here_is_asked_about() -> None:
     assert await ids(known=True, messages=[message]) == SERVER_IDS
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"messages": [["reasoning_content"]]',
+        b'"messages": [3, "reasoning_content"]',
+        b'"messages": [{}], "reasoning_effort": 1e999',
+        b'"messages": [{}], "reasoning_effort": "\xff"',
+    ],
+)
+async def test_what_makes_no_sense_is_the_servers_to_refuse(fields: bytes, known: bool) -> None:
+    encoders, pool = {"m": PromptEncoder(load_once(demo_model_path()))} if known else {}, ServerPool()
+    server = Server("http://127.0.0.1:9", "vllm", False, "m")
+    asked_of = parse(b'{"model": "m", %b}' % fields, True)
+    assert await Tokens(encoders, pool).of(asked_of, b"", [server]) == b""
+    await pool.close()
+
+
 async def test_nobody_is_asked_where_ids_are_known_or_of_no_use() -> None:
     assert await ids(known=True)
     assert await ids(chat=False, prompt=[1, 2]) == [1, 2]

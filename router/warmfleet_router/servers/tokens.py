@@ -94,7 +94,10 @@ class Tokens:
         if media.is_in(ask.known.messages or ()):
             return b""
         able = [server for server in servers if _can_tell(server, ask)]
-        question = msgspec.json.encode(_question(ask)) if able else b""
+        try:
+            question = msgspec.json.encode(_question(ask)) if able else b""
+        except _NONSENSE:  # the server's to refuse
+            return b""
         if context and len(question) > context * TOKEN_TEXT:
             return b""
         return await self._asked(question, able)
