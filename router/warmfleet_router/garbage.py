@@ -5,6 +5,9 @@ Python runs it whenever enough more objects have come than gone. Under a steady 
 that is late, and what has come in the meantime is nearly everything that is alive: a pause of milliseconds
 within some placement. So a program lets Python's own schedule go and looks at that same count once a second:
 when idle it collects after a little of it, else only when the count could mean tens of megabytes.
+
+What has come lately is looked through alone. All else is once in a while, when a part as large has come
+since: beside engines it may be millions of objects, which take half a second.
 """
 
 import asyncio
@@ -15,6 +18,8 @@ PERIOD_S = 1.0
 IDLE_SHARE = 0.05  # of a core, used over a period
 WHEN_IDLE = 1_000  # objects that may be garbage: fewer are not worth a look
 WHEN_BUSY = 200_000  # tens of megabytes
+GROWTH = 0.25  # of what is alive, after which all of it is looked through
+LATELY, ALL = 1, 2  # generations
 
 
 class Collector:
@@ -24,6 +29,7 @@ class Collector:
         """Collects once, and sets aside all that is there now: it stays. From here on garbage is collected
         only in ``turn``."""
         self._now, self._cpu_s = now, cpu_s
+        self._alive = self._grown = 0  # objects: when all were looked through, and those that came since
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -35,7 +41,11 @@ class Collector:
         grown = gc.get_count()[0]  # containers made less containers freed, since the last collection
         if grown < (WHEN_IDLE if idle else WHEN_BUSY):
             return False
-        gc.collect()
+        self._grown += grown
+        if self._grown < max(WHEN_BUSY, GROWTH * self._alive):
+            self._grown -= gc.collect(LATELY)
+        else:
+            self._alive, self._grown = self._alive + self._grown - gc.collect(ALL), 0
         return True
 
     def close(self) -> None:

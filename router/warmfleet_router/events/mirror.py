@@ -17,8 +17,9 @@ gone with the rest, all of it is there again (``found``).
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
+from msgspec import Struct
+from msgspec.structs import replace
 from warmfleet_proto import worker_pb2 as pb
 from warmfleet_proto.hashing import block_hash
 from warmfleet_proto.limits import KEY_BYTES, TOKEN_BYTES
@@ -32,12 +33,12 @@ TIERS = (pb.DEVICE, pb.HOST, pb.DISK)
 MAX_DEPTH = 1 << 22  # blocks before one in its prompt
 
 
-class Block(NamedTuple):
+class Block(Struct, frozen=True, gc=False):
     hash: bytes
     depth: int
 
 
-class Copies(NamedTuple):
+class Copies(Struct, frozen=True, gc=False):
     """How many copies of one block are left in one tier. ``since`` and ``latest`` are the mirror's clock when
     the first and the latest was told of."""
 
@@ -103,7 +104,7 @@ class Mirror:
             self._doubted.pop(key, None)
             self._copies[key] = Copies(block, 1, self.clock, self.clock)
         else:
-            self._copies[key] = copies._replace(left=copies.left + 1, latest=self.clock)
+            self._copies[key] = replace(copies, left=copies.left + 1, latest=self.clock)
         return copies is None
 
     def _told_again(self, stored: Stored) -> list[Block]:
@@ -171,7 +172,7 @@ class Mirror:
             return False
         left = copies.left - 1 if left is None else left
         if left > 0:
-            self._copies[key] = copies._replace(left=left)
+            self._copies[key] = replace(copies, left=left)
             return False
         del self._copies[key]
         return True
@@ -203,7 +204,7 @@ class Mirror:
         if copies is None or copies.since > at:
             return False
         if copies.latest > at:
-            self._copies[key, tier] = copies._replace(left=1, since=copies.latest)
+            self._copies[key, tier] = replace(copies, left=1, since=copies.latest)
             return False
         return True
 
@@ -212,7 +213,7 @@ class Mirror:
         kept = {key: copies for key, copies in self._copies.items() if copies.latest > at}
         self._doubted = {key: copies for key, copies in self._copies.items() if key not in kept}
         self._doubted_at = self.clock
-        self._copies = {key: c._replace(left=1, since=c.latest) for key, c in kept.items()}
+        self._copies = {key: replace(c, left=1, since=c.latest) for key, c in kept.items()}
         yield Clear()
         yield from _stores(self._copies)
 

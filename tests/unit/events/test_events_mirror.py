@@ -1,5 +1,7 @@
 """Engine names to our BlockHashes, copies counted, bounded."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -121,6 +123,13 @@ def test_copies_left_are_believed_where_they_are_told() -> None:
     list(mirror.apply(told([1], [1, 2])))
     assert not list(mirror.apply(Removed(pb.DEVICE, [1], [3])))
     assert len(list(mirror.apply(Removed(pb.DEVICE, [1], [0])))) == 1
+
+
+def test_the_garbage_collector_has_nothing_to_do_with_blocks() -> None:
+    """There may be millions."""
+    mirror = fresh()
+    list(mirror.apply(told([1, 2], [1, 2, 3, 4])))
+    assert not any(map(gc.is_tracked, (*mirror._names.values(), *mirror._copies.values())))
 
 
 def test_names_are_bounded_and_the_index_stays_a_part_of_the_truth() -> None:

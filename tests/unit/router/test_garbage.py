@@ -52,6 +52,26 @@ def test_a_busy_program_collects_before_garbage_takes_much(
     assert last() is None
 
 
+def test_what_is_old_is_looked_through_only_when_much_has_come(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "WHEN_BUSY", 4 * WHEN_IDLE)
+    old = Cycle()
+    gone = weakref.ref(old)
+    cycles(2 * WHEN_IDLE)
+    assert collector.turn(1.0, IDLE)
+    del old
+    kept = [[] for _ in range(2 * WHEN_IDLE)]  # type: list[list[int]]
+    assert collector.turn(2.0, IDLE)
+    assert gone() is not None
+    kept += [[] for _ in range(3 * WHEN_IDLE)]
+    assert collector.turn(3.0, IDLE)
+    assert gone() is None
+    last = cycles(2 * WHEN_IDLE)
+    assert collector.turn(4.0, IDLE)
+    assert last() is None
+
+
 def test_python_collects_nothing_by_itself_until_it_is_closed(collector: Collector) -> None:
     assert not gc.isenabled()
     assert gc.get_freeze_count() > 0
