@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,8 +10,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from warmfleet_router.core import RouterCore
 from warmfleet_router.gateway import relaying, service
+from warmfleet_router.routing import Routing
 from warmfleet_router.servers import discovery, pool, watcher
+from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.pool import ServerPool
 
 from tests.process import gateways
@@ -152,3 +156,25 @@ async def test_a_machine_that_is_gone_is_noticed_by_the_kernel() -> None:
         connected = connection._transport.get_extra_info("socket")
         assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         await servers.close()
+
+
+async def test_servers_that_hang_do_not_keep_others_from_being_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are, others are asked meanwhile."""
+    monkeypatch.setattr(discovery.Probe._answer, "__defaults__", (3600.0,))  # seconds
+    many, asked, over = 150, set[str](), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.Response:
+        asked.add(request.path)
+        await over.wait()
+        return web.Response()
+
+    async def all_asked() -> bool:
+        return len(asked) == many
+
+    app = web.Application()
+    app.add_routes([web.get("/{server}/v1/models", hang)])
+    async with TestServer(app) as server:
+        async with watcher.ServerWatcher(RouterCore(Routing(), 1), time.monotonic) as watching:
+            await watching.watch([Backend(url=str(server.make_url(f"/{n}"))) for n in range(many)])
+            await until(all_asked)
+        over.set()

@@ -49,6 +49,11 @@ class _Followed(NamedTuple):
     settled: asyncio.Event  # where its events can be asked for: all that it remembers has been heard
 
 
+def _session() -> aiohttp.ClientSession:
+    """Without a bound on its connections: a hundred servers that hang would keep all others unheard."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
 class ServerWatcher:
     """``async with``: follows the servers that ``watch`` names. ``clock`` is monotonic seconds."""
 
@@ -70,7 +75,7 @@ class ServerWatcher:
             self._core.roster.remove(backend.address, self._clock())
         for backend in backends:
             if backend not in self._followed:
-                self._session = self._session or aiohttp.ClientSession()
+                self._session = self._session or _session()
                 self._core.roster.add(backend.address)
                 settled = asyncio.Event()
                 follow = self._follow(backend, Probe(backend, self._session), settled)
