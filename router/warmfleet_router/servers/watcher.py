@@ -20,6 +20,7 @@ from warmfleet_proto.errors import WarmfleetError, WorkerLost
 from warmfleet_proto.tasks import cancelled
 
 from warmfleet_router.core import RouterCore
+from warmfleet_router.events.mirror import MAX_NAMES
 from warmfleet_router.index.cursor import Instruction
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.discovery import Names, Probe
@@ -34,6 +35,12 @@ FIRST_WAIT_S = 0.1  # before another attempt; doubles
 LONGEST_WAIT_S = 1.0
 EVENTS_AGAIN_S = 10.0  # after they could not be followed
 LEAST_NAMES = 16_384  # of blocks, that are remembered for one server
+
+
+def names_for(total_blocks: int) -> int:
+    """How many blocks of an engine's are remembered by its own names for them. ``total_blocks`` is what its
+    cache has room for; 0: it does not say."""
+    return min(max(2 * total_blocks or MAX_NAMES, LEAST_NAMES), 4 * MAX_NAMES)
 
 
 class _OtherSize(WorkerLost):
@@ -188,14 +195,13 @@ class ServerWatcher:
         # pyzmq is there only where events are configured.
         from warmfleet_router.events import sglang, vllm
         from warmfleet_router.events.follower import Follower
-        from warmfleet_router.events.mirror import MAX_NAMES, Mirror
+        from warmfleet_router.events.mirror import Mirror
         from warmfleet_router.events.subscriber import Subscriber
 
         def sink(instruction: Instruction) -> None:
             self._core.roster.told(backend.address, instruction)
 
-        names = min(max(2 * status.total_blocks, LEAST_NAMES), 4 * MAX_NAMES)
-        mirror = Mirror(status.model_fingerprint, status.block_size, names)
+        mirror = Mirror(status.model_fingerprint, status.block_size, names_for(status.total_blocks))
         decoder = vllm.Decoder if backend.kind == "vllm" else sglang.Decoder
         counters, can_replay, known = self._core.counters, bool(backend.replay), ""
         while True:

@@ -9,10 +9,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from warmfleet_proto.errors import WorkerLost
+from warmfleet_router.events.mirror import MAX_NAMES
 from warmfleet_router.fleet.roster import MAX_FINGERPRINT_BYTES
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.discovery import HEALTH_LOOKS, Probe
-from warmfleet_router.servers.watcher import POLLS
+from warmfleet_router.servers.watcher import LEAST_NAMES, POLLS, names_for
 
 
 async def test_a_server_that_sends_elsewhere_is_not_followed() -> None:
@@ -180,3 +181,11 @@ async def test_a_server_too_busy_to_say_how_it_is_is_there(monkeypatch: pytest.M
 
 def _probe(server: TestServer, session: aiohttp.ClientSession) -> Probe:
     return Probe(Backend(url=str(server.make_url("")), kind="vllm"), session)
+
+
+def test_of_a_cache_whose_size_is_not_known_many_blocks_are_remembered() -> None:
+    """As of a vLLM that shows no statistics."""
+    assert names_for(0) == MAX_NAMES
+    assert names_for(1) == LEAST_NAMES
+    assert names_for(1 << 30) == 4 * MAX_NAMES
+    assert names_for(LEAST_NAMES) == 2 * LEAST_NAMES
