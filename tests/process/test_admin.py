@@ -206,7 +206,7 @@ async def test_the_page_lives(server: TestServer, core: FixedCore, tmp_path: Pat
         core.index_native = True
         core.set_worker(hit_minute=HitRate(60, 120))
         core.placed = [
-            replace(PLACEMENT, booking=1, request_id="r-2", delivered=64, ending="ok"),
+            replace(PLACEMENT, booking=1, request_id="r-2", delivered_tokens=64, ending="ok"),
             *core.placed,
         ]
         await page.wait("document.querySelector('#workers tbody tr').innerText.includes('50.0 %')")
