@@ -217,6 +217,11 @@ async def test_silence_is_short_and_load_is_told() -> None:
         load = follower.load
         assert (load.prompt_tokens_total, load.cached_tokens_total) == (200, 96)
         assert (load.completion_tokens_total, load.requests_total) == (40, 2)
+        work = load.work
+        assert (work.prompt_steps, work.prompt_tokens) == (2, 100 + 4)
+        assert work.prompt_pairs == 100 * 50 + 4 * (96 + 2)
+        assert (work.decode_sequences, work.decode_context) == (2 * 19, 2 * sum(range(100, 119)))
+        assert 19 <= work.decode_steps <= 2 * 19
         assert load.free_blocks + load.cached_blocks == worker.scheduler.cache.pool.total
         assert load.cached_blocks == len(follower.present)
 

@@ -159,13 +159,14 @@ async def _drain(stub: object, deadline_s: float) -> int:
 
 
 async def test_status_tells_what_a_router_needs() -> None:
-    async with sim_worker(name="w1", served_name="tiny", total_blocks=100) as worker, stub_of(worker) as stub:
+    served = {"name": "w1", "served_name": "tiny"}
+    async with sim_worker(**served, total_blocks=100, chunk_tokens=300) as worker, stub_of(worker) as stub:
         status = await stub.Status(pb.StatusRequest())
         assert (status.worker, status.model, status.engine) == ("w1", "tiny", "sim")
         assert (status.block_size, status.total_blocks, status.max_context) == (16, 100, 1600)
         assert (status.vocab_size, len(status.model_fingerprint)) == (32_000, 32)
         assert status.epoch == worker.presence.epoch != 0
-        assert status.load.free_blocks == 100
+        assert (status.load.free_blocks, status.chunk_tokens, status.depth) == (100, 300, 1)
 
 
 async def test_metrics_and_health_over_http() -> None:
