@@ -190,3 +190,29 @@ def test_all_are_gone(sims: Processes) -> None:
     assert refused.value.code in (502, 503)
     assert time.monotonic() - began < 10
     assert sims.router.alive
+
+
+def test_of_many_prompts_only_the_worker_that_was_lost_is_to_blame(sims: Processes) -> None:
+    """The others were given up with the request."""
+    fields = {"model": "sim", "prompt": [f"{n} once" for n in range(24)], "n": 2, "max_tokens": 500}
+    body = json.dumps(fields | {"ignore_eos": True}).encode()
+    request = urllib.request.Request(f"{sims.url}/v1/completions", body, {"Content-Type": "application/json"})
+    refused: list[int] = []
+
+    def asking() -> None:
+        with pytest.raises(urllib.error.HTTPError) as lost:
+            urllib.request.urlopen(request, timeout=60)
+        lost.value.close()
+        refused.append(lost.value.code)
+
+    thread = threading.Thread(target=asking)
+    thread.start()
+    until(lambda: all(metric(each, "running") >= 10 for each in sims.workers))
+    victim = sims.workers[0]
+    victim.kill()
+    thread.join(60)
+    assert refused == [502]
+    until(lambda: all(w["bookings"] == 0 for w in sims.admin()))
+    dropped = {w["address"]: w["dropped"] for w in sims.admin()}
+    assert dropped.pop(victim.said["grpc"]) > 0
+    assert set(dropped.values()) == {0}

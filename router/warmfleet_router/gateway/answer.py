@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 Pieces = dict[int, tuple[str, list[Score] | None]]  # choice of the answer -> its new text, its new scores
+Sink = Callable[[Pieces], Coroutine[Any, Any, None]]
 
 
 class Answer:
@@ -81,9 +82,17 @@ class Answer:
         await response.write(usage + openai.DONE)
         return None
 
-    async def _follow(self, prompt: int, sink: Callable[[Pieces], Coroutine[Any, Any, None]]) -> None:
-        """One generation to its end; a stop string ends it early."""
+    async def _follow(self, prompt: int, sink: Sink) -> None:
+        """One generation to its end. Where it fails it has ended with that: others are only given up."""
         generation = self._generations[prompt]
+        try:
+            await self._read(prompt, generation, sink)
+        except WarmfleetError as error:
+            generation.finish(error)
+            raise
+
+    async def _read(self, prompt: int, generation: Generation, sink: Sink) -> None:
+        """A stop string ends it early."""
         n = self._job.options.choices
         first = prompt * n
         choices = self._choices[first : first + n]

@@ -111,7 +111,8 @@ async def carried_out(
     answering: Awaitable[tuple[T, Exception | None]],
 ) -> tuple[T, Exception | None]:
     """Awaits ``answering``: the response, and what ended it early if its stream had begun. However that turns
-    out, it is how all of ``placed`` are finished."""
+    out, all of ``placed`` are finished then: of several prompts the one that failed has ended with that, and
+    says nothing of the others' workers."""
     now, budget = upstream.clock(), upstream.budget
     record.prepared(asked, now)
     budget.request(now)
@@ -124,8 +125,9 @@ async def carried_out(
         failure = error
         raise
     finally:
+        given_up = failure is not None and len(placed) > 1
         for each in placed:
-            each.finish(failure)
+            each.finish(asyncio.CancelledError() if given_up else failure)
         budget.under_way -= len(placed)
         failure = None  # its traceback holds this frame, and with it the whole body
 
