@@ -83,6 +83,13 @@ async def test_a_pick_and_its_end(bench: Bench) -> None:
     assert booked(bench) == 0
 
 
+async def test_an_embedding_is_picked_for_as_well(bench: Bench) -> None:
+    begun = ext.ProcessingRequest(request_headers=headers(path="/v1/embeddings"))
+    async with picker(bench) as address:
+        told = await asked(address, begun, whole(b'{"model": "m", "input": "hello"}'))
+    assert told == ["request_headers", "request_body"]
+
+
 async def test_a_body_of_many_frames_is_taken_whole_and_a_larger_one_refused(bench: Bench) -> None:
     async with picker(bench) as address:
         assert (await asked(address, BEGUN, whole(body(BODY_BYTES // 2))))[1] == "request_body"

@@ -19,7 +19,7 @@ from warmfleet_router.gateway.record import Record, carried_out
 from warmfleet_router.gateway.relay import Relay
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.metrics import Metrics
-from warmfleet_router.servers.ask import model_of
+from warmfleet_router.servers.ask import WHOLE, model_of
 
 Parse = Callable[[bytes, intake.Tenant], Awaitable[Job]]
 
@@ -54,6 +54,7 @@ class Api:
         return [
             web.post("/v1/chat/completions", self._chat),
             web.post("/v1/completions", self._completions),
+            *[web.post(path, self._whole) for path in WHOLE],
             web.get("/v1/models", self._models, allow_head=False),
             web.get("/v1/models/{name:.+}", self._model, allow_head=False),  # names may hold slashes
             web.get("/health", self._health, allow_head=False),
@@ -70,6 +71,14 @@ class Api:
         async def parse(body: bytes, tenant: intake.Tenant) -> Job:
             asked = await self._preparer.parsed(schema.parse_completion, body)
             return await self._preparer.completion(asked, tenant.salt)
+
+        return await self._accounted(request, parse)
+
+    async def _whole(self, request: web.Request) -> web.StreamResponse:
+        """What only servers do that are not ours."""
+
+        async def parse(body: bytes, tenant: intake.Tenant) -> Job:
+            raise BadRequest(f"no server of the model answers {request.path}", None, 404)
 
         return await self._accounted(request, parse)
 

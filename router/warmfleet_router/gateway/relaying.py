@@ -216,11 +216,11 @@ class Relays:
         path: str,
         token_ids: bytes | None = None,
     ) -> RelayRequest:
-        chat = path.endswith("/chat/completions")
+        kind = path.endswith("/chat/completions"), path in ask.WHOLE
         if len(body) <= INLINE_BYTES:
-            asked = ask.parse(body, chat)
+            asked = ask.parse(body, *kind)
         else:
-            asked = await asyncio.to_thread(ask.parse, body, chat)
+            asked = await asyncio.to_thread(ask.parse, body, *kind)
         salt = asked.salt(tenant.salt)
         if token_ids is None:
             servers, context = self._servers.serving(asked.model), self._servers.context(asked.model)

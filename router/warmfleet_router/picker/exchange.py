@@ -13,10 +13,11 @@ from warmfleet_router.gateway.pick import Header, Pick
 from warmfleet_router.gateway.relaying import Relays
 from warmfleet_router.picker import replies
 from warmfleet_router.picker.answer import Answer, Held, is_stream
+from warmfleet_router.servers.ask import WHOLE
 from warmfleet_router.servers.backend import Backend
 from warmfleet_router.servers.catalogue import place_of
 
-_PATHS = ("/v1/chat/completions", "/v1/completions")
+_PATHS = ("/v1/chat/completions", "/v1/completions", *WHOLE)
 _BODILESS = ("/v1/models",)  # what tenants may ask of servers beside completions
 _DUPLEX = ProcessingMode.BodySendMode.FULL_DUPLEX_STREAMED
 _READ = frozenset((":path", "authorization", "x-request-id"))  # of a request's headers

@@ -19,6 +19,7 @@ from warmfleet_router.gateway.messages import NULL
 MAX_MODEL_CHARS = 512
 MAX_TOKENS = 1 << 31
 EMBEDS = "prompt_embeds"  # of vLLM: beside a prompt, or in its place
+WHOLE = ("/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/classify")  # paths of prompts that nothing follows
 
 _Any = msgspec.json.Decoder(dict[str, Raw])
 _prompts = msgspec.json.Decoder(list[Raw])
@@ -62,12 +63,13 @@ _named = msgspec.json.Decoder(_Named)
 
 
 class Ask:
-    """``fields`` are the client's own, in its order."""
+    """``fields`` are the client's own, in its order. ``whole``: it was sent to one of WHOLE."""
 
-    def __init__(self, fields: dict[str, Raw], known: Known, chat: bool) -> None:
+    def __init__(self, fields: dict[str, Raw], known: Known, chat: bool, whole: bool) -> None:
         self.fields = fields
         self.known = known
         self.chat = chat
+        self.whole = whole
         self._prompts = 1 if chat else _count(bytes(known.prompt))
 
     @property
@@ -76,7 +78,7 @@ class Ask:
 
     @property
     def stream(self) -> bool:
-        return bool(self.known.stream)
+        return bool(self.known.stream) and not self.whole
 
     @property
     def choices(self) -> int:
@@ -85,6 +87,9 @@ class Ask:
 
     @property
     def max_tokens(self) -> int:
+        """Tokens of the answer, as far as the request says; 0: it does not."""
+        if self.whole:
+            return 1
         return self.known.max_completion_tokens or self.known.max_tokens or 0
 
     @property
@@ -149,13 +154,13 @@ def model_of(body: bytes) -> str:
         return ""
 
 
-def parse(body: bytes, chat: bool) -> Ask:
+def parse(body: bytes, chat: bool, whole: bool = False) -> Ask:
     """Raises BadRequest."""
     fields = _body.decode(body, _Any)
     known = _body.decode(body, _known)
     _body.check_structure(body)
     if chat and not known.messages:
         raise BadRequest("messages: required", "messages")
-    if not chat and known.prompt == fields.get(EMBEDS, NULL) == NULL:
+    if not chat and not whole and known.prompt == fields.get(EMBEDS, NULL) == NULL:
         raise BadRequest("prompt: required", "prompt")
-    return Ask(fields, known, chat)
+    return Ask(fields, known, chat, whole)

@@ -19,6 +19,8 @@ _BESIDE = ("add_special_tokens", "truncate_prompt_tokens", "mm_processor_kwargs"
 
 def text_of(ask: Ask) -> bytes:
     known = ask.known
+    if ask.whole:
+        return b"\x1e".join([bytes(value) for name, value in ask.fields.items() if name != "model"])
     if known.messages is not None:
         return b"\x1e".join(map(media.described, known.messages))
     return bytes(known.prompt) + bytes(ask.fields.get(EMBEDS, b""))

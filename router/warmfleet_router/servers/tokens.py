@@ -79,7 +79,7 @@ class Tokens:
         encoder, vllm = self._encoders.get(ask.model), bool(servers) and servers[0].engine == "vllm"
         if encoder is None and servers:  # an adapter's prompts are encoded as those of its model
             encoder = self._encoders.get(servers[0].model)
-        if any(ask.fields.get(name, NULL) != NULL for name in _MORE):
+        if ask.whole or any(ask.fields.get(name, NULL) != NULL for name in _MORE):
             return b""
         try:
             if not ask.chat and not isinstance(prompt := _prompt_of(ask.known), str):
