@@ -23,6 +23,7 @@ class Embedder:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
+        self.says: bytes | None = None  # in place of an object
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -35,6 +36,8 @@ class Embedder:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append((request.path, await request.read()))
+        if self.says is not None:
+            return web.Response(body=self.says, content_type="application/octet-stream")
         return web.json_response({"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 7}})
 
 
@@ -74,6 +77,19 @@ async def test_they_are_passed_on_as_they_are(path: str) -> None:
         assert [json.loads(sent) for _, sent in asked] == [body] * 4
         async with http.get(f"{base}/admin/workers") as response:
             assert (await response.json())["fleet"]["bookings"] == 0
+
+
+@pytest.mark.parametrize("says", [b'[{"score": 0.5, "index": 0}]', bytes(range(256))])
+async def test_an_answer_need_not_be_an_object(says: bytes) -> None:
+    """SGLang's rankings are lists, and vLLM's embeddings may be numbers as a machine has them."""
+    async with fleet() as (base, servers, http):
+        for server in servers:
+            server.says = says
+        async with http.post(base + "/v1/rerank", json={"model": "embedder", "query": "x"}) as response:
+            assert (response.status, await response.read()) == (200, says)
+            assert response.content_type == "application/octet-stream"
+        async with http.get(f"{base}/admin/workers") as response:
+            assert not any(worker["dropped"] for worker in (await response.json())["workers"])
 
 
 async def test_our_own_workers_make_none() -> None:

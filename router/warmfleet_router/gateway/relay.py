@@ -192,7 +192,7 @@ class Relay(Placed):
             self.answer = Answer(200, _EVENTS, b"")
         else:
             body = await reply.whole(MAX_BODY_BYTES)
-            self.usage = sse.read_body(body)
+            self.usage = sse.read_body(body, of_any_kind=self.wanted.ask.whole)
             self.answer = Answer(200, reply.content_type, body)
 
     async def _piece(self, reply: Reply) -> bytes:

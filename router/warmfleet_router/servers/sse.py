@@ -124,11 +124,14 @@ class Stream:
         return not (self._hide and chunk.choices == [])
 
 
-def read_body(body: bytes) -> Usage | None:
-    """Usage of an answer that is not streamed. Raises WorkerLost for an error that poses as an answer."""
+def read_body(body: bytes, of_any_kind: bool = False) -> Usage | None:
+    """Usage of an answer that is not streamed. Raises WorkerLost for an error that poses as an answer, and
+    for what is no JSON object, unless it may be ``of_any_kind``."""
     try:
         told = _body.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if of_any_kind:
+            return None
         raise WorkerLost(f"the server's answer is no JSON object: {str(error)[:100]}") from None
     if told.object == "error" or told.error != NULL:
         raise WorkerLost("the server answered 200 with an error")
