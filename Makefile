@@ -33,7 +33,7 @@ test: $(STAMP)-dev
 check: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy proto/warmfleet_proto router/warmfleet_router worker/warmfleet_worker kernels/warmfleet_kernels
+	$(BIN)/mypy proto/warmfleet_proto router/warmfleet_router worker/warmfleet_worker kernels/warmfleet_kernels tests/bars loadtest
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory proto
 	git diff --exit-code -- proto

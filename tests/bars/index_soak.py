@@ -51,7 +51,7 @@ def soak(index: Index, blocks: int, chance: random.Random) -> tuple[Clock, list[
             clock.call(index.store, worker, 1, part * SLICE, keys)
         recent = [*recent[-63:], (worker, chain)]
         holder, seen = chance.choice(recent)
-        clock.call(index.lookup, seen, booked)
+        clock.call(index.leading, seen, booked)
         if holder in workers:
             clock.call(index.store, chance.choice(workers), 2, 0, seen[: 8 * SLICE])
             clock.call(index.remove, holder, 1, seen[-8 * SLICE :])

@@ -18,6 +18,7 @@ import torch
 from warmfleet_proto.settings import load as load_settings
 from warmfleet_router.decisions import reader
 from warmfleet_router.replay import fit
+from warmfleet_router.replay.fitting import error
 from warmfleet_router.replay.fleet import Fleet
 from warmfleet_router.replay.history import history
 from warmfleet_router.replay.profile import Profile
@@ -66,7 +67,7 @@ def main() -> int:
             Row(
                 "8",
                 f"engine profile fitted to {len(steps)} steps",
-                f"{fit.error(profile, steps):.1%} median error",
+                f"{error(profile, steps):.1%} median error",
             )
         ]
         rows.append(Row("8", "prefill", f"{1e6 * profile.prefill_token:.1f} us a token, {profile}"))
